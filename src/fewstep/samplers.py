@@ -1,0 +1,155 @@
+"""Samplers: HOW to step between noise levels.
+
+A sampler is a generator over the one contract `denoise(x, sigma) -> x0`:
+
+    for x, x0 in sampler(denoise, x, schedule, noise, eta): ...
+
+It yields the latents after each step and the picture predicted in it; the last x is the
+answer. It knows nothing of UNets, prompts or devices, and never reads a device value:
+levels are Python numbers, and `noise[i]` (same shape as x) was drawn before the loop.
+
+All work in sigma space, x = x0 + sigma * noise, and need arithmetic only, not torch. Sources
+are given as paper and equation; each agrees with its diffusers scheduler under the same
+noise (tests/test_samplers.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol
+
+from fewstep.schedulers import Schedule, sigma_of
+
+if TYPE_CHECKING:  # arithmetic only: tensors pass through, torch itself is not needed
+    from torch import Tensor
+
+    Steps = Iterator[tuple[Tensor, Tensor]]  # (x, x0) after each step
+
+
+class Denoise(Protocol):
+    """The contract: latents (B, 4, h, w) at noise level sigma → the picture in them, x0.
+
+    `sigma` is one level for the batch or, in training, one per picture.
+    """
+
+    def __call__(self, x: Tensor, sigma: float | Sequence[float], /) -> Tensor: ...
+
+
+class StepRule(Protocol):
+    """A sampler. `eta` is its share of fresh noise, where it has such a choice."""
+
+    def __call__(
+        self, denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Tensor], eta: float, /
+    ) -> Steps: ...
+
+
+def euler_ancestral(
+    denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Tensor], eta: float
+) -> Steps:
+    """Euler's step to a lower level, then fresh noise up to the next (arXiv:2206.00364, alg. 1).
+
+    `eta` is the share of fresh noise: 0 is Euler's method on the flow ODE, 1 is DDPM's share
+    (arXiv:2010.02502, eq. 16). DDIM's step (ibid., eq. 12) is this one in sigma space.
+    """
+    for i, (sigma, target) in enumerate(pairwise(schedule.sigmas)):
+        x0 = denoise(x, sigma)
+        x = _move(x, x0, sigma, *_split(sigma, target, eta), noise[i : i + 1])
+        yield x, x0
+
+
+def lcm(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Tensor], eta: float) -> Steps:
+    """Multistep consistency sampling (Luo et al. 2023, arXiv:2310.04378, alg. 3).
+
+    c_skip is about 0 and c_out about 1 at every level in use, so f(x, t) is x0.
+    """
+    for i, (sigma, target) in enumerate(pairwise(schedule.sigmas)):
+        x0 = denoise(x, sigma)
+        x = _move(x, x0, sigma, 0.0, target, noise[i : i + 1])
+        yield x, x0
+
+
+def tcd(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Tensor], eta: float) -> Steps:
+    """Strategic stochastic sampling (Zheng et al. 2024, arXiv:2402.19159, alg. 4); eta is its gamma.
+
+    Each step lands at timestep (1 - eta) * t and is noised up to t. As in the authors'
+    scheduler the last step lands at t = 0, sigma 0.029, in variance-preserving scale.
+    """
+    for i, sigma in enumerate(schedule.sigmas[:-1]):
+        x0 = denoise(x, sigma)
+        timestep = (*schedule.timesteps, 0)[i + 1]
+        target, down = sigma_of(timestep), sigma_of(math.floor((1 - eta) * timestep))
+        up = math.sqrt(max(0.0, target**2 - down**2))
+        x = _move(x, x0, sigma, down, up, noise[i : i + 1])
+        x = x / math.hypot(1, target) if i + 1 == schedule.steps else x
+        yield x, x0
+
+
+def dpmpp_2m(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Tensor], eta: float) -> Steps:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, alg. 2); first and last step are first order."""
+    slope: Tensor | float = 0.0  # change of x0 per unit of log sigma, from the step before
+    before: tuple[Tensor, float] | None = None
+    for sigma, target in pairwise(schedule.sigmas):
+        x0 = denoise(x, sigma)
+        if before is not None:
+            slope = (x0 - before[0]) / math.log(before[1] / sigma)
+        ahead = x0 + 0.5 * math.log(sigma / target) * slope if target else x0
+        x = _move(x, ahead, sigma, target, 0.0, ())
+        before = x0, sigma
+        yield x, x0
+
+
+def dpmpp_sde(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Tensor], eta: float) -> Steps:
+    """DPM-Solver++(2S) with fresh noise (ibid., alg. 1, in k-diffusion's stochastic form).
+
+    Each step but the last calls the denoiser twice and takes two draws of noise: for the
+    middle (in log sigma) and for the end.
+    """
+    for i, (sigma, target) in enumerate(pairwise(schedule.sigmas)):
+        x0 = denoise(x, sigma)
+        if target:
+            middle = math.sqrt(sigma * target)
+            draw = noise[2 * i : 2 * i + 1]
+            x0 = denoise(_move(x, x0, sigma, *_split(sigma, middle, eta), draw), middle)
+        draw = noise[2 * i + 1 : 2 * i + 2]
+        x = _move(x, x0, sigma, *_split(sigma, target, eta), draw)
+        yield x, x0
+
+
+def _split(sigma: float, target: float, eta: float) -> tuple[float, float]:
+    """(down, up), down^2 + up^2 = target^2: how far to step, how much fresh noise to add."""
+    up = min(target, eta * target * math.sqrt(max(0.0, 1 - (target / sigma) ** 2)))
+    return math.sqrt(target**2 - up**2), up
+
+
+def _move(x: Tensor, x0: Tensor, sigma: float, down: float, up: float, noise: Sequence[Tensor]) -> Tensor:
+    """Along the line to x0 from `sigma` to `down`, then fresh noise of deviation `up`."""
+    moved = x0 + down / sigma * (x - x0) if down else x0
+    return moved + up * noise[0] if up else moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A step rule and what must be known to start it."""
+
+    steps: StepRule
+    draws: int = 0  # of noise, per step
+    eta: float = 0.0  # the default
+    tunable: bool = False  # whether eta may be chosen
+    preserving: bool = False  # starts from variance 1 + sigma^2 (VP papers), not sigma^2 (VE)
+
+
+SAMPLERS: MappingProxyType[str, Sampler] = MappingProxyType(
+    {
+        "euler": Sampler(steps=euler_ancestral),
+        "euler_ancestral": Sampler(steps=euler_ancestral, draws=1, eta=1.0, tunable=True),
+        "lcm": Sampler(steps=lcm, draws=1, preserving=True),
+        "tcd": Sampler(steps=tcd, draws=1, eta=0.3, tunable=True, preserving=True),
+        "ddim": Sampler(steps=euler_ancestral, draws=1, tunable=True, preserving=True),
+        "dpmpp_2m": Sampler(steps=dpmpp_2m, preserving=True),
+        "dpmpp_sde": Sampler(steps=dpmpp_sde, draws=2, eta=1.0, tunable=True),
+    }
+)
