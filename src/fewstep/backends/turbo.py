@@ -1,0 +1,16 @@
+"""SDXL Turbo: adversarial diffusion distillation (ADD), a picture in one step."""
+
+from fewstep.recipe import Guidance, Recipe, Steps, Weights
+
+RECIPE = Recipe(
+    mode="turbo",
+    title="adversarial diffusion distillation (ADD): a checkpoint of its own, no guidance",
+    # "turbo" is the other grid in use, that of the official demo; they agree at one step.
+    schedulers=("trailing", "turbo"),
+    samplers=("euler_ancestral", "euler"),
+    steps=Steps(low=1, default=1, high=4),
+    guidance=Guidance(kind="none"),
+    licence="sai-nc-community (commercial terms at stability.ai/license)",
+    source="arXiv:2311.17042; stabilityai/sdxl-turbo model card",
+    weights={"sdxl": Weights(attach="checkpoint", source="stabilityai/sdxl-turbo", size=512)},
+)

@@ -1,0 +1,117 @@
+"""A UNet as `denoise(x, sigma) -> x0`: the one contract that samplers and training share.
+
+Latents x = x0 + sigma * noise are (B, 4, H/8, W/8), fp32 whatever the UNet's dtype.
+Input scaling, prediction type and guidance live here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.schedulers import timestep_of
+from fewstep.text import Conditioning
+
+
+class Unet(Protocol):
+    """The seam for runtimes: tensors in, tensors out.
+
+    x (B, 4, h, w), timestep (B,), tokens (B, 77, C), pooled (B, P), size_ids (B, 6) and the
+    embedded guidance (B, E) or None, in the UNet's dtype except `timestep` and `size_ids`;
+    returns the prediction (B, 4, h, w).
+    """
+
+    def __call__(
+        self, x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cfg:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
+
+    The answer is `negative + scale * (positive - negative)`, in one batched call. `scale`
+    is a number, or (B, 1, 1, 1) in training. `rescale` in [0, 1] pulls the standard
+    deviation back to the positive one's (Lin et al. 2023, arXiv:2305.08891, eq. 14-16).
+    """
+
+    negative: Conditioning
+    scale: float | Tensor
+    rescale: float = 0.0
+
+
+class Denoiser:
+    """`denoise(x, sigma) -> x0` for one batch of prompts."""
+
+    def __init__(
+        self,
+        unet: Unet,
+        conditioning: Conditioning,
+        *,
+        prediction: str = "epsilon",
+        cfg: Cfg | None = None,
+        embedding: Tensor | None = None,
+    ):
+        """`prediction` is epsilon, v_prediction or sample; `embedding` (B, E) is LCM's guidance."""
+        self._unet, self._prediction, self._cfg, self._embedding = unet, prediction, cfg, embedding
+        self._conditioning = conditioning if cfg is None else cfg.negative.joined(conditioning)
+
+    def __call__(self, x: Tensor, sigma: float | Sequence[float]) -> Tensor:
+        levels = [sigma] if isinstance(sigma, float | int) else list(sigma)
+        skip, out = (
+            _column(c, x) for c in zip(*(x0_weights(s, self._prediction) for s in levels), strict=True)
+        )
+        scaled = x * _column([1 / math.hypot(1, s) for s in levels], x)
+        return skip * x + out * self._predict(scaled, [timestep_of(s) for s in levels])
+
+    def _predict(self, x: Tensor, timesteps: list[float]) -> Tensor:
+        """The UNet's own prediction, guidance applied, fp32."""
+        batch, dtype = len(x), self._conditioning.tokens.dtype
+        timestep = torch.tensor(timesteps, dtype=torch.float32, device=x.device).expand(batch)
+        if self._cfg is None:
+            return self._unet(x.to(dtype), timestep, self._conditioning, self._embedding).float()
+        twice = torch.cat([x, x]).to(dtype)
+        both = self._unet(twice, timestep.repeat(2), self._conditioning, self._embedding).float()
+        negative, positive = both.chunk(2)
+        guided = negative + self._cfg.scale * (positive - negative)
+        return rescaled(guided, positive, self._cfg.rescale)
+
+
+def x0_weights(sigma: float, prediction: str) -> tuple[float, float]:
+    """(a, b) with x0 = a * x + b * prediction (Karras et al. 2022, arXiv:2206.00364, table 1)."""
+    match prediction:
+        case "epsilon":
+            return 1.0, -sigma
+        case "v_prediction":  # Salimans & Ho 2022, arXiv:2202.00512, app. D
+            return 1 / (1 + sigma**2), -sigma / math.hypot(1, sigma)
+        case "sample":
+            return 0.0, 1.0
+    raise ValueError(f"prediction={prediction!r} is none of epsilon, v_prediction, sample")
+
+
+def rescaled(guided: Tensor, positive: Tensor, amount: float) -> Tensor:
+    """Bring each picture's standard deviation `amount` of the way back to `positive`'s."""
+    if amount == 0:
+        return guided
+    target = positive.std(dim=(1, 2, 3), keepdim=True)
+    return guided * (1 + amount * (target / guided.std(dim=(1, 2, 3), keepdim=True) - 1))
+
+
+def guidance_embedding(w: Tensor, width: int) -> Tensor:
+    """Sines, then cosines, of 1000 w: (B,) → (B, width). w = guidance - 1 (LCM, arXiv:2310.04378)."""
+    half = width // 2
+    rates = torch.exp(torch.arange(half, device=w.device) * (-math.log(10000.0) / (half - 1)))
+    angles = 1000 * w[:, None] * rates[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _column(values: Sequence[float], x: Tensor) -> float | Tensor:
+    """One number as it is; several as (B, 1, 1, 1) beside x."""
+    if len(values) == 1:
+        return values[0]
+    return torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, 1, 1, 1)

@@ -1,0 +1,90 @@
+"""Whether a request is within what its mode was made for; each refusal names the legal values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fewstep.errors import RequestError
+from fewstep.recipe import Recipe
+from fewstep.samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fewstep.request import Request
+
+
+def check_pictures(image: Image | None, mask: Image | None, strength: float | None) -> None:
+    """Strength and mask need a picture to act on."""
+    if mask is not None and image is None:
+        raise RequestError("mask was given without image: give the picture to inpaint as image=")
+    if strength is not None and strength != 1 and image is None:
+        raise RequestError(f"strength={strength!r} needs a picture to start from: give image=")
+
+
+def check(request: Request, recipe: Recipe, size: int) -> None:
+    """Is everything within what this mode was made for? `size` is the model's own side in pixels."""
+    _check_choice("scheduler", request.scheduler, recipe.schedulers, recipe.mode)
+    _check_choice("sampler", request.sampler, recipe.samplers, recipe.mode)
+    low, default, high = recipe.steps.low, recipe.steps.default, recipe.steps.high
+    if not low <= request.steps <= high:
+        raise RequestError(
+            f"steps={request.steps} is outside what mode {recipe.mode!r} was made for: "
+            f"{low} to {high}; type steps={default}"
+        )
+    if not SAMPLERS[request.sampler].tunable and request.eta != SAMPLERS[request.sampler].eta:
+        raise RequestError(f"eta={request.eta:g}: sampler {request.sampler!r} has none; leave eta out")
+    if request.timesteps and request.strength < 1:
+        raise RequestError("timesteps and strength both choose where to start: leave strength out")
+    _check_text(request)
+    _check_guidance(request, recipe)
+    _check_size(request, size)
+
+
+def _check_choice(what: str, given: str, allowed: tuple[str, ...], mode: str) -> None:
+    if given not in allowed:
+        raise RequestError(f"{what}={given!r} does not fit mode {mode!r}: choose one of {', '.join(allowed)}")
+
+
+def _check_text(request: Request) -> None:
+    for text in (*request.prompts, request.negative_prompt):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            odd = text[error.start]
+            raise RequestError(f"{odd!r} in {text!r} is half a character: give whole Unicode text") from None
+
+
+def _check_guidance(request: Request, recipe: Recipe) -> None:
+    rule, given = recipe.guidance, request.guidance
+    if rule.kind == "none" and given not in (0.0, 1.0):
+        raise RequestError(
+            f"guidance={given:g}: mode {recipe.mode!r} was distilled without; leave guidance out"
+        )
+    if rule.kind != "none" and not rule.low <= given <= rule.high:
+        off = " (1 is off)" if rule.kind == "cfg" else " (it is an input of the UNet and cannot be off)"
+        raise RequestError(
+            f"guidance={given:g} is outside what mode {recipe.mode!r} was made for: "
+            f"{rule.low:g} to {rule.high:g}{off}; type guidance={rule.default:g}"
+        )
+    if request.guidance_rescale and (rule.kind != "cfg" or given == 1):
+        raise RequestError(
+            "guidance_rescale acts on classifier-free guidance only: use mode='base', guidance=5"
+        )
+    if request.negative_prompt and rule.kind != "cfg":
+        raise RequestError(
+            f"negative_prompt cannot act in mode {recipe.mode!r}: use mode='base', or mode='lcm-lora' "
+            "with guidance=1.5"
+        )
+    if request.negative_prompt and given == 1:
+        raise RequestError("negative_prompt cannot act at guidance=1, which is off: raise guidance")
+
+
+def _check_size(request: Request, size: int) -> None:
+    width, height = request.width, request.height
+    sides = all(size // 2 <= side <= 2 * size and side % 8 == 0 for side in (width, height))
+    if not sides or width * height > 2.25 * size * size:
+        raise RequestError(
+            f"width={width}, height={height}: this model was trained at {size}x{size}; give sides "
+            f"from {size // 2} to {2 * size} in eights, of an area up to {int(1.5 * size)}x{int(1.5 * size)}"
+        )

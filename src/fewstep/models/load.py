@@ -1,0 +1,203 @@
+"""Model files → parts in memory. Only safetensors, only the classes of SDXL, nothing remote runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.devices import Placement
+from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
+from fewstep.models.catalog import TINY, Model, read_json, reading
+from fewstep.recipe import Recipe, Weights
+from fewstep.text import TextEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The networks of one (model, mode), placed and ready."""
+
+    unet: Any  # UNet2DConditionModel
+    vae: Any  # AutoencoderKL or AutoencoderTiny
+    text: TextEncoder
+    prediction: str  # epsilon, v_prediction or sample
+    guidance_width: int  # of LCM's guidance embedding; 0 is none
+
+
+def load(model: Model, recipe: Recipe, accelerator: str, placement: Placement) -> Parts:
+    """Read a model and the mode's own weights; `accelerator` ("" is the recipe's) replaces the latter."""
+    weights = _weights(model, recipe, accelerator)
+    checkpoint = weights is not None and weights.attach == "checkpoint"
+    root = _locate(weights.source if weights is not None and checkpoint else model.source)
+    if root == TINY:
+        verify(TINY)
+    unet_folder = root / "unet"
+    if weights is not None and weights.attach == "unet":
+        unet_folder = _unet_folder(weights.source, root)
+    unet = _network("UNet2DConditionModel", unet_folder, placement)
+    if weights is not None and weights.attach == "adapter":
+        from fewstep.models.lora import attach
+
+        attach(unet, _adapter_file(weights))
+    width = unet.config.time_cond_proj_dim or 0
+    if bool(width) != (recipe.guidance.kind == "embedded"):
+        has, fitting = ("has a", "lcm") if width else ("has no", "base")
+        raise RequestError(
+            f"mode={recipe.mode!r} does not fit model={model.name!r}, whose UNet {has} guidance embedding: "
+            f"use mode={fitting!r}"
+        )
+    scheduler = read_json(root / "scheduler" / "scheduler_config.json")
+    return Parts(
+        unet=unet,
+        vae=_network(_vae_class(root), root / "vae", placement),
+        text=_text(root, placement),
+        prediction=recipe.prediction or scheduler.get("prediction_type", "epsilon"),
+        guidance_width=width,
+    )
+
+
+def verify(folder: Path) -> None:
+    """Check every file that `SHA256SUMS` lists; `CorruptModelError` names the first that differs."""
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ", 1)
+        path = folder / name
+        if not path.is_file():
+            raise CorruptModelError(f"{path} is missing: install fewstep again")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise CorruptModelError(f"{path} is damaged (its sha256 differs): install fewstep again")
+
+
+def _weights(model: Model, recipe: Recipe, accelerator: str) -> Weights | None:
+    """The mode's own weights for this model; None where the model's suffice."""
+    if accelerator and not recipe.weights:
+        raise RequestError(
+            f"accelerator={accelerator!r}: mode={recipe.mode!r} has no weights of its own: leave accelerator out, "
+            "or name the mode that these are for"
+        )
+    if not recipe.weights or (model.carries == recipe.mode and not accelerator):
+        return None
+    own = recipe.weights.get(model.family)
+    if accelerator:
+        attach = next(iter(recipe.weights.values())).attach
+        return Weights(attach=attach, source=accelerator)
+    if own is None:
+        fitting = "base, lcm" if model.family == "tiny" else "base"
+        raise RequestError(
+            f"mode={recipe.mode!r} has no weights for model={model.name!r}: choose one of {fitting}, "
+            "or give them as accelerator="
+        )
+    if model.local and own.attach == "checkpoint":
+        return None  # the folder is taken at the user's word: it is such a checkpoint
+    if model.local and own.attach == "unet":
+        raise RequestError(
+            f"mode={recipe.mode!r} would replace the UNet of model={model.name!r}, which has no guidance "
+            "embedding: use mode='lcm-lora', or give the UNet's folder as accelerator="
+        )
+    return own
+
+
+def _locate(source: str) -> Path:
+    """A folder for a folder or a hub id; what is not in the hub's cache is downloaded."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    return _snapshot(source, [f"{part}/*" for part in _PARTS] + ["model_index.json"])
+
+
+_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+
+
+def _snapshot(source: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    allowed = [p for p in patterns if not p.endswith("/*")]
+    allowed += [
+        f"{p}{end}" for p in patterns if p.endswith("/*") for end in (".json", ".txt", ".safetensors")
+    ]
+    skipped = ["*.fp16.safetensors", "*openvino*"]
+    try:
+        return Path(snapshot_download(source, allow_patterns=allowed, ignore_patterns=skipped))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelNotFoundError(
+            f"{source!r} is not on this machine and could not be downloaded ({type(error).__name__}): "
+            "check the name and the network, or give a local folder"
+        ) from error
+
+
+def _unet_folder(source: str, root: Path) -> Path:
+    """A UNet on its own: inside the model's folder, a folder of its own, or a hub id."""
+    inside, folder = root / source, Path(source).expanduser()
+    for candidate in (inside, folder, folder / "unet"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if folder.exists():
+        raise CorruptModelError(
+            f"accelerator={source!r} holds no UNet: config.json and safetensors are needed"
+        )
+    return _snapshot(source, ["config.json", "*.safetensors"])
+
+
+def _adapter_file(weights: Weights) -> Path:
+    local = Path(weights.source).expanduser()
+    if local.is_file():
+        return local
+    name = weights.file or "pytorch_lora_weights.safetensors"
+    folder = local if local.is_dir() else _snapshot(weights.source, [name])
+    if not (folder / name).is_file():
+        raise ModelNotFoundError(
+            f"{folder} holds no {name}: give the LoRA's .safetensors file as accelerator="
+        )
+    return folder / name
+
+
+def _vae_class(root: Path) -> str:
+    name = str(read_json(root / "vae" / "config.json").get("_class_name"))
+    if name not in ("AutoencoderKL", "AutoencoderTiny"):
+        raise CorruptModelError(f"{root / 'vae'}: {name!r} is neither AutoencoderKL nor AutoencoderTiny")
+    return name
+
+
+def _network(name: str, folder: Path, placement: Placement) -> Any:
+    """One diffusers network, in evaluation mode, placed."""
+    import diffusers
+
+    read_json(folder / "config.json")
+    with reading(folder):
+        module, found = getattr(diffusers, name).from_pretrained(
+            folder, torch_dtype=placement.dtype, use_safetensors=True, local_files_only=True,
+            output_loading_info=True,
+        )  # fmt: skip
+        _require_all(found)
+    return module.requires_grad_(False).eval().to(placement.device, memory_format=placement.memory_format)
+
+
+def _require_all(found: Mapping[str, Any]) -> None:
+    """Both libraries leave a tensor that the file lacks random, or empty."""
+    if found["missing_keys"]:
+        raise ValueError(f"{min(found['missing_keys'])} is missing")
+
+
+def _text(root: Path, placement: Placement) -> TextEncoder:
+    """SDXL's two tokenizers and text encoders."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    encoders = []
+    for cls, name in ((CLIPTextModel, "text_encoder"), (CLIPTextModelWithProjection, "text_encoder_2")):
+        read_json(root / name / "config.json")
+        with reading(root / name):
+            encoder, found = cls.from_pretrained(
+                root / name, dtype=placement.dtype, use_safetensors=True, local_files_only=True,
+                output_loading_info=True,
+            )  # fmt: skip
+            _require_all(found)
+        encoders.append(encoder.requires_grad_(False).eval().to(placement.device))
+    tokenizers = []
+    for name in ("tokenizer", "tokenizer_2"):
+        with reading(root / name):
+            tokenizers.append(CLIPTokenizer.from_pretrained(root / name, local_files_only=True))
+    zero_empty = bool(read_json(root / "model_index.json").get("force_zeros_for_empty_prompt", True))
+    return TextEncoder((tokenizers[0], tokenizers[1]), (encoders[0], encoders[1]), zero_empty=zero_empty)

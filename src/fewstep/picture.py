@@ -1,0 +1,62 @@
+"""Pictures given by the user: opened safely, upright, as tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageOps
+
+from fewstep.errors import RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+PIXELS = 64 * 1024 * 1024  # the most that is decoded
+
+
+def opened(given: str | Path | Image.Image, name: str) -> Image.Image:
+    """A PIL image from a path or a PIL image, its EXIF orientation applied."""
+    if isinstance(given, Image.Image):
+        return ImageOps.exif_transpose(given)
+    try:
+        with Image.open(given, formats=FORMATS) as image:
+            if image.width * image.height > PIXELS:
+                raise RequestError(
+                    f"{name}={str(given)!r} is {image.width}x{image.height}: at most {PIXELS} pixels"
+                )
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise RequestError(f"{name}={str(given)!r}: there is no such file") from None
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise RequestError(f"{name}={str(given)!r} cannot be read as {', '.join(FORMATS)}: {error}") from None
+
+
+def fitted(image: Image.Image, size: tuple[int, int], name: str) -> Image.Image:
+    """The picture at this (width, height); one of another shape is refused, not distorted."""
+    width, height = size
+    if abs(image.width * height - image.height * width) > 8 * max(image.width, image.height):
+        raise RequestError(
+            f"{name} is {image.width}x{image.height}, which has another shape than width={width}, "
+            f"height={height}: crop it first, or give a width and height of its shape"
+        )
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """RGB in [-1, 1], (1, 3, H, W)."""
+    return _bytes(image.convert("RGB")).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def as_mask(image: Image.Image) -> Tensor:
+    """Grey in [0, 1], 1 (white) where the picture is to be made anew, (1, 1, H, W)."""
+    return _bytes(image.convert("L")).permute(2, 0, 1)[None].float() / 255
+
+
+def _bytes(image: Image.Image) -> Tensor:
+    """uint8, (H, W, channels)."""
+    import torch
+
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(image.height, image.width, -1)

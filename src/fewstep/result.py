@@ -1,0 +1,119 @@
+"""`Result`: the pictures of one call and how they were made."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import overload
+
+from PIL import Image
+
+from fewstep import metadata
+from fewstep.errors import OutputError
+from fewstep.request import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Sequence[Image.Image]):
+    """A sequence of PIL images that knows its own making."""
+
+    images: tuple[Image.Image, ...]
+    plan: Plan
+    timings: Mapping[str, float]  # seconds: text, steps, decode, total
+    warnings: tuple[str, ...]
+    model: str  # where the weights came from
+    licence: str
+    device: str
+    precision: str
+    edited: bool = field(default=False)  # made from a given picture
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.plan.request.seeds
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self.plan.request.prompts
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        return self.plan.schedule.timesteps
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Image.Image, ...]: ...
+    def __getitem__(self, index: int | slice) -> Image.Image | tuple[Image.Image, ...]:
+        return self.images[index]
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return iter(self.images)
+
+    def __repr__(self) -> str:
+        request = self.plan.request
+        return (
+            f"<fewstep.Result: {len(self)} of {request.width}x{request.height}, mode {request.mode!r}, "
+            f"steps {request.steps}, seeds {list(self.seeds)}, {self.timings['total']:.2f} s>"
+        )
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> list[Path]:
+        """Write the pictures as PNG; returns the paths.
+
+        One picture goes to `path`, several to `path` with -0, -1, ... before its ending. How
+        each was made is written into it. A file appears whole or not at all; one that
+        exists stays, with `OutputError`, unless `overwrite`.
+        """
+        target = Path(path)
+        if target.suffix.lower() != ".png":
+            fitting = target.with_suffix(".png") if target.name else target / "picture.png"
+            raise OutputError(f"{str(path)!r}: pictures are saved as PNG; type {str(fitting)!r}")
+        many = len(self) > 1
+        paths = [target.with_stem(f"{target.stem}-{i}") if many else target for i in range(len(self))]
+        taken = [p for p in paths if p.exists()] if not overwrite else []
+        if taken:
+            raise OutputError(f"{str(taken[0])!r} exists: choose another name, or overwrite=True")
+        for index, each in enumerate(paths):
+            metadata.write(
+                self.images[index], each, self.facts(index), edited=self.edited, overwrite=overwrite
+            )
+        return paths
+
+    def facts(self, index: int = 0) -> dict[str, object]:
+        """Everything needed to make picture `index` again, as plain data."""
+        facts = self.plan.to_dict()
+        return {
+            **facts,
+            "prompts": [self.prompts[index]],
+            "seeds": [self.seeds[index]],
+            "licence": self.licence,
+            "device": self.device,
+            "precision": self.precision,
+        }
+
+    def grid(self, columns: int | None = None) -> Image.Image:
+        """All pictures on one sheet."""
+        across = columns or min(len(self), 4)
+        down = -(-len(self) // across)
+        width, height = self.images[0].size
+        sheet = Image.new("RGB", (across * width, down * height), "white")
+        for index, image in enumerate(self.images):
+            sheet.paste(image, (index % across * width, index // across * height))
+        return sheet
+
+    def _repr_html_(self) -> str:
+        """The notebook's view: the pictures, prompt and seed on hover."""
+        cells = []
+        for image, prompt, seed in zip(self.images, self.prompts, self.seeds, strict=True):
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG", compress_level=1)
+            data = base64.b64encode(buffer.getvalue()).decode()
+            title = html.escape(f"{prompt} (seed {seed})", quote=True)
+            cells.append(f'<img title="{title}" alt="{title}" src="data:image/png;base64,{data}">')
+        return f'<div style="display:flex;flex-wrap:wrap;gap:4px">{"".join(cells)}</div>'
