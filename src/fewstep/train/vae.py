@@ -1,0 +1,80 @@
+"""The picture autoencoder (Rombach et al. 2022, arXiv:2112.10752), without adversary."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from fewstep.train import augment
+from fewstep.train.loop import Draw, Hyper
+
+# 27.0 dB PSNR after 1,280 steps in a trial; see the model card for this run's figure.
+HYPER = Hyper(steps=2400, batch=32, rate=1.5e-3, ema=0.998)
+CROP = 96  # pixels
+KL_WEIGHT = 1e-4
+
+
+def build() -> AutoencoderKL:
+    """2.6 M parameters, 8x smaller each way, four channels; no attention: it reads 16² latents."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64, 128),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=128,
+        force_upcast=False,
+    )
+
+
+def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
+    """L1 + L2 + half an L1 on the differences between neighbours; (B, 3, H, W) each."""
+    error = made - real
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    return error.abs().mean() + error.square().mean() + 0.5 * edges
+
+
+def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL divergence from a unit normal (ibid., eq. 25), summed over channels."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=1).mean()
+
+
+class VaeTask:
+    """Reconstruct random crops of placed sprites."""
+
+    def __init__(self, sprites: Tensor, batch: int):
+        self.sprites, self.batch = sprites, batch
+        self.vae = build()
+        self.modules: dict[str, nn.Module] = {"vae": self.vae}
+        self.averages = copy.deepcopy(self.modules)
+
+    def loss(self, draw: Draw) -> Tensor:
+        index = torch.randint(len(self.sprites), (self.batch,), generator=draw.torch)
+        pictures, _ = augment.pictures(self.sprites[index], draw.python)
+        top, left = (draw.python.randrange(pictures.shape[-1] - CROP + 1) for _ in range(2))
+        real = pictures[:, :, top : top + CROP, left : left + CROP].contiguous()
+        posterior = self.vae.encode(real).latent_dist
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        noise = torch.randn(mean.shape, generator=draw.torch)
+        made = self.vae.decode(mean + (0.5 * logvar).exp() * noise).sample.float()
+        return reconstruction_loss(made, real) + KL_WEIGHT * kl_loss(mean, logvar)
+
+
+def psnr(made: Tensor, real: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], over all pixels."""
+    return float(10 * torch.log10(4 / F.mse_loss(made.clamp(-1, 1), real)))
+
+
+def measure(vae: AutoencoderKL, sprites: Tensor, *, pictures: int = 256, seed: int = 7) -> float:
+    """PSNR in dB of `pictures` sprites from all over the set, placed at random and encoded by the mean."""
+    stride = max(1, len(sprites) // pictures)
+    real, _ = augment.pictures(sprites[::stride][:pictures], random.Random(seed))
+    with torch.no_grad():
+        made = torch.cat([vae.decode(vae.encode(p).latent_dist.mode()).sample for p in real.split(32)])
+    return psnr(made, real)

@@ -1,0 +1,96 @@
+"""The command's stages, from packages that are there to the folder that ships, in a few steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import fewstep
+from fewstep.errors import RequestError
+from fewstep.models.load import verify
+from fewstep.train import base, data, latents, lcm, stages, vae
+from fewstep.train.data import Caption
+from fewstep.train.loop import Progress
+
+STEPS = 2
+
+
+@pytest.fixture
+def work(tmp_path: Path, captions: list[Caption], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A work folder with rendered sprites, and runs of two steps, nothing compiled."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for package in data.PACKAGES:
+        (folder / package.tarball).write_bytes(b"tar")
+    sprites = torch.randint(0, 255, (len(captions), 4, 128, 128), generator=torch.Generator().manual_seed(0))
+    save_file({"sprites": sprites.to(torch.uint8)}, folder / "sprites.safetensors")
+    rows = [{**vars(caption), "tags": list(caption.tags)} for caption in captions]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for module in (vae, base, lcm):
+        monkeypatch.setattr(module, "HYPER", replace(module.HYPER, steps=STEPS, batch=2, warmup=1))
+    monkeypatch.setattr(latents, "VARIANTS", 1)
+    monkeypatch.setattr(torch, "compile", _uncompiled)
+    return tmp_path
+
+
+def _uncompiled(module: Any) -> Any:
+    return module
+
+
+def counts(steps: Iterator[Progress]) -> list[int]:
+    return [progress.step for progress in steps]
+
+
+def test_every_stage_in_order_gives_a_model_that_draws(work: Path, captions: list[Caption]) -> None:
+    assert counts(stages.run("data", work)) == [1]
+    assert counts(stages.run("vae", work)) == [1, 2, len(captions)]
+    assert counts(stages.run("base", work)) == [1, 2]
+    assert counts(stages.run("lcm", work)) == [1, 2]
+    assert counts(stages.run("export", work)) == [1]
+    for name in ("vae", "base", "lcm"):
+        assert counts(stages.run(name, work)) == []  # finished
+        assert len((work / name / "losses.csv").read_text().splitlines()) == STEPS
+    _check_records(work)
+    _check_export(work / "export", work)
+
+
+def _check_records(work: Path) -> None:
+    def read(name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((work / name / "run.json").read_text())
+        return content
+
+    assert set(read("data")["packages"]) == {package.tarball for package in data.PACKAGES}
+    assert read("data")["sprites"] == data.sha256(work / "data" / "sprites.safetensors")
+    assert read("vae")["psnr_db"] > 0
+    assert read("base")["hyper"]["steps"] == STEPS
+    assert read("lcm")["guidance"] == list(lcm.GUIDANCE)
+    assert all("torch" in read(name)["versions"] for name in ("data", "vae", "base", "lcm"))
+
+
+def _check_export(folder: Path, work: Path) -> None:
+    verify(folder)
+    assert not [p for p in folder.rglob("*.json") if str(work) in p.read_text()]
+    for mode, accelerator in (("base", ""), ("lcm", "unet_lcm")):
+        with fewstep.load(folder, mode, accelerator=accelerator, device="cpu", precision="fp32") as engine:
+            assert engine.generate("a red heart", 1, seed=0)[0].size == (128, 128)
+
+
+def test_an_unknown_stage_is_an_error_that_names_them(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="data, vae, base, lcm, export"):
+        stages.run("turbo", tmp_path)
+
+
+@pytest.mark.parametrize("make", [stages.base_task, stages.vae_task])
+def test_a_task_starts_the_same_each_time(work: Path, make: Callable[[Path], Any]) -> None:
+    list(stages.run("data", work))
+    values = {"values": torch.zeros(8, 4, 16, 16), "backdrops": torch.zeros(8, dtype=torch.int64)}
+    save_file(values | {"mean": torch.zeros(4), "std": torch.ones(4)}, work / "latents.safetensors")
+    one, again = (next(iter(make(work).modules.values())) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
