@@ -101,7 +101,6 @@ def _given(asked: argparse.Namespace, options: dict[str, dict[str, Any]]) -> dic
 def _generate(asked: argparse.Namespace) -> int:
     if not asked.overwrite and asked.count == len(asked.prompt) == 1 and Path(asked.output).exists():
         raise OutputError(f"{asked.output!r} exists: choose another name with -o, or add --overwrite")
-    _quiet_libraries()
     result = fewstep.generate(asked.prompt, **_given(asked, _OPTIONS | _PLACES))
     paths = result.save(asked.output, overwrite=asked.overwrite)
     for warning in result.warnings:
@@ -168,12 +167,3 @@ def _train(asked: argparse.Namespace) -> int:
                 f"step {progress.step}  loss {progress.loss:.4f}  rate {progress.rate:.2e}", file=sys.stderr
             )
     return 0
-
-
-def _quiet_libraries() -> None:
-    """On the command line the picture is the news: no progress bars from below."""
-    import transformers.utils.logging
-    from diffusers.utils import logging
-
-    transformers.utils.logging.disable_progress_bar()
-    logging.disable_progress_bar()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.devices import Placement
+from fewstep.errors import GenerationError
 
 
 class Codec:
@@ -25,8 +26,19 @@ class Codec:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents → uint8 pictures (B, H, W, 3) on the CPU; one at a time, which bounds memory."""
-        return torch.cat([self._decode(one) for one in latents.split(1)]).cpu()
+        """Latents → uint8 pictures (B, H, W, 3) on the CPU; one at a time, which bounds memory.
+
+        `GenerationError` names the first picture that came out as not finite.
+        """
+        pictures = []
+        for index, one in enumerate(latents.split(1)):
+            decoded = self._decode(one)
+            if not bool(decoded.isfinite().all()):
+                raise GenerationError(
+                    f"picture {index}: the VAE gave numbers that are not finite; try precision='fp32'"
+                )
+            pictures.append(pixels_of(decoded).cpu())
+        return torch.cat(pictures)
 
     @torch.no_grad()
     def encode(self, pictures: Tensor, noise: Sequence[Tensor]) -> Tensor:
@@ -35,8 +47,8 @@ class Codec:
 
     def _decode(self, latents: Tensor) -> Tensor:
         raw = self._cast(latents * self._std / self._scale + self._mean)
-        pixels = self._vae.decode(raw, return_dict=False)[0].float()
-        return pixels_of(pixels)
+        pixels: Tensor = self._vae.decode(raw, return_dict=False)[0].float()
+        return pixels
 
     def _encode(self, picture: Tensor, noise: Tensor) -> Tensor:
         encoded = self._vae.encode(self._cast(picture))
@@ -53,9 +65,6 @@ class Codec:
 
 
 def pixels_of(pictures: Tensor) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] → uint8 (B, H, W, 3), on the same device.
-
-    Pixels that are not numbers become 0; whoever must know checks before.
-    """
+    """(B, 3, H, W) in [-1, 1] → uint8 (B, H, W, 3), on the same device."""
     scaled = (pictures * 0.5 + 0.5).clamp(0, 1) * 255
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1)

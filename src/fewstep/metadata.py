@@ -38,7 +38,7 @@ def write(image: Image.Image, path: Path, facts: dict[str, object], *, edited: b
         if overwrite:
             scratch.replace(path)
         else:
-            os.link(scratch, path)  # fails where the name is taken, unlike a rename
+            _publish(scratch, path)
     except FileExistsError:
         raise OutputError(f"{str(path)!r} exists: choose another name, or overwrite=True") from None
     except OSError as error:
@@ -46,6 +46,17 @@ def write(image: Image.Image, path: Path, facts: dict[str, object], *, edited: b
     finally:
         with suppress(FileNotFoundError):
             scratch.unlink()
+
+
+def _publish(scratch: Path, path: Path) -> None:
+    """Give the finished file its name; unlike a rename, `FileExistsError` where that is taken."""
+    try:
+        os.link(scratch, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: take the name first
+        path.open("xb").close()
+        scratch.replace(path)
 
 
 def read(path: str | Path) -> dict[str, Any]:

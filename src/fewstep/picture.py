@@ -20,6 +20,8 @@ def opened(given: str | Path | Image.Image, name: str) -> Image.Image:
     """A PIL image from a path or a PIL image, its EXIF orientation applied."""
     if isinstance(given, Image.Image):
         return ImageOps.exif_transpose(given)
+    if not isinstance(given, str | Path):
+        raise RequestError(f"{name}={given!r}: give a path or a PIL image")
     try:
         with Image.open(given, formats=FORMATS) as image:
             if image.width * image.height > PIXELS:

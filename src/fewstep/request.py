@@ -95,7 +95,7 @@ def resolve(
 ) -> tuple[Plan, Image | None, Image | None]:
     """Options → plan, with `image` and `mask` opened. `size` is the model's own side in pixels."""
     _known(options)
-    given = {key: value for key, value in options.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     image, mask = (_opened(given.pop(name, None), name) for name in ("image", "mask"))
     limits.check_pictures(image, mask, given.get("strength"))
     defaults = {
@@ -119,12 +119,13 @@ def complete(
         "sampler": recipe.samplers[0],
         **given,
         "prompts": _prompts(prompt, given.get("count", 1)),
-        "timesteps": tuple(given.get("timesteps", ())),
+        "timesteps": _timesteps(given.get("timesteps", ())),
     }
     fields.pop("count", None)
     fields["steps"] = _steps(steps, fields["timesteps"], recipe)
     fields["seeds"] = _seeds(fields.pop("seed", None), len(fields["prompts"]))
-    fields.setdefault("eta", SAMPLERS[fields["sampler"]].eta if fields["sampler"] in SAMPLERS else 0.0)
+    rule = SAMPLERS.get(str(fields["sampler"]))
+    fields.setdefault("eta", 0.0 if rule is None else rule.eta)
     for key in ("guidance", "guidance_rescale", "strength", "eta"):
         fields[key] = _number(fields.get(key, 0.0))
     try:
@@ -180,6 +181,12 @@ def _prompts(prompt: str | Sequence[str], count: object) -> tuple[str, ...]:
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise RequestError(f"prompt={prompt!r}: give a string or a non-empty list of strings")
     return tuple(p for p in prompts for _ in range(count))
+
+
+def _timesteps(timesteps: object) -> tuple[Any, ...]:
+    if isinstance(timesteps, str) or not isinstance(timesteps, Sequence):
+        raise RequestError(f"timesteps={timesteps!r}: give a list, for example [999, 749, 499, 249]")
+    return tuple(timesteps)
 
 
 def _steps(steps: int | None, timesteps: tuple[int, ...], recipe: Recipe) -> int:

@@ -50,9 +50,7 @@ class TextEncoder:
         self.tokenizers, self.encoders = tokenizers, encoders
         self._zero_empty, self._limit = zero_empty, cache
         self._cache: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
-        self._lock = (
-            threading.RLock()
-        )  # of the cache and of the tokenizers, which keep the last call's cutting
+        self._lock = threading.RLock()  # of the cache and the tokenizers, which keep how they last cut
 
     def encode(self, prompts: Sequence[str], size: Size) -> Conditioning:
         """Encode without gradients, each distinct prompt once; `size` is the target's."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ class Parts:
 
 def load(model: Model, recipe: Recipe, accelerator: str, placement: Placement) -> Parts:
     """Read a model and the mode's own weights; `accelerator` ("" is the recipe's) replaces the latter."""
+    with _quietly():
+        return _load(model, recipe, accelerator, placement)
+
+
+def _load(model: Model, recipe: Recipe, accelerator: str, placement: Placement) -> Parts:
     weights = _weights(model, recipe, accelerator)
     checkpoint = weights is not None and weights.attach == "checkpoint"
     root = _locate(weights.source if weights is not None and checkpoint else model.source)
@@ -42,12 +48,7 @@ def load(model: Model, recipe: Recipe, accelerator: str, placement: Placement) -
 
         attach(unet, _adapter_file(weights))
     width = unet.config.time_cond_proj_dim or 0
-    if bool(width) != (recipe.guidance.kind == "embedded"):
-        has, fitting = ("has a", "lcm") if width else ("has no", "base")
-        raise RequestError(
-            f"mode={recipe.mode!r} does not fit model={model.name!r}, whose UNet {has} guidance embedding: "
-            f"use mode={fitting!r}"
-        )
+    _check_embedding(model, recipe, bool(width))
     scheduler = read_json(root / "scheduler" / "scheduler_config.json")
     return Parts(
         unet=unet,
@@ -56,6 +57,30 @@ def load(model: Model, recipe: Recipe, accelerator: str, placement: Placement) -
         prediction=recipe.prediction or scheduler.get("prediction_type", "epsilon"),
         guidance_width=width,
     )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No progress bars from below while weights are read; a library does not print."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _check_embedding(model: Model, recipe: Recipe, embedded: bool) -> None:
+    """An LCM UNet must be told its guidance, and no other can be."""
+    if embedded != (recipe.guidance.kind == "embedded"):
+        has, fitting = ("has a", "lcm") if embedded else ("has no", "base")
+        raise RequestError(
+            f"mode={recipe.mode!r} does not fit model={model.name!r}, whose UNet {has} guidance embedding: "
+            f"use mode={fitting!r}"
+        )
 
 
 def verify(folder: Path) -> None:
@@ -74,8 +99,8 @@ def _weights(model: Model, recipe: Recipe, accelerator: str) -> Weights | None:
     """The mode's own weights for this model; None where the model's suffice."""
     if accelerator and not recipe.weights:
         raise RequestError(
-            f"accelerator={accelerator!r}: mode={recipe.mode!r} has no weights of its own: leave accelerator out, "
-            "or name the mode that these are for"
+            f"accelerator={accelerator!r}: mode={recipe.mode!r} has no weights of its own: "
+            "leave accelerator out, or name the mode that these are for"
         )
     if not recipe.weights or (model.carries == recipe.mode and not accelerator):
         return None
@@ -89,6 +114,8 @@ def _weights(model: Model, recipe: Recipe, accelerator: str) -> Weights | None:
             f"mode={recipe.mode!r} has no weights for model={model.name!r}: choose one of {fitting}, "
             "or give them as accelerator="
         )
+    if model.carries:
+        _check_embedding(model, recipe, True)
     if model.local and own.attach == "checkpoint":
         return None  # the folder is taken at the user's word: it is such a checkpoint
     if model.local and own.attach == "unet":
@@ -186,6 +213,7 @@ def _text(root: Path, placement: Placement) -> TextEncoder:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     encoders = []
+    cls: Any  # transformers' types do not know of loading info
     for cls, name in ((CLIPTextModel, "text_encoder"), (CLIPTextModelWithProjection, "text_encoder_2")):
         read_json(root / name / "config.json")
         with reading(root / name):

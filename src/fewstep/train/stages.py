@@ -130,7 +130,12 @@ def _logged(task: Task, hyper: Hyper, folder: Path) -> Iterator[Progress]:
 def _record(folder: Path, facts: dict[str, object]) -> None:
     """Write `run.json`: what was run, on what, with which versions."""
     versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
-    about = {"command": ["fewstep", *sys.argv[1:]], "versions": versions, "machine": platform.machine(), **facts}
+    about = {
+        "command": ["fewstep", *sys.argv[1:]],
+        "versions": versions,
+        "machine": platform.machine(),
+        **facts,
+    }
     (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
 
 

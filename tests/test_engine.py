@@ -1,0 +1,198 @@
+"""One engine, many calls: nothing a call does can be seen in another's pictures."""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import fewstep
+from fewstep import Engine, FewstepError, GenerationError, RequestError, api
+
+PROMPTS = ["a red fox", "an owl", "", "a bright sun, 3d style", "a red fox"]
+Load = Callable[..., Engine]
+Call = dict[str, Any]
+
+
+def bits(images: Sequence[Image.Image]) -> list[bytes]:
+    return [image.tobytes() for image in images]
+
+
+def calls(image: Image.Image) -> list[Call]:
+    """Different in every way that a call can be."""
+    return [
+        {"prompt": "a red fox", "steps": 1, "seed": 1},
+        {"prompt": "an owl", "steps": 4, "seed": 2, "width": 64, "height": 96},
+        {"prompt": ["a sun", ""], "steps": 2, "seed": 3},
+        {"prompt": "an owl", "steps": 2, "seed": 4, "image": image, "strength": 0.4},
+        {"prompt": "a red fox", "steps": 1, "seed": 5, "image": image, "mask": image.convert("L")},
+        {"prompt": "snow " * 90, "steps": 1, "seed": 6, "count": 2},
+    ]
+
+
+@pytest.fixture
+def fresh(sdxl_folder: Path) -> Iterator[Engine]:
+    """One that nobody has used, to be broken."""
+    with fewstep.load(sdxl_folder, "turbo", device="cpu", precision="fp32") as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("mode", ["lcm", "turbo"])
+def test_a_batch_is_its_singles(mode: str, steps: int, precision: str, engine: Load) -> None:
+    loaded, seeds = engine(mode, precision), [3, 2**63, 0, 5, 4]
+    batch = loaded.generate(PROMPTS, steps, seed=seeds)
+    singles = [loaded.generate(p, steps, seed=s)[0] for p, s in zip(PROMPTS, seeds, strict=True)]
+    assert bits(batch) == bits(singles)
+    assert len(set(bits(batch))) == 5
+
+
+def test_a_guided_batch_is_its_singles(engine: Load, drawing: Image.Image) -> None:
+    asked: Call = {"negative_prompt": "sun", "guidance_rescale": 0.7, "image": drawing, "sampler": "dpmpp_2m"}
+    batch = engine("base").generate(PROMPTS, 3, seed=9, **asked)
+    singles = [engine("base").generate(p, 3, seed=9 + i, **asked)[0] for i, p in enumerate(PROMPTS)]
+    assert bits(batch) == bits(singles)
+
+
+def test_picture_i_has_seed_plus_i(engine: Load) -> None:
+    loaded = engine("turbo")
+    several = loaded.generate("a red fox", 2, seed=41, count=4)
+    assert several.seeds == (41, 42, 43, 44)
+    assert bits(several) == bits([loaded.generate("a red fox", 2, seed=41 + i)[0] for i in range(4)])
+
+
+def test_no_seed_is_a_new_seed_that_is_told(engine: Load) -> None:
+    loaded = engine("turbo")
+    first, second = loaded.generate("a red fox"), loaded.generate("a red fox")
+    assert first.seeds != second.seeds
+    assert bits(loaded.generate("a red fox", seed=first.seeds)) == bits(first)
+
+
+def test_any_order_of_calls_gives_the_pictures_of_a_new_engine(
+    sdxl_folder: Path, engine: Load, drawing: Image.Image
+) -> None:
+    asked = calls(drawing)
+    expected = []
+    for call in asked:
+        with fewstep.load(sdxl_folder, "turbo", device="cpu", precision="fp32") as new:
+            expected.append(bits(new.generate(**call)))
+    rng, used = random.Random(0), engine("turbo")
+    for index in rng.sample([*range(len(asked))] * 3, 3 * len(asked)):
+        assert bits(used.generate(**asked[index])) == expected[index]
+
+
+def test_threads_get_the_pictures_of_one_after_the_other(engine: Load, drawing: Image.Image) -> None:
+    loaded, asked = engine("turbo"), calls(drawing) * 2
+    expected = [bits(loaded.generate(**call)) for call in asked]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda call: bits(loaded.generate(**call)), asked)) == expected
+
+
+@pytest.mark.parametrize(("mode", "steps"), [("turbo", 1), ("turbo", 4), ("lcm", 3), ("base", 5)])
+def test_stream_gives_every_step(mode: str, steps: int, engine: Load) -> None:
+    loaded = engine(mode)
+    seen = list(loaded.stream(["a red fox", "an owl"], steps, seed=1, width=64))
+    result = loaded.generate(["a red fox", "an owl"], steps, seed=1, width=64)
+    assert [(step.index, step.steps) for step in seen] == [(i, steps) for i in range(steps)]
+    assert tuple(step.timestep for step in seen) == result.timesteps
+    assert all(step.x0.shape == step.latents.shape == (2, 4, 12, 8) for step in seen)
+    assert seen[0].preview(1).size == (64, 96)
+    assert bits([seen[-1].preview(0), seen[-1].preview(1)]) == bits(result)
+    assert len({step.preview().tobytes() for step in seen}) == steps
+
+
+def test_leaving_a_stream_leaves_nothing(engine: Load) -> None:
+    loaded = engine("turbo")
+    before = bits(loaded.generate("an owl", 4, seed=1))
+    for step in loaded.stream("a red fox", 4, seed=2):
+        assert torch.is_grad_enabled()  # the caller's own work is not touched
+        if step.index == 1:
+            break
+    assert bits(loaded.generate("an owl", 4, seed=1)) == before
+
+
+def test_two_streams_can_be_read_in_turn(engine: Load) -> None:
+    loaded = engine("turbo")
+    one, two = (list(loaded.stream(p, 3, seed=1)) for p in ("a fox", "an owl"))
+    both = list(zip(loaded.stream("a fox", 3, seed=1), loaded.stream("an owl", 3, seed=1), strict=True))
+    for alone, turns in zip(zip(one, two, strict=True), both, strict=True):
+        assert all(torch.equal(a.latents, b.latents) for a, b in zip(alone, turns, strict=True))
+
+
+def test_stream_checks_at_once(engine: Load) -> None:
+    with pytest.raises(RequestError, match="steps=99"):
+        engine("turbo").stream("a fox", 99)
+
+
+@pytest.mark.parametrize("mode", ["turbo", "lcm", "base"])
+def test_latents_stay_fp32(mode: str, engine: Load) -> None:
+    loaded = engine(mode, "bf16")
+    assert next(loaded.parts.unet.parameters()).dtype == torch.bfloat16
+    steps = list(loaded.stream("a fox", 2, seed=1))
+    assert {tensor.dtype for step in steps for tensor in (step.latents, step.x0)} == {torch.float32}
+    assert loaded.generate("a fox", 2, seed=1).precision == "bfloat16"
+
+
+def test_numbers_that_are_not_finite_name_picture_and_seed(fresh: Engine) -> None:
+    def spoil(_module: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        calls_seen.append(len(inputs[0]))
+        return (output[0] * torch.nan,) if len(calls_seen) == 2 else output
+
+    calls_seen: list[int] = []
+    fresh.parts.unet.register_forward_hook(spoil)
+    with pytest.raises(GenerationError, match=r"picture 1 \(seed 8\)"):
+        fresh.generate("a red fox", 1, seed=7, count=3)
+    assert len(fresh.generate("a red fox", 1, seed=7)) == 1
+
+
+def test_broken_weights_are_an_error(fresh: Engine) -> None:
+    with torch.no_grad():
+        fresh.parts.unet.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(GenerationError, match=r"picture 0 \(seed 7\)"):
+        fresh.generate("a red fox", seed=7)
+
+
+def test_a_closed_engine_says_so(fresh: Engine, drawing: Image.Image) -> None:
+    running = fresh.stream("a fox", 4)
+    next(running)
+    network = weakref.ref(fresh.parts.unet)
+    fresh.close()
+    fresh.close()
+    for call in ({}, {"image": drawing}):
+        with pytest.raises(FewstepError, match="closed"):
+            fresh.generate("a fox", **call)  # type: ignore[arg-type]
+    with pytest.raises(FewstepError, match="closed"):
+        fresh.parts  # noqa: B018
+    assert [step.index for step in running] == [1, 2, 3]  # a call that runs is not cut off
+    assert network() is None
+
+
+@pytest.fixture
+def nothing_resident() -> Iterator[None]:
+    api._resident.clear()
+    yield
+    api._resident.clear()
+
+
+@pytest.mark.usefixtures("nothing_resident")
+def test_generate_keeps_one_engine(sdxl_folder: Path, engine: Load) -> None:
+    where: Call = {"model": sdxl_folder, "device": "cpu", "precision": "fp32"}
+    first = fewstep.generate("a red fox", 2, "turbo", seed=1, **where)
+    (kept,) = api._resident.values()
+    again = fewstep.generate("a red fox", 2, "turbo", seed=1, **where)
+    assert [*api._resident.values()] == [kept]
+    assert bits(first) == bits(again) == bits(engine("turbo").generate("a red fox", 2, seed=1))
+
+    gone = weakref.ref(kept)
+    del kept
+    fewstep.generate("a red fox", 2, "base", seed=1, **where)
+    assert gone() is None
+    assert [key[1] for key in api._resident] == ["base"]

@@ -1,0 +1,113 @@
+"""The bundled model: its files, and that it draws what the prompt says."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fewstep
+from fewstep.engine import Engine
+from fewstep.models.catalog import TINY
+from fewstep.models.load import verify
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*Transformer2DModelOutput:FutureWarning")
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) in [0, 1]."""
+    return np.asarray(image, dtype=np.float64) / 255
+
+
+@pytest.fixture(scope="module", params=["base", "lcm"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with fewstep.load("tiny", request.param, device="cpu") as loaded:
+        yield loaded
+
+
+def test_it_is_small() -> None:
+    size = sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file())
+    assert size < 45 * 2**20  # bytes
+
+
+def test_card_names_data_and_licences() -> None:
+    card = (TINY / "README.md").read_text(encoding="utf-8")
+    for said in ("Apache-2.0", "MIT", "noto", "fluent-emoji-flat", "fluent-emoji-3d", "fewstep train"):
+        assert said in card
+
+
+def test_files_are_whole() -> None:
+    verify(TINY)
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    copy = shutil.copytree(TINY, tmp_path / "tiny")
+    victim = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(fewstep.CorruptModelError, match=r"unet.*is damaged"):
+        verify(copy)
+
+
+COLOURS = {
+    "a red heart, flat style": (1, 0, 0),
+    "a blue heart, flat style": (0, 0, 1),
+    "a green heart, flat style": (0, 1, 0),
+}
+
+
+@pytest.mark.parametrize("prompt", COLOURS)
+def test_hearts_have_their_colour(engine: Engine, prompt: str) -> None:
+    heart = pixels(engine.generate(prompt, seed=1)[0])[40:88, 40:88].mean(axis=(0, 1))
+    wanted = np.array(COLOURS[prompt], dtype=bool)
+    assert heart[wanted].min() > heart[~wanted].max() + 0.2
+
+
+@pytest.mark.parametrize(("name", "channel"), [("blue", 2), ("red", 0)])
+def test_backgrounds_are_as_said(engine: Engine, name: str, channel: int) -> None:
+    picture = engine.generate(f"a sun, noto style, on a {name} background", seed=2)[0]
+    corner = pixels(picture)[:12, :12].mean(axis=(0, 1))
+    assert corner.argmax() == channel
+    assert corner[channel] > np.delete(corner, channel).max() + 0.1
+
+
+def test_pictures_are_not_mush(engine: Engine) -> None:
+    for image in engine.generate(["an owl, 3d style", "a rocket, flat style"], seed=3):
+        assert pixels(image).std() > 0.12
+
+
+def test_lcm_agrees_with_its_teacher() -> None:
+    """Four steps land nearer to the teacher's 25, from the same prompt, than to another prompt's."""
+    prompts = ["a red heart, flat style", "grinning face, noto style", "a green apple, 3d style"]
+    with fewstep.load("tiny", "base") as base, fewstep.load("tiny", "lcm") as lcm:
+        slow = [pixels(i) for i in base.generate(prompts, 25, seed=7)]
+        fast = [pixels(i) for i in lcm.generate(prompts, 4, seed=7)]
+    distance = np.array([[np.abs(a - b).mean() for b in slow] for a in fast])
+    assert (distance.argmin(axis=1) == np.arange(len(prompts))).all()
+
+
+@pytest.mark.parametrize("mode", ["base", "lcm"])
+def test_diffusers_reads_it_and_draws_the_same(mode: str) -> None:
+    from diffusers import LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(TINY, add_watermarker=False, torch_dtype=torch.float32)
+    if mode == "lcm":
+        pipe.unet = UNet2DConditionModel.from_pretrained(TINY / "unet_lcm", torch_dtype=torch.float32)
+        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        "an owl, 3d style",
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        negative_prompt="" if mode == "base" else None,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).images[0]
+    ours = fewstep.generate("an owl, 3d style", 4, mode, guidance=3, seed=5, device="cpu", precision="fp32")
+    assert np.abs(pixels(ours[0]) - theirs).max() < 1e-3 + 0.5 / 255  # ours is rounded to 8 bits
