@@ -101,7 +101,7 @@ def resolve(
     defaults = {
         "model": model,
         **dict(zip(("width", "height"), (size, size) if image is None else image.size, strict=True)),
-        "strength": 1.0 if image is None else 0.6,
+        "strength": 1.0 if image is None or "timesteps" in given else 0.6,
     }
     request = complete(recipe, prompt, steps, defaults | given)
     limits.check(request, recipe, size)
@@ -177,7 +177,8 @@ def _prompts(prompt: str | Sequence[str], count: object) -> tuple[str, ...]:
     """One prompt per picture: each given prompt `count` times."""
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= PICTURES:
         raise RequestError(f"count={count!r}: give a whole number from 1 to {PICTURES}")
-    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+    listed = [prompt] if isinstance(prompt, str) else prompt
+    prompts = tuple(listed) if isinstance(listed, Sequence) else ()
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise RequestError(f"prompt={prompt!r}: give a string or a non-empty list of strings")
     return tuple(p for p in prompts for _ in range(count))

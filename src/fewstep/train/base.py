@@ -24,7 +24,7 @@ from fewstep.train.data import SIZE
 from fewstep.train.latents import Latents
 from fewstep.train.loop import Draw, Hyper
 
-HYPER = Hyper(steps=3300, batch=128, rate=1.2e-3, ema=0.999, weight_decay=0.01)
+HYPER = Hyper(steps=5000, batch=128, rate=1.2e-3, ema=0.999, weight_decay=0.01)
 PREDICTION = "v_prediction"
 WIDTHS = (64, 128)  # of the two text encoders
 

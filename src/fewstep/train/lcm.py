@@ -25,7 +25,7 @@ from fewstep.train.data import SIZE
 from fewstep.train.latents import Latents
 from fewstep.train.loop import Draw, Hyper
 
-HYPER = Hyper(steps=1000, batch=96, rate=4e-4, ema=0.95, weight_decay=0.0)
+HYPER = Hyper(steps=900, batch=96, rate=4e-4, ema=0.95, weight_decay=0.0)
 LEVELS = range(19, 1000, 20)  # the 50 levels of the solver
 SKIP = 20  # training steps between a level and its target (the paper's k)
 GUIDANCE = (1.0, 6.0)  # range of 1 + w

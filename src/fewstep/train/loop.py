@@ -68,7 +68,7 @@ class Progress:
     rate: float
 
 
-def train(task: Task, hyper: Hyper, folder: Path, *, every: int = 250) -> Iterator[Progress]:
+def train(task: Task, hyper: Hyper, folder: Path, *, every: int = 100) -> Iterator[Progress]:
     """Train, resuming from `folder` where it holds a state; yield after each step.
 
     The state is written every `every` steps and at the end; a run that is complete
