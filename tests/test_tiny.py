@@ -16,8 +16,6 @@ from fewstep.engine import Engine
 from fewstep.models.catalog import TINY
 from fewstep.models.load import verify
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*Transformer2DModelOutput:FutureWarning")
-
 
 def pixels(image: Image.Image) -> np.ndarray:
     """(H, W, 3) in [0, 1]."""
@@ -92,13 +90,14 @@ def test_lcm_agrees_with_its_teacher() -> None:
     assert (distance.argmin(axis=1) == np.arange(len(prompts))).all()
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
 @pytest.mark.parametrize("mode", ["base", "lcm"])
 def test_diffusers_reads_it_and_draws_the_same(mode: str) -> None:
     from diffusers import LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
-    pipe = StableDiffusionXLPipeline.from_pretrained(TINY, add_watermarker=False, torch_dtype=torch.float32)
+    pipe = StableDiffusionXLPipeline.from_pretrained(TINY, add_watermarker=False)
     if mode == "lcm":
-        pipe.unet = UNet2DConditionModel.from_pretrained(TINY / "unet_lcm", torch_dtype=torch.float32)
+        pipe.unet = UNet2DConditionModel.from_pretrained(TINY / "unet_lcm")
         pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
