@@ -152,3 +152,15 @@ def test_interrupt_is_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
     monkeypatch.setattr("fewstep.plan", stop, raising=False)
     assert run(capsys, "plan", "x")[0] == 130
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"), [("all", "data, vae, base, lcm, export"), ("vae", "type fewstep train data")]
+)
+def test_training_stages_out_of_order(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, stage: str, says: str
+) -> None:
+    code, _, err = run(capsys, "train", stage, "--work", str(tmp_path))
+    assert code == 2
+    assert says in err
+    assert err.count("\n") == 1

@@ -159,11 +159,10 @@ def _modes(asked: argparse.Namespace) -> int:
 def _train(asked: argparse.Namespace) -> int:
     try:
         from fewstep.train.stages import run
+
+        for step in run(asked.stage, Path(asked.work)):
+            if step.step % 25 == 0:
+                print(f"step {step.step}  loss {step.loss:.4f}  rate {step.rate:.2e}", file=sys.stderr)
     except ModuleNotFoundError as error:
         raise FewstepError(f"training needs {error.name}: pip install 'fewstep[train]'") from error
-    for progress in run(asked.stage, Path(asked.work)):
-        if progress.step % 25 == 0:
-            print(
-                f"step {progress.step}  loss {progress.loss:.4f}  rate {progress.rate:.2e}", file=sys.stderr
-            )
     return 0

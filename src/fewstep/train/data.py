@@ -21,6 +21,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fewstep.errors import FewstepError
+
 SIZE = 128  # pixels, both sides
 
 
@@ -62,7 +64,10 @@ def fetch(folder: Path) -> dict[str, str]:
     for package in PACKAGES:
         if not (folder / package.tarball).exists():
             spec = f"{package.name}@{package.version}"
-            subprocess.run(["npm", "pack", "--silent", spec], cwd=folder, check=True)
+            try:
+                subprocess.run(["npm", "pack", "--silent", spec], cwd=folder, check=True)
+            except (FileNotFoundError, subprocess.CalledProcessError) as error:
+                raise FewstepError(f"{spec} could not be fetched, which needs npm: {error}") from error
     return {p.tarball: sha256(folder / p.tarball) for p in PACKAGES}
 
 

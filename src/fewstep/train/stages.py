@@ -149,8 +149,23 @@ STAGES: dict[str, Stage] = {
 }  # fmt: skip
 
 
+# What each stage starts from: the stage that makes it, and the file.
+_NEEDS = {
+    "vae": ("data", "data/sprites.safetensors"),
+    "base": ("vae", "latents.safetensors"),
+    "lcm": ("base", "base/state.safetensors"),
+    "export": ("base", "base/state.safetensors"),
+}
+
+
 def run(stage: str, work: Path) -> Iterator[Progress]:
     """Run or resume one stage."""
     if stage not in STAGES:
         raise RequestError(f"stage={stage!r}: choose one of {', '.join(STAGES)}, in this order")
+    if stage in _NEEDS:
+        before, file = _NEEDS[stage]
+        if not (work / file).exists():
+            raise RequestError(
+                f"stage={stage!r} needs {work / file}: type fewstep train {before} --work {work}"
+            )
     return STAGES[stage](work)
