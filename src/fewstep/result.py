@@ -6,7 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
@@ -23,13 +23,13 @@ class Result(Sequence[Image.Image]):
 
     images: tuple[Image.Image, ...]
     plan: Plan
-    timings: Mapping[str, float]  # seconds: text, steps, decode, total
+    timings: Mapping[str, float]  # seconds: steps, decode, total
     warnings: tuple[str, ...]
     model: str  # where the weights came from
     licence: str
     device: str
     precision: str
-    edited: bool = field(default=False)  # made from a given picture
+    edited: bool = False  # made from a given picture
 
     @property
     def seeds(self) -> tuple[int, ...]:
