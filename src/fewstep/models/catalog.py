@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fewstep.errors import CorruptModelError, ModelNotFoundError
+from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -42,25 +44,46 @@ HUB: MappingProxyType[str, Model] = MappingProxyType(
         ),
     }
 )  # fmt: skip
+# SDXL's VAE with weights scaled to stay within fp16's range (its model card); MIT.
+FP16_VAE = "madebyollin/sdxl-vae-fp16-fix"
+FP16_VAE_REVISION = "207b116dae70ace3637169f1ddd2434b91b3a8cd"
+_HUB_ID = re.compile(r"(?!.{97})[\w-][\w.-]*/[\w.-]*[\w-]", re.ASCII)  # the hub's own rule, nearly
 
 
-def describe(name: str) -> Model:
-    """What `name` means: "tiny", an alias, a diffusers folder or a hub id. Loads no weights."""
+def describe(model: str | Path) -> Model:
+    """What a model's name means: "tiny", an alias, a diffusers folder or a hub id. Loads no weights."""
+    aliases = ", ".join(["tiny", *HUB])
+    if not isinstance(model, str | Path) or model == "":
+        raise RequestError(
+            f"model={model!r}: give one of {aliases}, a folder, or a hub id such as 'owner/name'"
+        )
+    name = str(model)
     if name == "tiny":
         return Model(
             name="tiny", family="tiny", source=str(TINY), size=128, default_mode="lcm", licence="Apache-2.0"
         )
     if name in HUB:
         return HUB[name]
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = local(name)
+    if folder is not None and folder.is_dir():
         return _folder(name, folder)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if is_hub_id(name):
         return Model(name=name, family="sdxl", source=name, size=1024, default_mode="base", licence="unknown")
     raise ModelNotFoundError(
-        f"model={name!r} is neither an alias ({', '.join(['tiny', *HUB])}), nor a folder here, "
+        f"model={name!r} is neither an alias ({aliases}), nor a folder here, "
         "nor a hub id such as 'owner/name'"
     )
+
+
+def local(name: str) -> Path | None:
+    """The file or folder of this name, "~" expanded; None where there is none."""
+    path = os.path.expanduser(name)
+    return Path(path) if os.path.exists(path) else None  # unlike Path's, these never raise
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it has the form of a hub id, 'owner/name'."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def _folder(name: str, folder: Path) -> Model:

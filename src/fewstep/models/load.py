@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fewstep.devices import Placement
-from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
+from fewstep.errors import CorruptModelError, ModelNotFoundError
+from fewstep.models import vae
 from fewstep.models.catalog import TINY, Model, read_json, reading
+from fewstep.models.weights import LORA, adapter_file, check_embedding, choose, unet_folder
 from fewstep.recipe import Recipe, Weights
+from fewstep.runtimes import offload
 from fewstep.text import TextEncoder
 
 
@@ -25,6 +31,7 @@ class Parts:
     text: TextEncoder
     prediction: str  # epsilon, v_prediction or sample
     guidance_width: int  # of LCM's guidance embedding; 0 is none
+    lock: AbstractContextManager[Any]  # re-entrant; held while any of the networks runs
 
 
 def load(model: Model, recipe: Recipe, accelerator: str, placement: Placement) -> Parts:
@@ -34,7 +41,7 @@ def load(model: Model, recipe: Recipe, accelerator: str, placement: Placement) -
 
 
 def _load(model: Model, recipe: Recipe, accelerator: str, placement: Placement) -> Parts:
-    weights = _weights(model, recipe, accelerator)
+    weights = choose(model, recipe, accelerator)
     checkpoint = weights is not None and weights.attach == "checkpoint"
     root = _locate(weights.source if weights is not None and checkpoint else model.source)
     if root == TINY:
@@ -42,20 +49,26 @@ def _load(model: Model, recipe: Recipe, accelerator: str, placement: Placement) 
     unet_folder = root / "unet"
     if weights is not None and weights.attach == "unet":
         unet_folder = _unet_folder(weights.source, root)
-    unet = _network("UNet2DConditionModel", unet_folder, placement)
+    unet = _network("UNet2DConditionModel", unet_folder, placement, placement.dtype)
     if weights is not None and weights.attach == "adapter":
         from fewstep.models.lora import attach
 
         attach(unet, _adapter_file(weights))
     width = unet.config.time_cond_proj_dim or 0
-    _check_embedding(model, recipe, bool(width))
+    check_embedding(model, recipe, bool(width))
     scheduler = read_json(root / "scheduler" / "scheduler_config.json")
+    vae_folder = vae.folder(root, placement.vae_dtype)
+    autoencoder = _network(_vae_class(vae_folder), vae_folder, placement, placement.vae_dtype)
+    lock = threading.RLock()
+    text = _text(root, placement, lock)
+    offload.apply((*text.encoders, unet), autoencoder, placement)
     return Parts(
         unet=unet,
-        vae=_network(_vae_class(root), root / "vae", placement),
-        text=_text(root, placement),
+        vae=autoencoder,
+        text=text,
         prediction=recipe.prediction or scheduler.get("prediction_type", "epsilon"),
         guidance_width=width,
+        lock=lock,
     )
 
 
@@ -73,16 +86,6 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_embedding(model: Model, recipe: Recipe, embedded: bool) -> None:
-    """An LCM UNet must be told its guidance, and no other can be."""
-    if embedded != (recipe.guidance.kind == "embedded"):
-        has, fitting = ("has a", "lcm") if embedded else ("has no", "base")
-        raise RequestError(
-            f"mode={recipe.mode!r} does not fit model={model.name!r}, whose UNet {has} guidance embedding: "
-            f"use mode={fitting!r}"
-        )
-
-
 def verify(folder: Path) -> None:
     """Check every file that `SHA256SUMS` lists; `CorruptModelError` names the first that differs."""
     for line in (folder / "SHA256SUMS").read_text().splitlines():
@@ -93,37 +96,6 @@ def verify(folder: Path) -> None:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise CorruptModelError(f"{path} is damaged (its sha256 differs): install fewstep again")
-
-
-def _weights(model: Model, recipe: Recipe, accelerator: str) -> Weights | None:
-    """The mode's own weights for this model; None where the model's suffice."""
-    if accelerator and not recipe.weights:
-        raise RequestError(
-            f"accelerator={accelerator!r}: mode={recipe.mode!r} has no weights of its own: "
-            "leave accelerator out, or name the mode that these are for"
-        )
-    if not recipe.weights or (model.carries == recipe.mode and not accelerator):
-        return None
-    own = recipe.weights.get(model.family)
-    if accelerator:
-        attach = next(iter(recipe.weights.values())).attach
-        return Weights(attach=attach, source=accelerator)
-    if own is None:
-        fitting = "base, lcm" if model.family == "tiny" else "base"
-        raise RequestError(
-            f"mode={recipe.mode!r} has no weights for model={model.name!r}: choose one of {fitting}, "
-            "or give them as accelerator="
-        )
-    if model.carries:
-        _check_embedding(model, recipe, True)
-    if model.local and own.attach == "checkpoint":
-        return None  # the folder is taken at the user's word: it is such a checkpoint
-    if model.local and own.attach == "unet":
-        raise RequestError(
-            f"mode={recipe.mode!r} would replace the UNet of model={model.name!r}, which has no guidance "
-            "embedding: use mode='lcm-lora', or give the UNet's folder as accelerator="
-        )
-    return own
 
 
 def _locate(source: str) -> Path:
@@ -156,50 +128,36 @@ def _snapshot(source: str, patterns: list[str]) -> Path:
 
 
 def _unet_folder(source: str, root: Path) -> Path:
-    """A UNet on its own: inside the model's folder, a folder of its own, or a hub id."""
-    inside, folder = root / source, Path(source).expanduser()
-    for candidate in (inside, folder, folder / "unet"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if folder.exists():
-        raise CorruptModelError(
-            f"accelerator={source!r} holds no UNet: config.json and safetensors are needed"
-        )
-    return _snapshot(source, ["config.json", "*.safetensors"])
+    return unet_folder(source, root) or _snapshot(source, ["config.json", "*.safetensors"])
 
 
 def _adapter_file(weights: Weights) -> Path:
-    local = Path(weights.source).expanduser()
-    if local.is_file():
-        return local
-    name = weights.file or "pytorch_lora_weights.safetensors"
-    folder = local if local.is_dir() else _snapshot(weights.source, [name])
-    if not (folder / name).is_file():
-        raise ModelNotFoundError(
-            f"{folder} holds no {name}: give the LoRA's .safetensors file as accelerator="
-        )
-    return folder / name
+    here = adapter_file(weights)
+    if here is not None:
+        return here
+    folder = _snapshot(weights.source, [weights.file or LORA])
+    return _adapter_file(replace(weights, source=str(folder)))
 
 
-def _vae_class(root: Path) -> str:
-    name = str(read_json(root / "vae" / "config.json").get("_class_name"))
+def _vae_class(folder: Path) -> str:
+    name = str(read_json(folder / "config.json").get("_class_name"))
     if name not in ("AutoencoderKL", "AutoencoderTiny"):
-        raise CorruptModelError(f"{root / 'vae'}: {name!r} is neither AutoencoderKL nor AutoencoderTiny")
+        raise CorruptModelError(f"{folder}: {name!r} is neither AutoencoderKL nor AutoencoderTiny")
     return name
 
 
-def _network(name: str, folder: Path, placement: Placement) -> Any:
+def _network(name: str, folder: Path, placement: Placement, dtype: torch.dtype) -> Any:
     """One diffusers network, in evaluation mode, placed."""
     import diffusers
 
     read_json(folder / "config.json")
     with reading(folder):
         module, found = getattr(diffusers, name).from_pretrained(
-            folder, torch_dtype=placement.dtype, use_safetensors=True, local_files_only=True,
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True,
             output_loading_info=True,
         )  # fmt: skip
         _require_all(found)
-    return module.requires_grad_(False).eval().to(placement.device, memory_format=placement.memory_format)
+    return module.requires_grad_(False).eval().to(placement.home, memory_format=placement.memory_format)
 
 
 def _require_all(found: Mapping[str, Any]) -> None:
@@ -208,7 +166,7 @@ def _require_all(found: Mapping[str, Any]) -> None:
         raise ValueError(f"{min(found['missing_keys'])} is missing")
 
 
-def _text(root: Path, placement: Placement) -> TextEncoder:
+def _text(root: Path, placement: Placement, lock: AbstractContextManager[Any]) -> TextEncoder:
     """SDXL's two tokenizers and text encoders."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -222,10 +180,12 @@ def _text(root: Path, placement: Placement) -> TextEncoder:
                 output_loading_info=True,
             )  # fmt: skip
             _require_all(found)
-        encoders.append(encoder.requires_grad_(False).eval().to(placement.device))
+        encoders.append(encoder.requires_grad_(False).eval().to(placement.home))
     tokenizers = []
     for name in ("tokenizer", "tokenizer_2"):
         with reading(root / name):
             tokenizers.append(CLIPTokenizer.from_pretrained(root / name, local_files_only=True))
     zero_empty = bool(read_json(root / "model_index.json").get("force_zeros_for_empty_prompt", True))
-    return TextEncoder((tokenizers[0], tokenizers[1]), (encoders[0], encoders[1]), zero_empty=zero_empty)
+    return TextEncoder(
+        (tokenizers[0], tokenizers[1]), (encoders[0], encoders[1]), zero_empty=zero_empty, lock=lock
+    )

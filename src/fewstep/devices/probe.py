@@ -1,0 +1,211 @@
+"""`probe()`: what this machine has, and how much of it is free for this process."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewstep.devices import cgroup
+
+_log = logging.getLogger("fewstep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cuda:
+    """An NVIDIA GPU, or an AMD one under ROCm."""
+
+    index: int
+    name: str
+    capability: tuple[int, int]
+    total: int  # bytes
+    free: int  # bytes
+
+    @property
+    def device(self) -> str:
+        return f"cuda:{self.index}"
+
+    @property
+    def bf16(self) -> bool:
+        """Computed by the hardware, from Ampere on; older GPUs emulate it."""
+        return self.capability >= (8, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mps:
+    """The GPU of an Apple computer, which shares the memory of the CPU."""
+
+    name: str
+    total: int  # bytes: what Metal recommends as the most
+    free: int  # bytes of it that this process does not use
+    bf16: bool  # from macOS 14 on
+
+    @property
+    def device(self) -> str:
+        return "mps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cpu:
+    """The processor, as far as this process may use it."""
+
+    name: str
+    cores: int  # within affinity and container quota
+    free: int  # bytes of RAM that can still be had; 0 where the system does not tell
+    amx_bf16: bool
+    avx512_bf16: bool
+    bf16_speedup: float  # seconds of a convolution in fp32 / in bf16; 0 where not measured
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def bf16(self) -> bool:
+        """Instructions, not emulation."""
+        return self.amx_bf16 or self.avx512_bf16
+
+
+Spot = Cuda | Mps | Cpu
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What was seen."""
+
+    platform: str
+    torch: str  # version
+    cuda: tuple[Cuda, ...]
+    mps: Mps | None
+    cpu: Cpu
+
+
+def probe(device: str = "auto", root: Path = Path("/")) -> Probe:
+    """Look at the machine; changes nothing. `root` is where /proc and /sys are found.
+
+    `device` is what `place` will be asked for. GPUs are passed over where that is "cpu" or "mps":
+    asking one for its free memory opens a context on it, which takes memory and forbids forks.
+    """
+    wanted = device.startswith(("auto", "cuda"))
+    return Probe(
+        platform=platform.platform(),
+        torch=torch.__version__,
+        cuda=tuple(_cudas()) if wanted and torch.cuda.is_available() else (),
+        mps=_mps() if torch.backends.mps.is_available() else None,
+        cpu=_cpu(root),
+    )
+
+
+def _cudas() -> Iterator[Cuda]:
+    for index in range(torch.cuda.device_count()):
+        try:
+            yield _cuda(index)
+        except RuntimeError as error:  # in exclusive mode, and another process's
+            _log.info("cuda:%d cannot be opened: %s", index, str(error).partition("\n")[0])
+
+
+def _cuda(index: int) -> Cuda:
+    about = torch.cuda.get_device_properties(index)
+    free, total = torch.cuda.mem_get_info(index)
+    # What torch's allocator keeps for later is ours as well.
+    kept = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
+    return Cuda(
+        index=index, name=about.name, capability=(about.major, about.minor), total=total, free=free + kept
+    )
+
+
+def _mps() -> Mps:
+    total = torch.mps.recommended_max_memory()
+    return Mps(
+        name=platform.processor() or "Apple GPU",
+        total=total,
+        free=total - torch.mps.current_allocated_memory(),
+        bf16=torch.backends.mps.is_macos_or_newer(14, 0),
+    )
+
+
+def _cpu(root: Path) -> Cpu:
+    # torch's own names for this are public from 2.13 on only; its floor here is 2.10.
+    amx, avx512 = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
+    return Cpu(
+        name=cpu_name(root),
+        cores=cores(root),
+        free=ram(root),
+        amx_bf16=amx,
+        avx512_bf16=avx512,
+        bf16_speedup=bf16_speedup() if amx or avx512 else 0.0,
+    )
+
+
+def cpu_name(root: Path) -> str:
+    """What the processor calls itself."""
+    lines = cgroup.text(root / "proc" / "cpuinfo").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def cores(root: Path) -> int:
+    """Cores that this process may use: its affinity, within the container's quota rounded up."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(min(allowed, cgroup.cores(root)))
+
+
+def ram(root: Path) -> int:
+    """Bytes of RAM that can still be had, within the container's limit; 0 where the system does not tell."""
+    seen = cgroup.text(root / "proc" / "meminfo").split()
+    if "MemAvailable:" in seen:
+        available = int(seen[seen.index("MemAvailable:") + 1]) * 1024  # written in kB
+        return int(min(available, cgroup.memory(root)))
+    if platform.system() == "Darwin":  # the share that Metal recommends of the same memory
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 2 // 3
+    return 0
+
+
+@cache
+def bf16_speedup() -> float:
+    """How many times as fast a convolution of SDXL's VAE runs in bf16 as in fp32, on one core.
+
+    The instructions alone promise nothing: the gain depends on processor and torch build. Measured
+    once per process, in 0.1 s.
+    """
+    with ThreadPoolExecutor(1) as alone:
+        return alone.submit(_speedup).result()
+
+
+@torch.no_grad()
+def _speedup() -> float:
+    """To be called in a thread of its own, where OpenMP's number of threads is that thread's own.
+
+    One, because on a busy machine several wait for each other, and the waiting would be measured.
+    """
+    given = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        operands = {dtype: _operands(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        best = dict.fromkeys(operands, math.inf)
+        end = time.perf_counter() + 0.1
+        while time.perf_counter() < end:
+            for dtype, (x, weight) in operands.items():
+                started = time.perf_counter()
+                F.conv2d(x, weight, padding=1)
+                best[dtype] = min(best[dtype], time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(given)  # what threads to come will start with
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+def _operands(dtype: torch.dtype) -> list[Tensor]:
+    """A picture of 32x32 with 128 channels and a 3x3 kernel: 1 ms, shorter than a turn of the scheduler's."""
+    shapes = (1, 128, 32, 32), (128, 128, 3, 3)
+    return [torch.ones(s, dtype=dtype).contiguous(memory_format=torch.channels_last) for s in shapes]

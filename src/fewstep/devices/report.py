@@ -1,0 +1,84 @@
+"""What `fewstep env` says: the machine, what was decided for a model on it, and why."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from fewstep.devices.memory import Need
+from fewstep.devices.place import Placement, place
+from fewstep.devices.probe import Probe
+from fewstep.devices.rules import NAMES, left
+from fewstep.errors import RequestError
+
+PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub")
+
+
+def report(seen: Probe, needs: Mapping[str, Need]) -> dict[str, Any]:
+    """One JSON object with the same keys on every machine; `needs` is by model name."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "machine": asdict(seen),
+        "threads": {"torch": torch.get_num_threads(), "cores": seen.cpu.cores},
+        "models": {name: _decided(seen, need) for name, need in needs.items()},
+    }
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """The same, to be read at a glance."""
+    machine = found["machine"]
+    rows = [
+        ("versions", ", ".join(f"{name} {number}" for name, number in found["versions"].items())),
+        ("system", machine["platform"]),
+        ("cpu", _cpu(machine["cpu"])),
+        *(("cuda:" + str(gpu["index"]), _gpu(gpu)) for gpu in machine["cuda"]),
+    ]
+    if machine["mps"] is not None:
+        rows.append(("mps", _memory(machine["mps"])))
+    rows.append(("threads", _threads(**found["threads"])))
+    for name, model in found["models"].items():
+        rows += [("", ""), (name, model["error"] or _places(model))]
+        rows += [("", f"- {reason}") for reason in model["reasons"]]
+    return "\n".join(f"{label:9} {text}".rstrip() for label, text in rows)
+
+
+def _decided(seen: Probe, need: Need) -> dict[str, Any]:
+    try:
+        made = place(seen, need)
+    except RequestError as error:
+        return {**dict.fromkeys(Placement.__dataclass_fields__), "reasons": [], "error": str(error)}
+    values = {name: getattr(made, name) for name in Placement.__dataclass_fields__}
+    names = {"device": str(made.device), "dtype": NAMES[made.dtype], "vae_dtype": NAMES[made.vae_dtype]}
+    return {**values, **names, "reasons": list(made.reasons), "error": ""}
+
+
+def _places(model: Mapping[str, Any]) -> str:
+    tiles = ", tiles" if model["tiling"] else ""
+    offload = f", offload={model['offload']}" if model["offload"] != "none" else ""
+    return f"{model['device']}, {model['dtype']}, VAE {model['vae_dtype']}{tiles}{offload}"
+
+
+def _cpu(cpu: Mapping[str, Any]) -> str:
+    bf16 = [name for name, there in (("AMX", cpu["amx_bf16"]), ("AVX-512", cpu["avx512_bf16"])) if there]
+    gain = f", {cpu['bf16_speedup']:.2f} times as fast as fp32" if bf16 else ""
+    memory = f"{left(cpu['free'])} GiB free" if cpu["free"] else "free memory unknown"
+    return f"{cpu['name']}, {cpu['cores']} cores, {memory}, bf16: {' and '.join(bf16) or 'none'}{gain}"
+
+
+def _gpu(gpu: Mapping[str, Any]) -> str:
+    major, minor = gpu["capability"]
+    return f"{_memory(gpu)}, capability {major}.{minor}"
+
+
+def _memory(device: Mapping[str, Any]) -> str:
+    return f"{device['name']}, {left(device['free'])} of {left(device['total'])} GiB free"
+
+
+def _threads(torch: int, cores: int) -> str:
+    more = f"; loading on the CPU lowers torch's to {cores}" if torch > cores else ""
+    return f"torch has {torch}, for {cores} cores{more}"

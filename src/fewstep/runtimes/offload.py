@@ -1,0 +1,97 @@
+"""Weights that wait in RAM and visit the device while they are used: less memory, more time, equal bits.
+
+Inference writes no weight, so that copies on the device are dropped after use and the originals put
+back; nothing is copied to RAM. accelerate's hooks would copy both ways (`CpuOffload`), or leave
+tensors without memory behind, which do not say where they are (`AlignDevicesHook`).
+
+The networks of one engine must be used one at a time, as `Parts.lock` sees to, and adapters
+attached before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from fewstep.devices import Placement
+
+
+def apply(networks: Sequence[nn.Module], vae: nn.Module, placement: Placement) -> None:
+    """Do what `placement.offload` says to text encoders and UNet, and to the VAE."""
+    if placement.offload == "model":
+        by_network([*networks, vae], placement.device)
+    elif placement.offload == "sequential":
+        by_layer(networks, placement.device)
+        vae.to(placement.device)  # small enough
+
+
+def by_network(networks: Sequence[nn.Module], device: torch.device) -> None:
+    """One network at a time is on the device: it comes when it is called and leaves when another is."""
+    waiting = [_Waiting(network.modules()) for network in networks]
+    for network, own in zip(networks, waiting, strict=True):
+        turn = _Turn(own, waiting, device)
+        network.register_forward_pre_hook(turn.pre_forward)
+        network.register_forward_pre_hook(_sending(device), with_kwargs=True)
+        network._hf_hook = turn  # type: ignore[assignment]  # a VAE's `decode` and `encode` call it
+
+
+def by_layer(networks: Sequence[nn.Module], device: torch.device) -> None:
+    """One layer at a time is on the device, while it runs."""
+    for network in networks:
+        network.register_forward_pre_hook(_sending(device), with_kwargs=True)
+        for layer in network.modules():
+            own = _Waiting([layer])
+            layer.register_forward_pre_hook(partial(own.fetch, device))
+            layer.register_forward_hook(own.release, always_call=True)
+
+
+class _Waiting:
+    """Modules' own tensors in RAM, which copies on the device can stand in for."""
+
+    def __init__(self, modules: Iterable[nn.Module]):
+        self._kept = [
+            (module, name, tensor)
+            for module in modules
+            for name, tensor in chain(
+                module.named_parameters(recurse=False), module.named_buffers(recurse=False)
+            )
+        ]
+
+    def fetch(self, device: torch.device, *_: Any) -> None:
+        for module, name, kept in self._kept:
+            if getattr(module, name).device != device:
+                copy = kept.to(device, non_blocking=True)
+                learned = isinstance(kept, nn.Parameter)
+                setattr(module, name, nn.Parameter(copy, requires_grad=False) if learned else copy)
+
+    def release(self, *_: Any) -> None:
+        for module, name, kept in self._kept:
+            setattr(module, name, kept)
+
+
+class _Turn:
+    """When one network is used, the others leave. The method's name is diffusers' (`apply_forward_hook`)."""
+
+    def __init__(self, own: _Waiting, everyone: Sequence[_Waiting], device: torch.device):
+        self._own, self._others = own, [one for one in everyone if one is not own]
+        self._device = device
+
+    def pre_forward(self, *_: Any) -> None:
+        for other in self._others:
+            other.release()
+        self._own.fetch(self._device)
+
+
+def _sending(device: torch.device) -> Callable[[nn.Module, Any, Any], Any]:
+    """A hook that sends what a network is given to the device."""
+
+    def send(_network: nn.Module, args: Any, kwargs: Any) -> Any:
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device), (args, kwargs))
+
+    return send
