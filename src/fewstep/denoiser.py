@@ -21,9 +21,10 @@ from fewstep.text import Conditioning
 class Unet(Protocol):
     """The seam for runtimes: tensors in, tensors out.
 
-    x (B, 4, h, w), timestep (B,), tokens (B, 77, C), pooled (B, P), size_ids (B, 6) and the
+    x (B, 4, h, w), timestep (B,), tokens (B, 77 k, C), pooled (B, P), size_ids (B, 6) and the
     embedded guidance (B, E) or None, in the UNet's dtype except `timestep` and `size_ids`;
-    returns the prediction (B, 4, h, w).
+    returns the prediction (B, 4, h, w). A network takes rows of one length only:
+    `runtimes.eager.in_batches` sees to that.
     """
 
     def __call__(
@@ -35,9 +36,10 @@ class Unet(Protocol):
 class Cfg:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
-    The answer is `negative + scale * (positive - negative)`, in one batched call. `scale`
-    is a number, or (B, 1, 1, 1) in training. `rescale` in [0, 1] pulls the standard
-    deviation back to the positive one's (Lin et al. 2023, arXiv:2305.08891, eq. 14-16).
+    The answer is `negative + scale * (positive - negative)`, in one batched call. Both sides
+    of a picture have as many windows, as `TextEncoder.encode_pairs` makes them. `scale` is a
+    number, or (B, 1, 1, 1) in training. `rescale` in [0, 1] pulls the standard deviation back
+    to the positive one's (Lin et al. 2023, arXiv:2305.08891, eq. 14-16).
     """
 
     negative: Conditioning

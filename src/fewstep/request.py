@@ -1,4 +1,4 @@
-"""What is asked (`Options`), completed and checked (`Request`), and what it means (`Plan`).
+"""What is asked (`Options`), completed and checked (`Request`), and what it means (`Plan`, `Job`).
 
 Defaults are filled once, here; below this door there is no None. Nothing the user gave is
 changed: what cannot be done is a `RequestError` that says what can.
@@ -9,21 +9,25 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fewstep import limits
+from fewstep import limits, prompts
 from fewstep.errors import RequestError
+from fewstep.prompts import Embedding, Prompt
 from fewstep.recipe import Recipe
-from fewstep.samplers import SAMPLERS
-from fewstep.schedulers import SCHEDULERS, Schedule, explicit
+from fewstep.schedulers import Schedule, explicit, leading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from fewstep.models.catalog import Model
+
+Prompts: TypeAlias = str | Embedding | Sequence[str | Embedding]
 
 SEED_LIMIT = 2**64
 PICTURES = 1024  # in one request
@@ -32,7 +36,9 @@ PICTURES = 1024  # in one request
 class Options(TypedDict, total=False):
     """What may be asked of a loaded engine beside prompt and steps; `fewstep.generate` says what each is."""
 
-    negative_prompt: str
+    prompt_2: str | Sequence[str] | None
+    negative_prompt: str | Embedding
+    long_prompt: str
     guidance: float | None
     guidance_rescale: float
     seed: int | Sequence[int] | None
@@ -51,13 +57,17 @@ class Options(TypedDict, total=False):
 class Request(BaseModel):
     """One complete order. The same for Python calls, the command line and files."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False
+    )
 
     prompts: tuple[str, ...] = Field(min_length=1, max_length=PICTURES)  # one per picture
+    prompts_2: tuple[str, ...] = ()  # the second text encoder's, where they are others
     mode: str
     model: str
     steps: int = Field(ge=1, le=1000)
     negative_prompt: str = ""
+    long_prompt: Literal["chunk", "refuse", "cut"] = "chunk"
     guidance: float = Field(ge=0, le=100)
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
     seeds: tuple[int, ...]  # one per picture
@@ -89,28 +99,59 @@ class Plan:
             "warnings": list(self.warnings),
         }
 
+    def only(self, pictures: Sequence[int]) -> Plan:
+        """The plan of some of its pictures, by their places in it."""
+        asked = self.request
+        lists = {"prompts": asked.prompts, "prompts_2": asked.prompts_2, "seeds": asked.seeds}
+        some = {name: tuple(each[i] for i in pictures) for name, each in lists.items() if each}
+        return replace(self, request=asked.model_copy(update=some))
 
-def resolve(
-    model: str, size: int, recipe: Recipe, prompt: str | Sequence[str], steps: int | None, options: Options
-) -> tuple[Plan, Image | None, Image | None]:
-    """Options → plan, with `image` and `mask` opened. `size` is the model's own side in pixels."""
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A plan, and what goes into it that is not plain data."""
+
+    plan: Plan
+    prompts: tuple[Prompt | Embedding, ...]  # one per picture
+    negative: Prompt | Embedding
+    image: Image | None  # at the request's size, as is the mask
+    mask: Image | None
+
+    @property
+    def request(self) -> Request:
+        return self.plan.request
+
+
+def resolve(about: Model, recipe: Recipe, prompt: Prompts, steps: int | None, options: Options) -> Job:
+    """Options → job: all is completed and checked and the pictures are opened; nothing is computed."""
     _known(options)
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     image, mask = (_opened(given.pop(name, None), name) for name in ("image", "mask"))
     limits.check_pictures(image, mask, given.get("strength"))
+    second, count = given.pop("prompt_2", None), _count(given.pop("count", 1))
+    told = tuple(one for one in prompts.told(prompt, second) for _ in range(count))
+    against = prompts.told_against(given.pop("negative_prompt", ""))
+    side = (about.size, about.size)
     defaults = {
-        "model": model,
-        **dict(zip(("width", "height"), (size, size) if image is None else image.size, strict=True)),
+        "model": about.name,
+        **dict(zip(("width", "height"), side if image is None else image.size, strict=True)),
         "strength": 1.0 if image is None or "timesteps" in given else 0.6,
+        "prompts": tuple(one.name for one in told),
+        "prompts_2": () if second is None else tuple(one.second for one in told if isinstance(one, Prompt)),
+        "negative_prompt": against.name,
     }
-    request = complete(recipe, prompt, steps, defaults | given)
-    limits.check(request, recipe, size)
-    return plan(request, recipe), image, mask
+    request = complete(recipe, steps, defaults | given)
+    limits.check(request, recipe, about.size)
+    return Job(
+        plan=plan(request, recipe),
+        prompts=told,
+        negative=against,
+        image=_fitted(image, request, "image"),
+        mask=_fitted(mask, request, "mask"),
+    )
 
 
-def complete(
-    recipe: Recipe, prompt: str | Sequence[str], steps: int | None, given: Mapping[str, Any]
-) -> Request:
+def complete(recipe: Recipe, steps: int | None, given: Mapping[str, Any]) -> Request:
     """Fill what is not given from the recipe, and check every type and bound."""
     fields: dict[str, Any] = {
         "mode": recipe.mode,
@@ -118,14 +159,12 @@ def complete(
         "scheduler": recipe.schedulers[0],
         "sampler": recipe.samplers[0],
         **given,
-        "prompts": _prompts(prompt, given.get("count", 1)),
         "timesteps": _timesteps(given.get("timesteps", ())),
     }
-    fields.pop("count", None)
     fields["steps"] = _steps(steps, fields["timesteps"], recipe)
     fields["seeds"] = _seeds(fields.pop("seed", None), len(fields["prompts"]))
-    rule = SAMPLERS.get(str(fields["sampler"]))
-    fields.setdefault("eta", 0.0 if rule is None else rule.eta)
+    known = fields["sampler"] in recipe.samplers  # one that is not will be refused below
+    fields.setdefault("eta", recipe.sampler(fields["sampler"]).eta if known else 0.0)
     for key in ("guidance", "guidance_rescale", "strength", "eta"):
         fields[key] = _number(fields.get(key, 0.0))
     try:
@@ -138,22 +177,24 @@ def complete(
 
 def plan(request: Request, recipe: Recipe) -> Plan:
     """The noise levels of a request, and what its numbers mean."""
-    scheduler = SCHEDULERS[request.scheduler]
     schedule = (
-        explicit(request.timesteps) if request.timesteps else scheduler(request.steps, request.strength)
+        explicit(request.timesteps)
+        if request.timesteps
+        else recipe.schedule(request.scheduler, request.steps, request.strength)
     )
     return Plan(
         request=request,
         schedule=schedule,
-        start=start_scale(schedule.sigmas[0], request.scheduler, request.sampler),
+        start=_start(schedule.sigmas[0], request, recipe),
         guidance=_meaning(request, recipe),
         warnings=_warnings(request, schedule),
     )
 
 
-def start_scale(sigma: float, scheduler: str, sampler: str) -> float:
-    """Standard deviation of the first x: sigma, or sqrt(1 + sigma^2) as VP samplers and "leading" start."""
-    preserving = SAMPLERS[sampler].preserving or scheduler == "leading"
+def _start(sigma: float, request: Request, recipe: Recipe) -> float:
+    """Standard deviation of the first x: sigma, or sqrt(1 + sigma^2) as VP samplers and `leading` start."""
+    from_leading = recipe.scheduler(request.scheduler) is leading
+    preserving = recipe.sampler(request.sampler).preserving or from_leading
     return math.hypot(1, sigma) if preserving else sigma
 
 
@@ -165,6 +206,14 @@ def _opened(given: Any, name: str) -> Image | None:
     return opened(given, name)
 
 
+def _fitted(image: Image | None, request: Request, name: str) -> Image | None:
+    if image is None:
+        return None
+    from fewstep.picture import fitted
+
+    return fitted(image, (request.width, request.height), name)
+
+
 def _known(options: Options) -> None:
     for name in options:
         if name not in Options.__annotations__:
@@ -173,15 +222,10 @@ def _known(options: Options) -> None:
             raise RequestError(f"{name}= is not an option: {hint}")
 
 
-def _prompts(prompt: str | Sequence[str], count: object) -> tuple[str, ...]:
-    """One prompt per picture: each given prompt `count` times."""
+def _count(count: object) -> int:
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= PICTURES:
         raise RequestError(f"count={count!r}: give a whole number from 1 to {PICTURES}")
-    listed = [prompt] if isinstance(prompt, str) else prompt
-    prompts = tuple(listed) if isinstance(listed, Sequence) else ()
-    if not prompts or not all(isinstance(p, str) for p in prompts):
-        raise RequestError(f"prompt={prompt!r}: give a string or a non-empty list of strings")
-    return tuple(p for p in prompts for _ in range(count))
+    return count
 
 
 def _timesteps(timesteps: object) -> tuple[Any, ...]:

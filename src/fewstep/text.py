@@ -1,38 +1,60 @@
-"""Prompts → `Conditioning`, by SDXL's two CLIP text encoders (arXiv:2307.01952, sec. 2.1)."""
+"""Prompts → `Conditioning`, by SDXL's two CLIP text encoders (arXiv:2307.01952, sec. 2.1).
+
+An encoder reads 77 tokens. A longer prompt is read in windows of 77, joined in order; its summary
+is that of the first, and what has fewer windows than its partner is filled up with windows of the
+empty prompt, both as in A1111's web UI (`sd_hijack_clip.py`: `zs[0].pooled`, `empty_chunk`).
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from fewstep.errors import RequestError
+from fewstep.prompts import ROOM, WINDOW, Embedding, Prompt, read, windows, worded
 
 Size = tuple[int, int]  # height, width in pixels
+Said = str | Prompt | Embedding  # a string is for both encoders
+_Row = tuple[Tensor, Tensor]  # one prompt's tokens (77 k, C) and summary (P,)
 
 
 @dataclass(frozen=True)
 class Conditioning:
     """An encoded batch of prompts."""
 
-    tokens: Tensor  # (B, 77, C): the penultimate layers of both encoders, joined
+    tokens: Tensor  # (B, 77 k, C): the penultimate layers of both encoders, joined; zeros fill short rows
     pooled: Tensor  # (B, P): the second encoder's summary
     size_ids: Tensor  # (B, 6): original height and width, crop top and left, target height and width
+    windows: tuple[int, ...] = ()  # how many of 77 tokens each row has; where not given, all have k
+
+    def __post_init__(self) -> None:
+        if not self.windows:
+            filled = -(-self.tokens.shape[1] // WINDOW)
+            object.__setattr__(self, "windows", (filled,) * len(self.tokens))
 
     def joined(self, other: Conditioning) -> Conditioning:
         """This batch, then `other`."""
-        pairs = zip(self.parts(), other.parts(), strict=True)
-        return Conditioning(*(torch.cat(pair) for pair in pairs))
+        return Conditioning(
+            pad_sequence([*self.tokens, *other.tokens], batch_first=True),
+            torch.cat([self.pooled, other.pooled]),
+            torch.cat([self.size_ids, other.size_ids]),
+            self.windows + other.windows,
+        )
 
-    def split(self, size: int) -> list[Conditioning]:
-        """This batch in parts of at most `size` rows."""
-        return [Conditioning(*rows) for rows in zip(*(p.split(size) for p in self.parts()), strict=True)]
-
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.tokens, self.pooled, self.size_ids
+    def of(self, rows: Sequence[int]) -> Conditioning:
+        """These rows, as long as the longest of them."""
+        chosen, kept = list(rows), tuple(self.windows[row] for row in rows)
+        tokens = self.tokens[chosen, : WINDOW * max(kept)]
+        return Conditioning(tokens, self.pooled[chosen], self.size_ids[chosen], kept)
 
 
 class TextEncoder:
@@ -45,37 +67,50 @@ class TextEncoder:
         *,
         zero_empty: bool = True,
         cache: int = 256,
+        lock: AbstractContextManager[Any] | None = None,
     ):
-        """`zero_empty`: an empty prompt is all zeros, as SDXL base was trained, not encoded."""
-        self.tokenizers, self.encoders = tokenizers, encoders
-        self._zero_empty, self._limit = zero_empty, cache
-        self._cache: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
-        self._lock = threading.RLock()  # of the cache and the tokenizers, which keep how they last cut
+        """`zero_empty`: an empty prompt is all zeros, as SDXL base was trained, not encoded.
 
-    def encode(self, prompts: Sequence[str], size: Size) -> Conditioning:
+        `lock`, which must be re-entrant, is held while the cache, the encoders or the
+        tokenizers, which keep how they last cut, are in use.
+        """
+        self.tokenizers: tuple[Any, Any] = tokenizers
+        self.encoders: tuple[nn.Module, nn.Module] = encoders
+        self._zero_empty, self._limit = zero_empty, cache
+        self._cache: OrderedDict[tuple[Prompt, str], _Row] = OrderedDict()
+        self._lock = threading.RLock() if lock is None else lock
+
+    def encode(self, said: Sequence[Said], size: Size, long_prompt: str = "chunk") -> Conditioning:
         """Encode without gradients, each distinct prompt once; `size` is the target's."""
         with self._lock:
-            rows = self._rows(prompts, size)
-        tokens, pooled = (torch.stack(part) for part in zip(*rows, strict=True))
-        return Conditioning(tokens, pooled, size_ids(size, len(prompts), pooled.device))
+            return _batched([self._row(one, long_prompt) for one in said], size)
 
-    @torch.no_grad()
-    def _rows(self, prompts: Sequence[str], size: Size) -> list[tuple[Tensor, Tensor]]:
-        """Tokens and pooled of each prompt, from the cache, which is then cut to its limit."""
-        missing = [p for p in dict.fromkeys(prompts) if p not in self._cache]
-        for prompt in missing:  # one by one: a prompt's bits must not depend on its neighbours
-            one = self.batch([prompt], size)
-            blank = self._zero_empty and prompt == ""
-            self._cache[prompt] = one.tokens[0] * (not blank), one.pooled[0] * (not blank)
-        rows = [self._cache[p] for p in prompts]
-        for prompt in prompts:
-            self._cache.move_to_end(prompt)
-        while len(self._cache) > self._limit:
-            self._cache.popitem(last=False)
-        return rows
+    def encode_pairs(
+        self, negatives: Sequence[Said], positives: Sequence[Said], size: Size, long_prompt: str = "chunk"
+    ) -> tuple[Conditioning, Conditioning]:
+        """Both sides of classifier-free guidance, each picture's two with as many windows."""
+        with self._lock:
+            pairs = [
+                self._even(self._row(negative, long_prompt), self._row(positive, long_prompt))
+                for negative, positive in zip(negatives, positives, strict=True)
+            ]
+        one, other = zip(*pairs, strict=True)
+        return _batched(one, size), _batched(other, size)
+
+    def embed(self, prompt: str) -> Embedding:
+        """What `encode` makes of a prompt, all of it, to keep or to change; in RAM."""
+        with self._lock:
+            tokens, pooled = self._row(prompt, "chunk")
+        return Embedding(tokens=tokens.to("cpu", copy=True), pooled=pooled.to("cpu", copy=True), text=prompt)
+
+    def check(self, said: Iterable[Said], long_prompt: str) -> tuple[str, ...]:
+        """What will not be read, a sentence each; `RequestError` where that, or an embedding, is refused."""
+        distinct = dict.fromkeys(said)
+        sentences = [sentence for one in distinct for sentence in self._unread(one, long_prompt)]
+        return tuple(dict.fromkeys(sentences))
 
     def batch(self, prompts: Sequence[str], size: Size) -> Conditioning:
-        """Encode all prompts in one call, uncached; gradients flow where they are on."""
+        """One window of each prompt, as plain text, in one call; uncached, and gradients flow where on."""
         ids = self.tokenize(prompts)
         first, second = (e(i, output_hidden_states=True) for e, i in zip(self.encoders, ids, strict=True))
         tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
@@ -88,19 +123,125 @@ class TextEncoder:
             first, second = (
                 tokenizer(
                     list(prompts), padding="max_length", truncation=True,
-                    max_length=tokenizer.model_max_length, return_tensors="pt",
+                    max_length=WINDOW, return_tensors="pt",
                 ).input_ids.to(device)
                 for tokenizer in self.tokenizers
             )  # fmt: skip
         return first, second
 
-    def cut(self, prompt: str) -> str:
-        """The end of `prompt` that does not fit in 77 tokens; "" where all of it fits."""
-        tokenizer = self.tokenizers[0]
-        with self._lock:
-            ids = tokenizer(prompt, truncation=False, verbose=False).input_ids[1:-1]
-        room = tokenizer.model_max_length - 2
-        return str(tokenizer.decode(ids[room:])) if len(ids) > room else ""
+    def _unread(self, one: Said, long_prompt: str) -> Iterator[str]:
+        """A sentence for each end of a prompt that is beyond one window, where that is not read."""
+        if isinstance(one, Embedding):
+            self._check_shape(one)
+        elif long_prompt != "chunk":
+            for tokenizer, text in zip(self.tokenizers, _prompt(one), strict=True):
+                with self._lock:
+                    reading = read(tokenizer, text)
+                if long_prompt == "refuse":
+                    reading.refuse()
+                if reading.rest:
+                    rest = repr(reading.rest)
+                    yield f"the prompt is longer than {WINDOW} tokens; this end of it was not read: {rest}"
+
+    def _row(self, one: Said, long_prompt: str) -> _Row:
+        """Tokens and summary, from the cache, which is kept to its limit."""
+        if isinstance(one, Embedding):
+            self._check_shape(one)
+            like = self._blank[0]
+            return one.tokens.to(like), one.pooled.to(like)
+        key = (_prompt(one), long_prompt)
+        row = self._cache.pop(key, None)
+        self._cache[key] = row = self._encoded(*key) if row is None else row
+        while len(self._cache) > self._limit:
+            self._cache.popitem(last=False)
+        return row
+
+    @torch.no_grad()
+    def _encoded(self, prompt: Prompt, long_prompt: str) -> _Row:
+        """Both encoders' answers side by side, as long as the longer of them."""
+        if self._zero_empty and prompt == ("", ""):
+            tokens, pooled = self._blank
+            return torch.zeros_like(tokens), torch.zeros_like(pooled)
+        first, _ = self._side(0, prompt.first, long_prompt)
+        second, pooled = self._side(1, prompt.second, long_prompt)
+        width, end = first.shape[1], max(len(first), len(second))
+        sides = self._filled(first, end, slice(width)), self._filled(second, end, slice(width, None))
+        return torch.cat(sides, dim=-1), pooled
+
+    def _side(self, which: int, text: str, long_prompt: str) -> _Row:
+        """One encoder's answer, window by window: the bits of one must not depend on its neighbours."""
+        reading = read(self.tokenizers[which], text)
+        if long_prompt == "refuse":
+            reading.refuse()
+        cut = long_prompt == "cut"
+        first, *others = (slice(0, ROOM),) if cut else windows(reading.ends)
+        tokens, pooled = self._window(which, reading.ids[first])
+        if reading.weighs:
+            from fewstep.weighting import weighted
+
+            tools = self.tokenizers[which], self.encoders[which]
+            return weighted(*tools, reading.fragments, cut=cut, device=tokens.device), pooled
+        return torch.cat([tokens, *(self._window(which, reading.ids[other])[0] for other in others)]), pooled
+
+    def _window(self, which: int, ids: list[int]) -> _Row:
+        """One encoder's answer to at most 75 tokens."""
+        tokenizer, encoder = self.tokenizers[which], self.encoders[which]
+        padding = [tokenizer.pad_token_id] * (ROOM - len(ids))
+        row = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *padding]
+        device = next(encoder.parameters()).device
+        answer = encoder(torch.tensor([row], device=device), output_hidden_states=True)
+        pooled = answer.text_embeds if which == 1 else answer.pooler_output  # the first's is used by nobody
+        return answer.hidden_states[-2][0], pooled[0]
+
+    @cached_property
+    def _blank(self) -> _Row:
+        """The empty prompt, encoded whatever `zero_empty` says."""
+        with torch.no_grad():
+            (first, _), (second, pooled) = self._window(0, []), self._window(1, [])
+        return torch.cat([first, second], dim=-1), pooled
+
+    def _even(self, *rows: _Row) -> list[_Row]:
+        """Rows made as long as the longest of them."""
+        end = max(len(tokens) for tokens, _ in rows)
+        return [(self._filled(tokens, end), pooled) for tokens, pooled in rows]
+
+    def _filled(self, tokens: Tensor, end: int, columns: slice = slice(None)) -> Tensor:
+        """A row made `end` tokens long, by these columns of the empty prompt; zeros go on as zeros."""
+        missing = (end - len(tokens)) // WINDOW
+        if missing == 0:
+            return tokens
+        blank = self._blank[0][:, columns] * bool(tokens.any())
+        return torch.cat([tokens, *[blank] * missing])
+
+    def _check_shape(self, given: Embedding) -> None:
+        """Is it of the shape that these encoders make, and of numbers?"""
+        configs: list[Any] = [encoder.config for encoder in self.encoders]
+        width, summary = sum(config.hidden_size for config in configs), configs[1].projection_dim
+        tokens, pooled = (tuple(part.shape) for part in (given.tokens, given.pooled))
+        fits = len(tokens) == 2 and tokens[0] > 0 and tokens[0] % WINDOW == 0 and tokens[1] == width
+        if not fits or pooled != (summary,):
+            raise RequestError(
+                f"{given!r} has tokens of shape {tokens} and pooled of {pooled}: this model needs "
+                f"({WINDOW} k, {width}), k from 1, and ({summary},); Engine.embed(prompt) makes one"
+            )
+        if not all(part.isfinite().all() for part in (given.tokens, given.pooled)):
+            raise RequestError(
+                f"{given!r} has numbers that are not finite: make it anew by Engine.embed(prompt)"
+            )
+
+
+def _prompt(one: str | Prompt) -> Prompt:
+    return worded(one, one) if isinstance(one, str) else one
+
+
+def _batched(rows: Sequence[_Row], size: Size) -> Conditioning:
+    tokens, pooled = zip(*rows, strict=True)
+    return Conditioning(
+        pad_sequence(list(tokens), batch_first=True),
+        torch.stack(pooled),
+        size_ids(size, len(rows), pooled[0].device),
+        tuple(len(row) // WINDOW for row in tokens),
+    )
 
 
 def size_ids(size: Size, batch: int, device: torch.device) -> Tensor:

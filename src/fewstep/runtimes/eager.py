@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,13 +27,26 @@ def eager_unet(module: Callable[..., Any]) -> Unet:
 
 
 def in_batches(unet: Unet, limit: int) -> Unet:
-    """The same UNet, called with at most `limit` rows at a time; 0 is no limit."""
-    if limit == 0:
-        return unet
+    """The same UNet, called with rows of one length, none filled up, at most `limit` at a time (0: any)."""
 
     def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
-        embeddings = [None] * len(x) if embedding is None else embedding.split(limit)
-        rows = zip(x.split(limit), timestep.split(limit), conditioning.split(limit), embeddings, strict=False)
-        return torch.cat([unet(*row) for row in rows])
+        batches = alike(conditioning.windows, limit)
+        if len(batches) == 1:
+            return unet(x, timestep, conditioning, embedding)
+        answers: dict[int, Tensor] = {}
+        for rows in batches:
+            own = None if embedding is None else embedding[rows]
+            answer = unet(x[rows], timestep[rows], conditioning.of(rows), own)
+            answers.update(zip(rows, answer.split(1), strict=True))
+        return torch.cat([answers[row] for row in range(len(x))])
 
     return call
+
+
+def alike(windows: Sequence[int], limit: int) -> list[list[int]]:
+    """Rows by their number of windows → batches of equal ones, at most `limit` in each (0: any)."""
+    rows: dict[int, list[int]] = {}
+    for row, count in enumerate(windows):
+        rows.setdefault(count, []).append(row)
+    size = limit or len(windows)
+    return [same[start : start + size] for same in rows.values() for start in range(0, len(same), size)]

@@ -1,0 +1,213 @@
+"""What a prompt says before any encoder sees it: words, weights, windows. No torch is imported.
+
+Syntax: `(words:1.2)` weighs a part, nested weights multiply, `\\(` and `\\)` are literal brackets.
+Brackets without a number are text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fewstep.errors import RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WINDOW = 77  # tokens that CLIP reads at once (Radford et al. 2021, arXiv:2103.00020, sec. 2.4)
+ROOM = WINDOW - 2  # of them the prompt's own, between the signs of begin and end
+HEAVIEST = 2.0  # weights above give noise (compel's documentation: "values >1.6 tend to produce garbage")
+
+# A bracket, or one that is literal; a closing one with the weight before it, where there is one.
+_BRACKET = re.compile(r"\\[()]|\(|(?::\s*+([+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++))\s*+)?\)")
+_WORD = re.compile(r"\S")
+
+
+class Prompt(NamedTuple):
+    """What one picture is told: the text for each encoder."""
+
+    first: str
+    second: str
+
+    @property
+    def name(self) -> str:
+        """How a request records it."""
+        return self.first
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embedding:
+    """A prompt that is encoded already; `Engine.embed` makes one, and any of this shape will do."""
+
+    tokens: Tensor = field(repr=False)  # (77 k, C): both encoders' penultimate layers, k windows
+    pooled: Tensor = field(repr=False)  # (P,): the second encoder's summary
+    text: str = ""  # what it says, where that is known
+
+    @property
+    def name(self) -> str:
+        """How a request records it."""
+        if self.text:
+            return self.text
+        parts = (part.detach().cpu().float().numpy().tobytes() for part in (self.tokens, self.pooled))
+        return f"<embedding {hashlib.sha256(b''.join(parts)).hexdigest()[:8]}>"
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A stretch of a prompt under one weight."""
+
+    text: str
+    weight: float
+
+
+def fragments(prompt: str) -> tuple[Fragment, ...]:
+    """The prompt by weights, neighbours of equal weight joined; `RequestError` for a weight out of range."""
+    pieces = (piece for piece in _pieces(prompt) if piece.text)
+    stretches = groupby(pieces, key=lambda piece: piece.weight)
+    return tuple(Fragment("".join(piece.text for piece in run), weight) for weight, run in stretches)
+
+
+def _pieces(prompt: str) -> Iterator[Fragment]:
+    """The text between brackets that weigh, and the literal brackets, each under its weight."""
+    brackets = list(_BRACKET.finditer(prompt))
+    weights = _weights(prompt, brackets)
+    current, end = [1.0], 0
+    for bracket in brackets:
+        yield Fragment(prompt[end : bracket.start()], current[-1])
+        end = bracket.end()
+        if bracket.start() not in weights:
+            yield Fragment(bracket[0].removeprefix("\\"), current[-1])
+        elif bracket[0] == "(":
+            current.append(current[-1] * weights[bracket.start()])
+        else:
+            current.pop()
+    yield Fragment(prompt[end:], 1.0)
+
+
+def _weights(prompt: str, brackets: Sequence[re.Match[str]]) -> dict[int, float]:
+    """Where brackets that weigh open and close → their weight."""
+    weights: dict[int, float] = {}
+    opened: list[re.Match[str]] = []
+    for bracket in brackets:
+        if bracket[0] == "(":
+            opened.append(bracket)
+        elif bracket[0][0] != "\\" and opened:
+            first = opened.pop()
+            if bracket[1] is None or not _WORD.search(prompt, first.end(), bracket.start()):
+                continue
+            weight = float(bracket[1])
+            if not 0 <= weight <= HEAVIEST:
+                given = prompt[first.start() : bracket.end()]
+                raise RequestError(
+                    f"the weight {bracket[1]} in {given!r} is not from 0 to {HEAVIEST:g}: choose another, "
+                    r"or write \( and \) for literal brackets"
+                )
+            weights[first.start()] = weights[bracket.start()] = weight
+    return weights
+
+
+def told(prompt: object, second: object) -> tuple[Prompt | Embedding, ...]:
+    """`prompt` and `prompt_2` as given, checked → what each says; `second` None is the same again."""
+    several = "a string or a non-empty list of strings; an Embedding may stand for any"
+    firsts = _listed("prompt", prompt, (str, Embedding), several)
+    seconds = firsts
+    if second is not None:
+        seconds = _listed("prompt_2", second, (str,), "a string, or a list as long as prompt")
+        seconds *= len(firsts) if isinstance(second, str) else 1
+        if len(seconds) != len(firsts):
+            raise RequestError(
+                f"prompt_2 lists {len(seconds)} for {len(firsts)} of prompt: give as many, or one"
+            )
+        if any(isinstance(one, Embedding) for one in firsts):
+            raise RequestError("prompt_2 cannot act beside an Embedding, which has it in it: leave it out")
+    pairs = zip(firsts, seconds, strict=True)
+    return tuple(one if isinstance(one, Embedding) else worded(one, two) for one, two in pairs)
+
+
+def told_against(negative: object) -> Prompt | Embedding:
+    """`negative_prompt` as given, checked."""
+    if not isinstance(negative, str | Embedding):
+        raise RequestError(f"negative_prompt={negative!r}: give a string or an Embedding")
+    return negative if isinstance(negative, Embedding) else worded(negative, negative)
+
+
+def worded(first: str, second: str) -> Prompt:
+    """A pair of texts, their weights checked: in range, and the extra that applies them is there."""
+    for text in (first, second):
+        if weighs(text) and find_spec("compel") is None:
+            raise RequestError(
+                f"{text!r} has weights, which compel applies: pip install 'fewstep[prompt]', "
+                r"or write \( and \) for literal brackets"
+            )
+    return Prompt(first, second)
+
+
+def _listed(name: str, given: object, kinds: tuple[type, ...], allowed: str) -> tuple[Any, ...]:
+    """One or several of `kinds` → a tuple of them."""
+    several = (given,) if isinstance(given, kinds) else given
+    if not isinstance(several, Sequence) or not several or not all(isinstance(s, kinds) for s in several):
+        raise RequestError(f"{name}={given!r}: give {allowed}")
+    return tuple(several)
+
+
+def weighs(prompt: str) -> bool:
+    """Does any part weigh more or less than 1?"""
+    return any(fragment.weight != 1 for fragment in fragments(prompt))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A prompt as one tokenizer sees it."""
+
+    fragments: tuple[Fragment, ...]  # those that have tokens
+    ids: list[int]
+    ends: list[bool]  # is this token the last of a word?
+    rest: str  # what does not fit in one window
+
+    @property
+    def weighs(self) -> bool:
+        return any(fragment.weight != 1 for fragment in self.fragments)
+
+    def refuse(self) -> None:
+        """Raise where it does not fit in one window."""
+        if self.rest:
+            raise RequestError(
+                f"the prompt has {len(self.ids)} tokens, {ROOM} fit, and this does not: {self.rest!r}; "
+                "shorten it, or give long_prompt='chunk' to have all of it read, 'cut' to have that left out"
+            )
+
+
+def read(tokenizer: Any, prompt: str) -> Reading:
+    """Tokens of a prompt of any length, by a CLIP tokenizer of transformers. Fragments share no token."""
+    kept, words = list[Fragment](), ""
+    ids, starts = list[int](), list[int]()
+    for fragment in fragments(prompt):
+        found = tokenizer(fragment.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        kept += [fragment] if found.input_ids else []
+        ids += found.input_ids
+        starts += [len(words) + start for start, _ in found.offset_mapping]
+        words += fragment.text
+    return Reading(
+        fragments=tuple(kept),
+        ids=ids,
+        ends=[token.endswith("</w>") for token in tokenizer.convert_ids_to_tokens(ids)],
+        rest=words[starts[ROOM] :] if len(ids) > ROOM else "",
+    )
+
+
+def windows(ends: Sequence[bool], room: int = ROOM) -> tuple[slice, ...]:
+    """Tokens, of which `ends` says what ends a word → stretches of at most `room`, cut at word ends.
+
+    A word longer than that is cut where it must be; no tokens are one empty stretch.
+    """
+    cuts = [0]
+    while len(ends) - cuts[-1] > room:
+        start = cuts[-1]
+        whole = (stop for stop in range(start + room, start, -1) if ends[stop - 1])
+        cuts.append(next(whole, start + room))
+    return tuple(slice(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(ends)], strict=True))
