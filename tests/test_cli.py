@@ -1,15 +1,17 @@
-"""The command line: its output, its exit codes, and one-line errors."""
+"""The command line: its output and its exit codes. What it says to mistakes is in test_mistakes.py."""
 
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from fewstep import cli
+from fewstep import cli, testing
+from fewstep.errors import FewstepError
 
 PROMPT = "a red heart, flat style"
 
@@ -18,7 +20,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
     """Exit code, stdout, stderr."""
     try:
         code = cli.main(words)
-    except SystemExit as stop:  # argparse ends the process for --help and bad usage
+    except SystemExit as stop:  # argparse ends the process for --help and --version
         code = int(stop.code or 0)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
@@ -33,6 +35,63 @@ def test_help_needs_no_torch() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip().endswith("False")
     assert "generate" in out
+
+
+def test_alone_it_shows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys)
+    assert (code, err) == (0, "")
+    assert all(f"\n    {command} " in out for command in ("generate", "plan", "modes", "train"))
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_asking_is_no_mistake(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    code, out, err = run(capsys, option)
+    assert (code, err) == (0, "")
+    assert "fewstep" in out
+
+
+def test_options_go_before_and_after_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [
+        json.loads(run(capsys, "plan", "--json", *words)[1])
+        for words in (
+            ("a", "b", "--steps", "2", "--seed", "3"),
+            ("--steps", "2", "a", "b", "--seed", "3"),
+            ("--steps", "2", "--seed=3", "a", "b"),
+            ("--steps=2", "--seed", "3", "--", "a", "b"),
+        )
+    ]
+    assert asked[0]["prompts"] == ["a", "b"]
+    assert all(one == asked[0] for one in asked)
+
+
+def test_the_output_is_checked_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("owl-1.png").touch()
+    with testing.fake() as engine:
+        for output, count in (("owl.jpg", "1"), ("no/owl.png", "1"), ("owl.png", "2")):
+            code, _, err = run(capsys, "generate", PROMPT, "--count", count, "-o", output)
+            assert code == 73
+            assert err.count("\n") == 1
+        assert engine.requests == []
+        assert run(capsys, "generate", PROMPT, "--count", "2", "-o", "owl.png", "--overwrite")[0] == 0
+        assert run(capsys, "generate", PROMPT, "-o", "owl.png")[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["owl-0.png", "owl-1.png", "owl.png"]
+
+
+def test_warnings_of_the_library_go_to_stderr(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warns(mode: str) -> None:
+        logging.getLogger("fewstep").warning("look at %s", mode)
+        raise FewstepError("and stop")
+
+    monkeypatch.setattr("fewstep.backends.recipe", warns)
+    handlers = list(logging.getLogger("fewstep").handlers)
+    code, _, err = run(capsys, "plan", "x", "--mode", "lcm")
+    assert (code, err) == (1, "fewstep: warning: look at lcm\nfewstep: and stop\n")
+    assert logging.getLogger("fewstep").handlers == handlers
 
 
 def test_generate_writes_the_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -100,44 +159,6 @@ def test_modes(capsys: pytest.CaptureFixture[str]) -> None:
     }  # fmt: skip
     _, out, _ = run(capsys, "modes", "--json")
     assert {recipe["mode"]: recipe["steps"]["default"] for recipe in json.loads(out)}["lcm"] == 4
-
-
-BAD = [
-    (("generate", "x", "--steps", "0"), "steps=0"),
-    (("generate", "x", "--steps", "9"), "1 to 8"),
-    (("generate", "x", "--mode", "lmc"), "did you mean mode='lcm'"),
-    (("generate", "x", "--model", "nowhere"), "model='nowhere'"),
-    (("generate", "x", "--mode", "turbo"), "no weights for model='tiny'"),
-    (("generate", "x", "--guidance", "20"), "1 to 6"),
-    (("generate", "x", "--guidance", "nan"), "guidance=nan"),
-    (("generate", "x", "--negative-prompt", "y"), "mode='base'"),
-    (("generate", "x", "--width", "100"), "in eights"),
-    (("generate", "x", "--width", "1024"), "128x128"),
-    (("generate", "x", "--seed", "-1"), "seed=-1"),
-    (("generate", "x", "--count", "0"), "count=0"),
-    (("generate", "x", "--strength", "0.5"), "give image="),
-    (("generate", "x", "--mask", "none.png"), "no such file"),
-    (("generate", "x", "--image", "none.png"), "no such file"),
-    (("generate", "x", "--sampler", "euler"), "choose one of lcm"),
-    (("generate", "x", "--scheduler", "karras"), "choose one of lcm, trailing"),
-    (("generate", "x", "--timesteps", "5", "10"), "999 down to 0"),
-    (("generate", "x", "--eta", "0.5"), "leave eta out"),
-    (("generate", "x", "--device", "tpu"), "auto, cuda, mps, cpu"),
-    (("generate", "x", "--precision", "int3"), "fp32"),
-    (("plan", "x", "--mode", "base", "--steps", "999"), "1 to 200"),
-]
-
-
-@pytest.mark.parametrize(("words", "says"), BAD, ids=lambda v: " ".join(v) if isinstance(v, tuple) else "")
-def test_mistakes_are_one_line_with_a_way_out(
-    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
-) -> None:
-    code, out, err = run(capsys, *words)
-    assert code in (1, 2)
-    assert out == ""
-    assert says in err
-    assert err.startswith("fewstep: ")
-    assert err.count("\n") == 1
 
 
 def test_unwritable_is_73(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

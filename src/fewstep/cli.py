@@ -4,48 +4,57 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fewstep
-from fewstep.errors import FewstepError, OutputError
+from fewstep.arguments import Parser, number, read, whole
+from fewstep.errors import BackendError, FewstepError, GenerationError
+
+if TYPE_CHECKING:
+    from fewstep.result import Result
 
 # Option of `generate` → how the command line reads it.
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "steps": {"type": int, "help": "how many steps are run, exactly"},
+    "steps": {"type": whole, "help": "how many steps are run, exactly"},
     "mode": {"help": "how steps are saved; `fewstep modes` lists them"},
     "model": {"default": "tiny", "help": 'whose pictures: "tiny", "sdxl", a hub id or a folder'},
+    "prompt-2": {"help": "another prompt for the second text encoder"},
     "negative-prompt": {"default": "", "help": "what to keep away from"},
-    "guidance": {"type": float, "help": "how closely to follow the prompt"},
-    "guidance-rescale": {"type": float, "default": 0.0, "help": "in [0, 1], against overexposure"},
-    "seed": {"type": int, "help": "picture i uses seed + i; drawn where left out"},
-    "count": {"type": int, "default": 1, "help": "pictures per prompt"},
-    "width": {"type": int, "help": "pixels, in eights"},
-    "height": {"type": int, "help": "pixels, in eights"},
+    "long-prompt": {"default": "chunk", "help": "over 77 tokens: chunk, refuse or cut"},
+    "guidance": {"type": number, "help": "how closely to follow the prompt"},
+    "guidance-rescale": {"type": number, "default": 0.0, "help": "in [0, 1], against overexposure"},
+    "seed": {"type": whole, "help": "picture i uses seed + i; drawn where left out"},
+    "count": {"type": whole, "default": 1, "help": "pictures per prompt"},
+    "width": {"type": whole, "help": "pixels, in eights"},
+    "height": {"type": whole, "help": "pixels, in eights"},
     "image": {"help": "picture to start from"},
     "mask": {"help": "white where the picture is to be made anew"},
-    "strength": {"type": float, "help": "noise level to start from, in (0, 1]"},
+    "strength": {"type": number, "help": "noise level to start from, in (0, 1]"},
     "scheduler": {"help": "which noise levels"},
     "sampler": {"help": "which step rule"},
-    "eta": {"type": float, "help": "the sampler's share of fresh noise"},
-    "timesteps": {"type": int, "nargs": "+", "help": "exactly these levels, falling"},
+    "eta": {"type": number, "help": "the sampler's share of fresh noise"},
+    "timesteps": {"type": whole, "nargs": "+", "help": "exactly these levels, falling"},
 }
 _PLACES: dict[str, dict[str, Any]] = {
     "accelerator": {"default": "", "help": "the mode's own weights, where not the usual ones"},
-    "device": {"default": "auto", "help": "auto, cuda, mps or cpu"},
+    "device": {"default": "auto", "help": "auto, cuda, cuda:1, mps or cpu"},
     "precision": {"default": "auto", "help": "auto, fp32, fp16 or bf16"},
+    "offload": {"default": "auto", "help": "auto, none, model or sequential: weights wait in RAM"},
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed, 2 usage, 73 cannot write, 130 interrupted."""
-    parser = _parser()
-    asked = parser.parse_args(argv)
     try:
-        code: int = asked.run(asked)
+        with _warnings_shown():
+            asked = read(*_parser(), sys.argv[1:] if argv is None else argv)
+            code: int = asked.run(asked)
     except FewstepError as error:
         print(f"fewstep: {error}", file=sys.stderr)
         return error.exit_code
@@ -55,10 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fewstep", description="Fast few-step image generation.")
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """What the library has to say goes to stderr, like all words of the command."""
+    log, handler = logging.getLogger("fewstep"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("fewstep: warning: %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def _parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of its commands."""
+    parser = Parser(prog="fewstep", description="Fast few-step image generation.")
     parser.add_argument("--version", action="version", version=f"fewstep {fewstep.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run=partial(_help, parser))
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     generate = _command(commands, "generate", _generate, "make pictures")
     _add_options(generate, _OPTIONS | _PLACES)
@@ -69,26 +92,29 @@ def _parser() -> argparse.ArgumentParser:
     plan = _command(commands, "plan", _plan, "show what would run; loads no weights")
     _add_options(plan, _OPTIONS)
 
-    _command(commands, "modes", _modes, "list the modes")
+    modes = _command(commands, "modes", _modes, "list the modes, and what is wrong with broken ones")
 
-    train = commands.add_parser("train", help="train the bundled model (extra: fewstep[train])")
+    env = _command(commands, "env", _env, "show this machine, where models would run on it, and why")
+
+    for command in (generate, plan, modes, env):
+        command.add_argument("--json", action="store_true", help="print JSON")
+
+    train = _command(commands, "train", _train, "train the bundled model (extra: fewstep[train])")
     train.add_argument("stage", help="data, vae, base, lcm or export, in this order")
     train.add_argument(
         "--work", default="fewstep-train", help="folder for data and state; runs resume from it"
     )
-    train.set_defaults(run=_train)
-    return parser
+    return parser, commands.choices
 
 
-def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    command.add_argument("--json", action="store_true", help="print one JSON object")
+def _command(commands: Any, name: str, run: Any, text: str) -> Parser:
+    command: Parser = commands.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
     return command
 
 
-def _add_options(command: argparse.ArgumentParser, options: dict[str, dict[str, Any]]) -> None:
-    command.add_argument("prompt", nargs="+", help="what to draw; each argument is a prompt of its own")
+def _add_options(command: Parser, options: dict[str, dict[str, Any]]) -> None:
+    command.add_argument("prompt", nargs="*", help="what to draw; each argument is a prompt of its own")
     for name, how in options.items():
         command.add_argument(f"--{name}", **how)
 
@@ -98,10 +124,30 @@ def _given(asked: argparse.Namespace, options: dict[str, dict[str, Any]]) -> dic
     return {name: getattr(asked, name) for name in names}
 
 
+def _help(parser: Parser, asked: argparse.Namespace) -> int:
+    """`fewstep` alone."""
+    parser.print_help()
+    return 0
+
+
 def _generate(asked: argparse.Namespace) -> int:
-    if not asked.overwrite and asked.count == len(asked.prompt) == 1 and Path(asked.output).exists():
-        raise OutputError(f"{asked.output!r} exists: choose another name with -o, or add --overwrite")
-    result = fewstep.generate(asked.prompt, **_given(asked, _OPTIONS | _PLACES))
+    from fewstep import metadata
+
+    pictures = fewstep.plan(asked.prompt, **_given(asked, _OPTIONS)).request.prompts
+    places = range(len(pictures)) if len(pictures) > 1 else ()
+    metadata.targets(asked.output, places, overwrite=asked.overwrite)  # not after the work
+    try:
+        result = fewstep.generate(asked.prompt, **_given(asked, _OPTIONS | _PLACES))
+    except GenerationError as error:
+        if error.survivors is not None:
+            _report(error.survivors, asked)
+        raise
+    _report(result, asked)
+    return 0
+
+
+def _report(result: Result, asked: argparse.Namespace) -> None:
+    """Write the pictures, and say where."""
     paths = result.save(asked.output, overwrite=asked.overwrite)
     for warning in result.warnings:
         print(f"fewstep: warning: {warning}", file=sys.stderr)
@@ -119,12 +165,10 @@ def _generate(asked: argparse.Namespace) -> int:
             f"{len(paths)} in {result.timings['total']:.2f} s, mode {result.plan.request.mode}",
             file=sys.stderr,
         )
-    return 0
 
 
 def _plan(asked: argparse.Namespace) -> int:
-    given = _given(asked, _OPTIONS)
-    plan = fewstep.plan(asked.prompt, given.pop("steps"), given.pop("mode"), **given)
+    plan = fewstep.plan(asked.prompt, **_given(asked, _OPTIONS))
     if asked.json:
         print(json.dumps(plan.to_dict()))
         return 0
@@ -142,17 +186,39 @@ def _plan(asked: argparse.Namespace) -> int:
 def _modes(asked: argparse.Namespace) -> int:
     from fewstep import backends
 
-    recipes = [backends.recipe(name) for name in backends.modes()]
+    listed = [_mode(name) for name in backends.modes()]
     if asked.json:
-        print(json.dumps([asdict(recipe) for recipe in recipes]))
+        print(json.dumps(listed))
         return 0
-    for recipe in recipes:
-        steps, guidance = recipe.steps, recipe.guidance
-        scale = (
-            "" if guidance.kind == "none" else f" {guidance.low:g}-{guidance.high:g} ({guidance.default:g})"
-        )
-        print(f"{recipe.mode:10} {recipe.title}")
-        print(f"{'':10} steps {steps.low}-{steps.high} ({steps.default}), guidance {guidance.kind}{scale}")
+    for mode in listed:
+        print(f"{mode['mode']:10} {mode.get('title', 'broken')}")
+        if "broken" in mode:
+            print(f"{'':10} {mode['broken']}")
+            continue
+        steps = "steps {low}-{high} ({default})".format(**mode["steps"])
+        scale = "" if mode["guidance"]["kind"] == "none" else " {low:g}-{high:g} ({default:g})"
+        print(f"{'':10} {steps}, guidance {mode['guidance']['kind']}{scale.format(**mode['guidance'])}")
+    return 0
+
+
+def _mode(name: str) -> dict[str, Any]:
+    """A mode as plain data, or what is wrong with it."""
+    from fewstep import backends
+
+    try:
+        return backends.recipe(name).to_dict()
+    except BackendError as error:
+        return {"mode": name, "broken": str(error)}
+
+
+def _env(asked: argparse.Namespace) -> int:
+    from fewstep.devices import probe
+    from fewstep.devices.report import as_text, report
+    from fewstep.models.catalog import describe
+    from fewstep.models.need import need_of
+
+    found = report(probe(), {name: need_of(describe(name)) for name in ("tiny", "sdxl")})
+    print(json.dumps(found) if asked.json else as_text(found))
     return 0
 
 

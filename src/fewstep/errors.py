@@ -1,17 +1,27 @@
 """Everything fewstep raises.
 
-    FewstepError                 catch this to catch all
-    ├── RequestError             what was asked cannot be done; also a ValueError
-    ├── ModelError               the model's files
-    │   ├── ModelNotFoundError   they are not here; says what to fetch
-    │   └── CorruptModelError    they are damaged, or not what they should be
-    ├── GenerationError          the picture could not be made
-    └── OutputError              a file could not be written; also an OSError
+    FewstepError                     catch this to catch all
+    ├── RequestError                 what was asked cannot be done; also a ValueError
+    ├── BackendError                 a plug-in is broken, or two offer the same mode
+    ├── ModelError                   the model's files
+    │   ├── ModelNotFoundError       they are not here; says what to fetch
+    │   └── CorruptModelError        they are damaged, or not what they should be
+    ├── GenerationError              pictures could not be made; has `failures` and `survivors`
+    │   └── DeviceMemoryError        memory ran out, and smaller batches and tiles did not help
+    ├── GenerationCancelledError     it was told to stop, and did
+    └── OutputError                  a file could not be written; also an OSError
 
 Each message is one line: what was given, what is allowed, what to type.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fewstep.result import Result
 
 
 class FewstepError(Exception):
@@ -26,6 +36,10 @@ class RequestError(FewstepError, ValueError):
     exit_code = 2
 
 
+class BackendError(FewstepError):
+    """A plug-in of the group `fewstep.backends` cannot be used."""
+
+
 class ModelError(FewstepError):
     """Something is wrong with a model's files."""
 
@@ -38,11 +52,42 @@ class CorruptModelError(ModelError):
     """The model's files are damaged, or are not what they should be."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One picture of a call that could not be made."""
+
+    picture: int  # its place in the call, from 0
+    seed: int
+    stage: str  # UNet or VAE
+    reason: str
+
+
 class GenerationError(FewstepError):
-    """The picture could not be made."""
+    """Pictures could not be made. `survivors` holds those of the same call that could."""
+
+    def __init__(self, message: str, failures: Sequence[Failure] = (), survivors: Result | None = None):
+        super().__init__(message)
+        self.failures: tuple[Failure, ...] = tuple(failures)
+        self.survivors: Result | None = survivors
+
+
+class DeviceMemoryError(GenerationError):
+    """Memory ran out, and smaller batches and tiles did not help."""
+
+
+class GenerationCancelledError(FewstepError):
+    """The call was told to stop. The engine is as it was before it."""
+
+    exit_code = 130
 
 
 class OutputError(FewstepError, OSError):
     """A file could not be written."""
 
     exit_code = 73
+
+
+def told(error: BaseException) -> str:
+    """Another library's error in one line, for use in a message: its kind, and how its own begins."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

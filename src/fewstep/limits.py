@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from fewstep.errors import RequestError
 from fewstep.recipe import Recipe
-from fewstep.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,7 +31,8 @@ def check(request: Request, recipe: Recipe, size: int) -> None:
             f"steps={request.steps} is outside what mode {recipe.mode!r} was made for: "
             f"{low} to {high}; type steps={default}"
         )
-    if not SAMPLERS[request.sampler].tunable and request.eta != SAMPLERS[request.sampler].eta:
+    rule = recipe.sampler(request.sampler)
+    if not rule.tunable and request.eta != rule.eta:
         raise RequestError(f"eta={request.eta:g}: sampler {request.sampler!r} has none; leave eta out")
     if request.timesteps and request.strength < 1:
         raise RequestError("timesteps and strength both choose where to start: leave strength out")
@@ -47,7 +47,7 @@ def _check_choice(what: str, given: str, allowed: tuple[str, ...], mode: str) ->
 
 
 def _check_text(request: Request) -> None:
-    for text in (*request.prompts, request.negative_prompt):
+    for text in (*request.prompts, *request.prompts_2, request.negative_prompt):
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -88,3 +88,21 @@ def _check_size(request: Request, size: int) -> None:
             f"width={width}, height={height}: this model was trained at {size}x{size}; give sides "
             f"from {size // 2} to {2 * size} in eights, of an area up to {int(1.5 * size)}x{int(1.5 * size)}"
         )
+
+
+# Names of places. Whether this machine has them is for `fewstep.devices.place` to say, which needs torch.
+DEVICES = ("auto", "cuda", "mps", "cpu")  # and "cuda:1", one of several
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+OFFLOADS = ("auto", "none", "model", "sequential")  # from the fastest to the one that takes least memory
+
+
+def check_names(device: object, precision: object, offload: object) -> None:
+    """Are these a device, a precision and a way to offload?"""
+    kind, colon, index = str(device).partition(":")
+    plain = not colon or (kind == "cuda" and index.isdecimal())
+    if kind not in DEVICES or not plain:
+        raise RequestError(f"device={device!r}: choose one of {', '.join(DEVICES)}, or a GPU such as cuda:1")
+    if precision not in PRECISIONS:
+        raise RequestError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if offload not in OFFLOADS:
+        raise RequestError(f"offload={offload!r}: choose one of {', '.join(OFFLOADS)}")

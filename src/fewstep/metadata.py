@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,27 @@ _XMP = (
     'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/{kind}"/>'
     "</rdf:RDF></x:xmpmeta>"
 )
+
+
+def targets(path: str | Path, places: Sequence[int], *, overwrite: bool) -> list[Path]:
+    """Where pictures go: to `path`, or with their places, -0, -1, ..., before its ending.
+
+    `OutputError` where they cannot: pictures need not be made to know.
+    """
+    if not isinstance(path, str | Path) or "\0" in str(path):
+        raise OutputError(f"{path!r} is no path: type 'picture.png'")
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        fitting = target.with_suffix(".png") if target.name else target / "picture.png"
+        raise OutputError(f"{str(path)!r}: pictures are saved as PNG; type {str(fitting)!r}")
+    if not os.path.isdir(target.parent):
+        there = f"there is no folder {str(target.parent)!r}; make it, or choose another"
+        raise OutputError(f"{str(path)!r} cannot be written: {there}")
+    paths = [target.with_stem(f"{target.stem}-{place}") for place in places] or [target]
+    taken = [p for p in paths if os.path.lexists(p)] if not overwrite else []
+    if taken:
+        raise OutputError(f"{str(taken[0])!r} exists: choose another name, or overwrite=True (--overwrite)")
+    return paths
 
 
 def write(image: Image.Image, path: Path, facts: dict[str, object], *, edited: bool, overwrite: bool) -> None:
@@ -44,7 +66,7 @@ def write(image: Image.Image, path: Path, facts: dict[str, object], *, edited: b
     except OSError as error:
         raise OutputError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it may never have been
             scratch.unlink()
 
 

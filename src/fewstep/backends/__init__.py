@@ -1,42 +1,53 @@
 """The registry of modes. Built-ins and third parties enter by the same door.
 
-A mode is a `Recipe` behind an entry point of the group `fewstep.backends`; it is imported
-only when it is named.
+A mode is a `Recipe` behind an entry point of the group `fewstep.backends`. It is imported, and
+checked, only when it is named: a broken plug-in harms nobody who does not ask for it. With
+`FEWSTEP_DISABLE_PLUGINS=1` in the environment only the built-in modes are there.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
-from fewstep.errors import RequestError
+from fewstep.backends.faults import faults
+from fewstep.errors import BackendError, RequestError, told
 from fewstep.models import catalog
 from fewstep.models.catalog import Model
 from fewstep.recipe import Recipe
 
 GROUP = "fewstep.backends"
+SWITCH = "FEWSTEP_DISABLE_PLUGINS"
+
+_log = logging.getLogger("fewstep")
 
 
 def modes() -> list[str]:
     """The names of all installed modes; imports none of them."""
-    return sorted({entry.name for entry in entry_points(group=GROUP)})
+    return sorted({entry.name for entry in _offers()})
 
 
 def recipe(mode: str) -> Recipe:
-    """The recipe of a mode; `RequestError` names the modes there are."""
-    found: list[EntryPoint] = [e for e in entry_points(group=GROUP) if e.name == mode]
-    if not found:
-        near = get_close_matches(mode, modes(), n=1)
-        hint = f"; did you mean mode={near[0]!r}?" if near else ""
-        raise RequestError(f"mode={mode!r} is not installed: choose one of {', '.join(modes())}{hint}")
-    loaded = found[0].load()
-    if not isinstance(loaded, Recipe):
-        raise RequestError(f"mode={mode!r}: {found[0].value} is not a fewstep Recipe")
-    return loaded
+    """The recipe of a mode: `RequestError` where there is none, `BackendError` where it is broken."""
+    entry = _entry(mode)
+    try:
+        loaded = entry.load()
+    except (Exception, SystemExit) as error:  # whatever a plug-in does at import
+        raise _broken(entry, f"importing {entry.value} failed with {told(error)}") from error
+    found = faults(loaded)
+    if not found and loaded.mode != mode:
+        found = [f"its recipe calls itself mode={loaded.mode!r}; entry point and recipe must agree"]
+    if found:
+        raise _broken(entry, f"{entry.value}: {'; '.join(found)}")
+    return loaded  # type: ignore[no-any-return]  # a Recipe, or it would have a fault
 
 
-def chosen(model: str, mode: str | None) -> tuple[Model, Recipe]:
+def chosen(model: str | Path, mode: str | None) -> tuple[Model, Recipe]:
     """The model that a name means, and the recipe of the mode (None: the model's own) on it."""
     about = catalog.describe(model)
     rules = recipe(about.default_mode if mode is None else mode).on(about.family)
@@ -44,3 +55,55 @@ def chosen(model: str, mode: str | None) -> tuple[Model, Recipe]:
     if weights is not None and weights.size and not about.local:
         about = replace(about, size=weights.size)
     return about, rules
+
+
+def _offers() -> list[EntryPoint]:
+    """Every entry point of the group; with the switch on, fewstep's own."""
+    return [entry for entry in entry_points(group=GROUP) if _built_in(entry) or not _switched_off()]
+
+
+def _switched_off() -> bool:
+    return os.environ.get(SWITCH, "") not in ("", "0")
+
+
+def _entry(mode: str) -> EntryPoint:
+    """The one entry point of a mode: fewstep's own, or the only one there is."""
+    if not isinstance(mode, str):
+        raise RequestError(f"mode={mode!r}: give a name; choose one of {', '.join(modes())}")
+    offers = [entry for entry in _offers() if entry.name == mode]
+    for own in filter(_built_in, offers):
+        for entry in offers:
+            if entry is not own:
+                _warn_hidden(mode, _package(entry))
+        return own
+    if not offers:
+        near = get_close_matches(mode, modes(), n=1)
+        hint = f"; did you mean mode={near[0]!r}?" if near else ""
+        off = f" ({SWITCH} is set: only fewstep's own are there)" if _switched_off() else ""
+        raise RequestError(f"mode={mode!r} is not installed{off}: choose one of {', '.join(modes())}{hint}")
+    if len(offers) > 1:
+        packages = " and ".join(sorted(map(_package, offers)))
+        raise BackendError(f"mode={mode!r} is offered by {packages}: pip uninstall all of these but one")
+    return offers[0]
+
+
+def _built_in(entry: EntryPoint) -> bool:
+    return entry.dist is not None and entry.dist.name == "fewstep"
+
+
+def _package(entry: EntryPoint) -> str:
+    """Name and version of the package that brought an entry point."""
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "an unknown package"
+
+
+def _broken(entry: EntryPoint, what: str) -> BackendError:
+    others = ", ".join(mode for mode in modes() if mode != entry.name)
+    return BackendError(
+        f"mode={entry.name!r} of package {_package(entry)} is broken: {what}; "
+        f"update or uninstall that package, or choose another mode: {others}"
+    )
+
+
+@cache  # said once a process
+def _warn_hidden(mode: str, package: str) -> None:
+    _log.warning("mode=%r of package %s is not used: the name is fewstep's own", mode, package)

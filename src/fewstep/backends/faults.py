@@ -1,0 +1,118 @@
+"""What is wrong with a recipe as data. Its own schedulers and samplers are run by `fewstep.testing`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from fewstep.errors import told
+from fewstep.recipe import Guidance, Recipe, Steps, Weights
+from fewstep.samplers import SAMPLERS, Sampler
+from fewstep.schedulers import SCHEDULERS
+
+MOST_STEPS, MOST_GUIDANCE = 1000, 100.0  # a `Request` takes no more
+KINDS = ("none", "embedded", "cfg")
+ATTACHMENTS = ("checkpoint", "unet", "adapter")
+PREDICTIONS = ("", "epsilon", "v_prediction", "sample")
+_FIXED = ("mode", "weights", "overrides", "own_schedulers", "own_samplers")  # the same on every model
+_TYPES: dict[str, type] = {
+    "mode": str, "title": str, "schedulers": tuple, "samplers": tuple, "steps": Steps, "guidance": Guidance,
+    "licence": str, "source": str, "weights": Mapping, "prediction": str, "overrides": Mapping,
+    "own_schedulers": Mapping, "own_samplers": Mapping,
+}  # fmt: skip
+
+
+def faults(recipe: object) -> list[str]:
+    """Everything wrong with it, on every model family that it names; [] is sound."""
+    if not isinstance(recipe, Recipe):
+        return [f"{recipe!r} is not a fewstep.Recipe"]
+    try:
+        found = [*_mistyped(recipe)] or [*_senseless(recipe), *_on_families(recipe)]
+    except Exception as error:  # a type deeper inside is not what it should be
+        found = [f"it cannot be read ({told(error)})"]
+    return list(dict.fromkeys(found))
+
+
+def _mistyped(recipe: Recipe) -> Iterator[str]:
+    for name, kind in _TYPES.items():
+        given = getattr(recipe, name)
+        if not isinstance(given, kind):
+            yield f"{name}={given!r} should be a {kind.__name__}"
+
+
+def _senseless(recipe: Recipe) -> Iterator[str]:
+    if not recipe.mode:
+        yield "mode is empty"
+    yield from _unknown("scheduler", recipe.schedulers, {*SCHEDULERS, *recipe.own_schedulers})
+    yield from _unknown("sampler", recipe.samplers, {*SAMPLERS, *recipe.own_samplers})
+    steps = (recipe.steps.low, recipe.steps.default, recipe.steps.high)
+    if not all(type(n) is int for n in steps) or not _rising(1, *steps, MOST_STEPS):
+        yield f"{recipe.steps} should be whole numbers, 1 <= low <= default <= high <= {MOST_STEPS}"
+    yield from _unguided(recipe.guidance)
+    if recipe.prediction not in PREDICTIONS:
+        yield f"prediction={recipe.prediction!r} should be one of {PREDICTIONS}"
+    for family, weights in recipe.weights.items():
+        yield from _misplaced(family, weights)
+    for name, scheduler in recipe.own_schedulers.items():
+        if not callable(scheduler):
+            yield f"own_schedulers[{name!r}] should be a function (steps, strength) -> Schedule"
+    for name, sampler in recipe.own_samplers.items():
+        yield from _unsteppable(name, sampler)
+
+
+def _on_families(recipe: Recipe) -> Iterator[str]:
+    """What is wrong only where a model family changes something."""
+    free = [field.name for field in fields(Recipe) if field.name not in _FIXED]
+    for family, changes in recipe.overrides.items():
+        odd = [name for name in changes if name not in free]
+        if odd:
+            yield f"overrides[{family!r}] changes {odd[0]!r}; it may change {', '.join(free)}"
+            continue
+        there = recipe.on(family)
+        yield from (f"on {family}: {fault}" for fault in [*_mistyped(there)] or _senseless(there))
+
+
+def _unknown(what: str, names: tuple[Any, ...], known: set[str]) -> Iterator[str]:
+    if not names:
+        yield f"{what}s is empty; the first is the default"
+    for name in names:
+        if name not in known:
+            yield f"{what} {name!r} is unknown: it is neither in own_{what}s nor one of {', '.join(known)}"
+
+
+def _unguided(guidance: Guidance) -> Iterator[str]:
+    if guidance.kind not in KINDS:
+        yield f"guidance kind {guidance.kind!r} should be one of {', '.join(KINDS)}"
+    scales = (guidance.low, guidance.default, guidance.high)
+    if guidance.kind == "none" and scales != (1, 1, 1):
+        yield f"guidance of kind 'none' has no scale, but {scales} is given"
+    elif not all(_number(g) for g in scales) or not _rising(1, *scales, MOST_GUIDANCE):
+        yield f"{guidance} should have 1 <= low <= default <= high <= {MOST_GUIDANCE:g}; 1 is off"
+
+
+def _misplaced(family: str, weights: object) -> Iterator[str]:
+    if not isinstance(weights, Weights):
+        yield f"weights[{family!r}]={weights!r} should be a Weights"
+    elif weights.attach not in ATTACHMENTS:
+        yield f"weights[{family!r}] attach {weights.attach!r}; should be one of {', '.join(ATTACHMENTS)}"
+    elif not weights.source or not isinstance(weights.source, str):
+        yield f"weights[{family!r}] need a source: a hub id, or a folder inside the model's"
+
+
+def _unsteppable(name: str, sampler: object) -> Iterator[str]:
+    if not isinstance(sampler, Sampler) or not callable(sampler.steps):
+        yield f"own_samplers[{name!r}]={sampler!r} should be Sampler(steps=a step rule)"
+    elif type(sampler.draws) is not int or sampler.draws < 0:
+        yield f"own_samplers[{name!r}] has draws={sampler.draws!r}; it should count draws of noise per step"
+    elif not _number(sampler.eta) or not 0 <= sampler.eta <= 1:
+        yield f"own_samplers[{name!r}] has eta={sampler.eta!r}; it should be in [0, 1]"
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _rising(*values: float) -> bool:
+    return list(values) == sorted(values)

@@ -1,0 +1,193 @@
+"""An engine that checks as the real one and draws blocks of colour at once. For the tests of apps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Unpack
+
+from PIL import Image
+
+from fewstep import api, backends, request
+from fewstep.cancel import CancelToken, in_thread
+from fewstep.errors import FewstepError
+from fewstep.models import weights
+from fewstep.models.catalog import Model
+from fewstep.progress import Progress, shown
+from fewstep.recipe import Recipe
+from fewstep.request import Job, Options, Plan, Prompts, Request
+from fewstep.result import Result
+
+BLOCKS = 8  # of colour, each way
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeStep:
+    """One finished step of all pictures of a call; nothing of torch is in it."""
+
+    index: int  # from 0
+    steps: int
+    timestep: float  # the level it started from
+    pictures: tuple[Image.Image, ...]
+
+    def preview(self, picture: int = 0) -> Image.Image:
+        """The picture so far: out of grey, and in the last step as it will be."""
+        image = self.pictures[picture]
+        grey = Image.new(image.mode, image.size, "grey")
+        return Image.blend(grey, image, (self.index + 1) / self.steps)
+
+
+class FakeEngine:
+    """Serves a mode of a model as `fewstep.Engine` does, but loads and computes nothing.
+
+    Equal requests give equal pictures, and a picture is the same in any batch. `delay` is the
+    time of a step in seconds; `error` is raised in place of the first one. `requests` lists
+    what was asked.
+    """
+
+    def __init__(
+        self,
+        mode: str | None = "lcm",
+        model: str | Path = "tiny",
+        *,
+        accelerator: str | Path = "",
+        error: BaseException | None = None,
+        delay: float = 0.0,
+    ):
+        about, recipe = backends.chosen(model, mode)
+        weights.choose(about, recipe, accelerator)
+        self.model: Model = about
+        self.recipe: Recipe = recipe
+        self.requests: list[Request] = []
+        self._error, self._delay, self._closed = error, delay, False
+
+    def plan(self, prompt: Prompts, steps: int | None = None, **options: Unpack[Options]) -> Plan:
+        """What `generate` would run."""
+        return self._job(prompt, steps, options).plan
+
+    def generate(
+        self,
+        prompt: Prompts,
+        steps: int | None = None,
+        *,
+        cancel: CancelToken | None = None,
+        progress: Progress = None,
+        **options: Unpack[Options],
+    ) -> Result:
+        """Make up the pictures."""
+        return self.run(self._job(prompt, steps, options), cancel=cancel, progress=progress)
+
+    async def agenerate(
+        self,
+        prompt: Prompts,
+        steps: int | None = None,
+        *,
+        cancel: CancelToken | None = None,
+        progress: Progress = None,
+        **options: Unpack[Options],
+    ) -> Result:
+        """`generate` beside an event loop."""
+        job = self._job(prompt, steps, options)
+        return await in_thread(lambda token: self.run(job, cancel=token, progress=progress), cancel)
+
+    def stream(
+        self,
+        prompt: Prompts,
+        steps: int | None = None,
+        *,
+        cancel: CancelToken | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[FakeStep]:
+        """Yield each step. The request is checked at once."""
+        return self._stepping(self._job(prompt, steps, options), cancel)
+
+    def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
+        """Make up the pictures of a checked job."""
+        started = time.perf_counter()
+        with shown(progress, job.request.steps) as tell:
+            tells: Any = tell  # typed for a `Step`, which a `FakeStep` resembles
+            for step in self._stepping(job, cancel):
+                tells(step)
+        seconds = time.perf_counter() - started
+        return Result(
+            images=step.pictures,
+            plan=job.plan,
+            timings={"steps": seconds, "decode": 0.0, "total": seconds},
+            warnings=job.plan.warnings,
+            model=self.model.source,
+            licence=self.model.licence,
+            device="fake",
+            precision="fp32",
+            edited=job.image is not None,
+        )
+
+    def close(self) -> None:
+        """Refuse all later calls."""
+        self._closed = True
+
+    def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _job(self, prompt: Prompts, steps: int | None, options: Options) -> Job:
+        return request.resolve(self.model, self.recipe, prompt, steps, options)
+
+    def _stepping(self, job: Job, cancel: CancelToken | None) -> Iterator[FakeStep]:
+        if self._closed:
+            raise FewstepError("this engine is closed: load another with fewstep.load()")
+        self.requests.append(job.request)
+        return _steps(job, CancelToken() if cancel is None else cancel, self._delay, self._error)
+
+
+@contextmanager
+def fake(*, error: BaseException | None = None, delay: float = 0.0) -> Iterator[FakeEngine]:
+    """Inside, `fewstep.generate`, `agenerate` and `load` use fakes; `requests` of the one given lists all."""
+    engine = FakeEngine(error=error, delay=delay)
+
+    def load(model: str, mode: str | None, accelerator: str, *place: str) -> FakeEngine:
+        loaded = FakeEngine(mode, model, accelerator=accelerator, error=error, delay=delay)
+        loaded.requests = engine.requests
+        return loaded
+
+    doors: Any = api  # the door is typed for real engines
+    real, doors._load_engine = doors._load_engine, load
+    doors._resident.clear()
+    try:
+        yield engine
+    finally:
+        doors._load_engine = real
+        doors._resident.clear()
+
+
+def _steps(job: Job, token: CancelToken, delay: float, error: BaseException | None) -> Iterator[FakeStep]:
+    """The loop, stoppable where the real one is."""
+    pictures = tuple(_picture(job, index) for index in range(len(job.request.seeds)))
+    for index, timestep in enumerate(job.plan.schedule.timesteps):
+        token.check()
+        time.sleep(delay)
+        if error is not None:
+            raise error
+        yield FakeStep(index=index, steps=job.request.steps, timestep=timestep, pictures=pictures)
+    token.check()
+
+
+def _picture(job: Job, index: int) -> Image.Image:
+    """Colours from a hash of all that was asked for this picture; outside a mask, what was given."""
+    asked = json.dumps(job.plan.only([index]).to_dict(), sort_keys=True).encode()
+    given = b"" if job.image is None else job.image.tobytes()
+    colours = hashlib.shake_256(asked + given).digest(3 * BLOCKS * BLOCKS)
+    size = (job.request.width, job.request.height)
+    made = Image.frombytes("RGB", (BLOCKS, BLOCKS), colours).resize(size, Image.Resampling.NEAREST)
+    if job.image is None or job.mask is None:
+        return made
+    return Image.composite(made, job.image.convert("RGB"), job.mask.convert("L"))
