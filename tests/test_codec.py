@@ -8,16 +8,18 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from fewstep import codec as rooms
 from fewstep.codec import Codec, pixels_of
-from fewstep.devices import Placement, Probe, place
-from fewstep.errors import GenerationError
+from fewstep.devices import Placement, place
+from fewstep.models import catalog
 
-CPU = Probe(cuda=False, cuda_bf16=False, mps=False, cpu_bf16=False)
+from .devices.machines import SDXL, TINY, machine
+
 MEAN, STD = [0.5, -1.0, 0.0, 2.0], [2.0, 0.5, 1.0, 3.0]
 
 
 def placement(*, channels_last: bool) -> Placement:
-    return place(CPU, small=not channels_last)
+    return place(machine(), SDXL if channels_last else TINY)
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +47,16 @@ def tiny() -> Any:
 
 @pytest.fixture
 def latents() -> torch.Tensor:
-    return torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(1))
+    return torch.randn(1, 4, 8, 6, generator=torch.Generator().manual_seed(1))
 
 
 def test_decoding_undoes_the_scaling(full: Any, latents: torch.Tensor) -> None:
     mean, std = (torch.tensor(v).view(1, 4, 1, 1) for v in (MEAN, STD))
     with torch.no_grad():
-        wanted = pixels_of(full.decode(latents * std / 0.5 + mean).sample)
+        wanted = pixels_of(full.decode(latents * std / 0.5 + mean).sample)[0]
     made = Codec(full, placement(channels_last=False)).decode(latents)
     assert made.dtype == torch.uint8
-    assert made.shape == (2, 64, 48, 3)
+    assert made.shape == (64, 48, 3)
     assert (made.int() - wanted.int()).abs().max() <= 1
 
 
@@ -65,7 +67,7 @@ def test_encoding_is_the_inverse_scaling(full: Any) -> None:
     with torch.no_grad():
         posterior = full.encode(picture).latent_dist
     wanted = (posterior.mean + posterior.std * noise - mean) * 0.5 / std
-    torch.testing.assert_close(Codec(full, placement(channels_last=False)).encode(picture, [noise]), wanted)
+    torch.testing.assert_close(Codec(full, placement(channels_last=False)).encode(picture, noise), wanted)
 
 
 @pytest.mark.parametrize("kind", ["full", "tiny"])
@@ -80,25 +82,43 @@ def test_the_layout_changes_no_picture(
 def test_a_tiny_autoencoder_serves_both_ways(tiny: Any, latents: torch.Tensor) -> None:
     codec = Codec(tiny, placement(channels_last=False))
     with torch.no_grad():
-        wanted = pixels_of(tiny.decode(latents).sample)
+        wanted = pixels_of(tiny.decode(latents).sample)[0]
     assert (codec.decode(latents).int() - wanted.int()).abs().max() <= 1
     picture = torch.zeros(1, 3, 64, 48)
     with torch.no_grad():
         known = tiny.encode(picture).latents
-    torch.testing.assert_close(codec.encode(picture, [torch.ones(1, 4, 8, 6)]), known)
+    torch.testing.assert_close(codec.encode(picture, torch.ones(1, 4, 8, 6)), known)
 
 
-def test_a_batch_is_its_singles(full: Any, latents: torch.Tensor) -> None:
-    codec = Codec(full, placement(channels_last=False))
-    singles = torch.cat([codec.decode(one) for one in latents.split(1)])
-    assert torch.equal(codec.decode(latents), singles)
-
-
-def test_pictures_that_are_not_numbers_are_named(full: Any, latents: torch.Tensor) -> None:
+def test_pictures_that_are_not_numbers_are_refused(full: Any, latents: torch.Tensor) -> None:
     broken = latents.clone()
-    broken[1, 0, 0, 0] = torch.nan
-    with pytest.raises(GenerationError, match="picture 1"):
+    broken[0, 0, 0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
         Codec(full, placement(channels_last=False)).decode(broken)
+
+
+def test_a_small_vae_previews_by_decoding(full: Any, latents: torch.Tensor) -> None:
+    codec = Codec(full, placement(channels_last=False))
+    assert torch.equal(codec.preview(latents), codec.decode(latents))
+
+
+def test_a_large_vae_previews_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled VAE as if it were large: its linear map finds the colours of flat pictures."""
+    monkeypatch.setattr(rooms, "CHEAP", 0)
+    codec = Codec(AutoencoderKL.from_pretrained(catalog.TINY / "vae").eval(), placement(channels_last=False))
+    for colour in ([1.0, -1.0, -1.0], [-0.5, 0.5, 0.0], [1.0, 1.0, 1.0]):
+        picture = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 64, 48)
+        seen = codec.preview(codec.encode(picture, torch.zeros(1, 4, 8, 6)))
+        assert seen.shape == (64, 48, 3)
+        assert (seen.float().mean(dim=(0, 1)) - (torch.tensor(colour) + 1) * 127.5).abs().max() < 48  # of 255
+
+
+def test_tiles_share_the_weights(full: Any) -> None:
+    tiled = rooms.tiled(full)
+    assert tiled.use_tiling
+    assert not full.use_tiling
+    assert tiled.decoder is full.decoder
+    assert tiled.tile_latent_min_size * 8 == tiled.tile_sample_min_size
 
 
 def test_rounding_and_clipping() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep import Engine, RequestError
 from fewstep.codec import Codec
-from fewstep.engine import draw, masked
+from fewstep.loop import draw, masked
 from fewstep.picture import as_tensor
 from fewstep.samplers import SAMPLERS
 
@@ -100,7 +100,7 @@ def test_a_grey_mask_mixes(engine: Load, noise: Image.Image) -> None:
 def known_latents(engine: Engine, image: Image.Image, seed: int, draws: int) -> tuple[Tensor, list[Tensor]]:
     """The picture's latents, and the noise that its call takes after them."""
     posterior, *noise = draw([seed], (1, 4, SIDE // 8, SIDE // 8), 2 + draws, False)
-    return Codec(engine.parts.vae, engine.placement).encode(as_tensor(image), [posterior]), noise
+    return Codec(engine.parts.vae, engine.placement).encode(as_tensor(image), posterior), noise
 
 
 def expected_noise(steps: int, sigmas: tuple[float, ...], noise: list[Tensor], eta: float) -> list[Tensor]:

@@ -140,7 +140,7 @@ def test_only_png(name: str, single: Result, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_missing_directory(single: Result, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"nowhere/fox\.png' cannot be written: No such file"):
+    with pytest.raises(OutputError, match=r"nowhere/fox\.png' cannot be written: there is no folder"):
         single.save(tmp_path / "nowhere" / "fox.png")
     assert names(tmp_path) == []
 

@@ -49,10 +49,8 @@ def unet(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Ten
 
 def denoiser(prediction: str, device: str = "cpu") -> Denoiser:
     batch = SHAPE[0]
-    widths = ((batch, 77, 8), (batch, 8), (batch, 6))
-    return Denoiser(
-        unet, Conditioning(*(torch.zeros(w, device=device) for w in widths)), prediction=prediction
-    )
+    tokens, pooled, sizes = (torch.zeros(batch, *rest, device=device) for rest in ((77, 8), (8,), (6,)))
+    return Denoiser(unet, Conditioning(tokens, pooled, sizes), prediction=prediction)
 
 
 def draws() -> Iterator[Tensor]:

@@ -12,17 +12,24 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fewstep.api import generate, load, plan
-    from fewstep.engine import Engine, Step
+    from fewstep.api import agenerate, generate, load, plan
+    from fewstep.cancel import CancelToken
+    from fewstep.engine import Engine
     from fewstep.errors import (
+        BackendError,
         CorruptModelError,
+        DeviceMemoryError,
+        Failure,
         FewstepError,
+        GenerationCancelledError,
         GenerationError,
         ModelError,
         ModelNotFoundError,
         OutputError,
         RequestError,
     )
+    from fewstep.loop import Step
+    from fewstep.prompts import Embedding
     from fewstep.recipe import Guidance, Recipe, Steps, Weights
     from fewstep.request import Plan, Request
     from fewstep.result import Result
@@ -31,12 +38,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "fewstep.api": ("generate", "load", "plan"),
-    "fewstep.engine": ("Engine", "Step"),
+    "fewstep.api": ("agenerate", "generate", "load", "plan"),
+    "fewstep.cancel": ("CancelToken",),
+    "fewstep.engine": ("Engine",),
     "fewstep.errors": (
-        "CorruptModelError", "FewstepError", "GenerationError", "ModelError", "ModelNotFoundError",
-        "OutputError", "RequestError",
+        "BackendError", "CorruptModelError", "DeviceMemoryError", "Failure", "FewstepError",
+        "GenerationCancelledError", "GenerationError", "ModelError", "ModelNotFoundError", "OutputError",
+        "RequestError",
     ),
+    "fewstep.loop": ("Step",),
+    "fewstep.prompts": ("Embedding",),
     "fewstep.recipe": ("Guidance", "Recipe", "Steps", "Weights"),
     "fewstep.request": ("Plan", "Request"),
     "fewstep.result": ("Result",),
@@ -45,9 +56,15 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "BackendError",
+    "CancelToken",
     "CorruptModelError",
+    "DeviceMemoryError",
+    "Embedding",
     "Engine",
+    "Failure",
     "FewstepError",
+    "GenerationCancelledError",
     "GenerationError",
     "Guidance",
     "ModelError",
@@ -62,6 +79,7 @@ __all__ = [
     "Step",
     "Steps",
     "Weights",
+    "agenerate",
     "generate",
     "load",
     "plan",

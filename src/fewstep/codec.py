@@ -2,56 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.devices import Placement
-from fewstep.errors import GenerationError
+from fewstep.errors import DeviceMemoryError
+from fewstep.runtimes.memory import ADVICE, Say, ran_out, release
+
+CHEAP = 5_000_000  # parameters: decoding by such a VAE costs less than a step
+
+
+def _ignore(sentence: str) -> None:
+    """For what is not told to anybody."""
 
 
 class Codec:
-    """A VAE with its scaling: latents here are what the UNet sees, fp32, (B, 4, H/8, W/8)."""
+    """A VAE with its scaling: latents here are what the UNet sees, fp32, (B, 4, H/8, W/8).
 
-    def __init__(self, vae: Any, placement: Placement):
+    One picture at a time, which bounds memory. `lock` is held while the network runs.
+    """
+
+    def __init__(self, vae: Any, placement: Placement, lock: AbstractContextManager[Any] | None = None):
         self._vae, self._placement = vae, placement
-        config = vae.config
+        self._lock = threading.RLock() if lock is None else lock
+        config, device = vae.config, placement.device
         self._scale = float(config.scaling_factor)
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        device = placement.device
-        self._mean = torch.tensor(mean or [0.0] * 4, device=device).view(1, 4, 1, 1)
-        self._std = torch.tensor(std or [1.0] * 4, device=device).view(1, 4, 1, 1)
+        self._mean = torch.tensor(config.get("latents_mean") or [0.0] * 4, device=device).view(1, 4, 1, 1)
+        self._std = torch.tensor(config.get("latents_std") or [1.0] * 4, device=device).view(1, 4, 1, 1)
+        self._cheap = sum(weight.numel() for weight in vae.parameters()) < CHEAP
+        self._colours: Tensor | None = None
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents → uint8 pictures (B, H, W, 3) on the CPU; one at a time, which bounds memory.
+    def decode(self, latents: Tensor, say: Say = _ignore) -> Tensor:
+        """Latents (1, 4, h, w) → uint8 picture (H, W, 3) on the CPU.
 
-        `GenerationError` names the first picture that came out as not finite.
+        Where memory runs out it is decoded by tiles; where a number is not finite, once more in
+        fp32. `say` is told. `FloatingPointError` where that does not help either.
         """
-        pictures = []
-        for index, one in enumerate(latents.split(1)):
-            decoded = self._decode(one)
-            if not bool(decoded.isfinite().all()):
-                raise GenerationError(
-                    f"picture {index}: the VAE gave numbers that are not finite; try precision='fp32'"
-                )
-            pictures.append(pixels_of(decoded).cpu())
-        return torch.cat(pictures)
+        with self._lock:
+            decoded = self._sparing(self._vae, lambda vae: self._decode(vae, latents), say)
+            if not finite(decoded) and self._placement.vae_dtype != torch.float32:
+                # SDXL's own VAE overflows in fp16, on some pictures.
+                say("the VAE gave numbers that are not finite, and decoded once more in fp32")
+                decoded = self._sparing(self._in_fp32(), lambda vae: self._decode(vae, latents), say)
+        if not finite(decoded):
+            raise FloatingPointError("the VAE gave numbers that are not finite")
+        return pixels_of(decoded)[0].cpu()
 
     @torch.no_grad()
-    def encode(self, pictures: Tensor, noise: Sequence[Tensor]) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] → latents; `noise[i]` (1, 4, h, w) picks the sample."""
-        return torch.cat([self._encode(p, n) for p, n in zip(pictures.split(1), noise, strict=True)])
+    def encode(self, picture: Tensor, noise: Tensor, say: Say = _ignore) -> Tensor:
+        """Picture (1, 3, H, W) in [-1, 1] → latents; `noise` (1, 4, h, w) picks the sample."""
+        with self._lock:
+            return self._sparing(self._vae, lambda vae: self._encode(vae, picture, noise), say)
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        raw = self._cast(latents * self._std / self._scale + self._mean)
-        pixels: Tensor = self._vae.decode(raw, return_dict=False)[0].float()
+    @torch.no_grad()
+    def preview(self, latents: Tensor) -> Tensor:
+        """Latents (1, 4, h, w) → uint8 picture (H, W, 3): what a small VAE gives, else colours only.
+
+        The colours are a linear map of the latents, fitted to this VAE by flat pictures.
+        """
+        if self._cheap:
+            return self.decode(latents)
+        with self._lock:
+            if self._colours is None:
+                self._colours = self._fitted()
+        rows = latents.movedim(1, -1)
+        small = (rows @ self._colours[:4] + self._colours[4]).movedim(-1, 1)
+        large = F.interpolate(small.clamp(-1, 1), scale_factor=8, mode="bilinear")
+        return pixels_of(large)[0].cpu()
+
+    def _sparing(self, vae: Any, run: Callable[[Any], Tensor], say: Say) -> Tensor:
+        """Run on the VAE; where memory runs out, once more by tiles."""
+        if not self._placement.tiling:
+            try:
+                return run(vae)
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+            release()
+            say("memory ran out: the VAE worked in tiles")
+        try:
+            return run(tiled(vae))
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            raise DeviceMemoryError(
+                f"memory ran out in the VAE, though it worked in tiles: {ADVICE}"
+            ) from error
+
+    def _decode(self, vae: Any, latents: Tensor) -> Tensor:
+        raw = self._cast(latents * self._std / self._scale + self._mean, vae)
+        pixels: Tensor = vae.decode(raw, return_dict=False)[0].float()
         return pixels
 
-    def _encode(self, picture: Tensor, noise: Tensor) -> Tensor:
-        encoded = self._vae.encode(self._cast(picture))
+    def _encode(self, vae: Any, picture: Tensor, noise: Tensor) -> Tensor:
+        encoded = vae.encode(self._cast(picture, vae))
         if hasattr(encoded, "latents"):  # AutoencoderTiny has no posterior
             raw: Tensor = encoded.latents.float()
         else:
@@ -59,9 +111,41 @@ class Codec:
             raw = posterior.mean.float() + posterior.std.float() * noise.to(self._placement.device)
         return (raw - self._mean) * self._scale / self._std
 
-    def _cast(self, x: Tensor) -> Tensor:
+    def _cast(self, x: Tensor, vae: Any) -> Tensor:
         place = self._placement
-        return x.to(place.device, place.dtype).contiguous(memory_format=place.memory_format)
+        return x.to(place.device, vae.dtype).contiguous(memory_format=place.memory_format)
+
+    def _in_fp32(self) -> Any:
+        """A copy of the VAE in fp32; the VAE itself is shared by calls and stays as it is."""
+        precise = type(self._vae).from_config(self._vae.config)
+        precise.load_state_dict(self._vae.state_dict())
+        return precise.eval().to(self._placement.device, memory_format=self._placement.memory_format)
+
+    def _fitted(self) -> Tensor:
+        """The linear map from latents to colours, (5, 3): 27 flat pictures, least squares."""
+        levels = torch.linspace(-1, 1, 3)
+        flat = torch.cartesian_prod(levels, levels, levels)
+        noise = torch.zeros(1, 4, 8, 8)
+        seen = [
+            self._encode(self._vae, colour.view(1, 3, 1, 1).expand(1, 3, 64, 64), noise).mean(dim=(2, 3))
+            for colour in flat
+        ]
+        latents = torch.cat(seen).cpu()
+        fitted: Tensor = torch.linalg.lstsq(torch.cat([latents, torch.ones(27, 1)], dim=1), flat).solution
+        return fitted.to(self._placement.device)
+
+
+def tiled(vae: Any) -> Any:
+    """The same networks, worked in tiles of about half the side that the VAE was trained at."""
+    twin = copy.copy(vae)  # shares every weight; only the three settings are its own
+    side = max(64, vae.config.get("sample_size", 512) // 2 // 32 * 32)  # overlaps are quarters of 8 pixels
+    twin.use_tiling, twin.tile_sample_min_size, twin.tile_latent_min_size = True, side, side // 8
+    return twin
+
+
+def finite(x: Tensor) -> bool:
+    """Is every element a number?"""
+    return bool(x.isfinite().all())
 
 
 def pixels_of(pictures: Tensor) -> Tensor:

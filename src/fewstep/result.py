@@ -13,7 +13,6 @@ from typing import overload
 from PIL import Image
 
 from fewstep import metadata
-from fewstep.errors import OutputError
 from fewstep.request import Plan
 
 
@@ -30,6 +29,7 @@ class Result(Sequence[Image.Image]):
     device: str
     precision: str
     edited: bool = False  # made from a given picture
+    places: tuple[int, ...] = ()  # of these pictures in their call, where others of it failed
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -66,19 +66,12 @@ class Result(Sequence[Image.Image]):
     def save(self, path: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write the pictures as PNG; returns the paths.
 
-        One picture goes to `path`, several to `path` with -0, -1, ... before its ending. How
-        each was made is written into it. A file appears whole or not at all; one that
+        One picture goes to `path`, those of a call of several to `path` with their place, -0, -1, ...,
+        before its ending. How each was made is written into it. A file appears whole or not at all; one that
         exists stays, with `OutputError`, unless `overwrite`.
         """
-        target = Path(path)
-        if target.suffix.lower() != ".png":
-            fitting = target.with_suffix(".png") if target.name else target / "picture.png"
-            raise OutputError(f"{str(path)!r}: pictures are saved as PNG; type {str(fitting)!r}")
-        many = len(self) > 1
-        paths = [target.with_stem(f"{target.stem}-{i}") if many else target for i in range(len(self))]
-        taken = [p for p in paths if p.exists()] if not overwrite else []
-        if taken:
-            raise OutputError(f"{str(taken[0])!r} exists: choose another name, or overwrite=True")
+        places = self.places or (range(len(self)) if len(self) > 1 else ())
+        paths = metadata.targets(path, places, overwrite=overwrite)
         for index, each in enumerate(paths):
             metadata.write(
                 self.images[index], each, self.facts(index), edited=self.edited, overwrite=overwrite

@@ -69,7 +69,7 @@ def reference(folder: Path, mode: str, steps: int, guidance: float) -> Pixels:
 
 def ours(folder: Path, mode: str, steps: int, guidance: float, prompt: str = PROMPT) -> tuple[Pixels, Pixels]:
     """fewstep's: before rounding to whole pixels, and the picture itself."""
-    accelerator = "unet_lcm" if mode == "lcm" else ""
+    accelerator = folder / "unet_lcm" if mode == "lcm" else ""
     with fewstep.load(folder, mode, accelerator=accelerator, device="cpu", precision="fp32") as engine:
         *_, last = engine.stream(prompt, steps, guidance=guidance, seed=SEED)
         latents = last.latents * torch.tensor(STD).view(1, 4, 1, 1) + torch.tensor(MEAN).view(1, 4, 1, 1)

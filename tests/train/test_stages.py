@@ -77,7 +77,7 @@ def _check_records(work: Path) -> None:
 def _check_export(folder: Path, work: Path) -> None:
     verify(folder)
     assert not [p for p in folder.rglob("*.json") if str(work) in p.read_text()]
-    for mode, accelerator in (("base", ""), ("lcm", "unet_lcm")):
+    for mode, accelerator in (("base", ""), ("lcm", folder / "unet_lcm")):
         with fewstep.load(folder, mode, accelerator=accelerator, device="cpu", precision="fp32") as engine:
             assert engine.generate("a red heart", 1, seed=0)[0].size == (128, 128)
 

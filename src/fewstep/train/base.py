@@ -86,13 +86,15 @@ class BaseTask:
     """Denoise the latents of captioned pictures at random levels."""
 
     def __init__(self, latents: Latents, tokenizer: Any, batch: int, *, compiled: bool = False):
-        self.latents, self.batch = latents, batch
-        self.unet, self.text = build_unet(), build_text(tokenizer)
+        self.latents: Latents = latents
+        self.batch: int = batch
+        self.unet: UNet2DConditionModel = build_unet()
+        self.text: TextEncoder = build_text(tokenizer)
         first, second = self.text.encoders
         self.modules: dict[str, nn.Module] = {
             "unet": self.unet, "text_encoder": first, "text_encoder_2": second
         }  # fmt: skip
-        self.averages = copy.deepcopy(self.modules)
+        self.averages: dict[str, nn.Module] = copy.deepcopy(self.modules)
         self._call = eager_unet(torch.compile(self.unet) if compiled else self.unet)
 
     def loss(self, draw: Draw) -> Tensor:

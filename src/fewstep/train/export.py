@@ -16,7 +16,7 @@ from fewstep.train.base import PREDICTION
 from fewstep.train.data import sha256
 
 # trailing: with few steps the first one must see pure noise (arXiv:2305.08891).
-SCHEDULER = {
+SCHEDULER: dict[str, object] = {
     "_class_name": "EulerDiscreteScheduler",
     "num_train_timesteps": TRAIN_STEPS,
     "beta_schedule": "scaled_linear",
@@ -25,7 +25,7 @@ SCHEDULER = {
     "prediction_type": PREDICTION,
     "timestep_spacing": "trailing",
 }
-INDEX = {
+INDEX: dict[str, object] = {
     "_class_name": "StableDiffusionXLPipeline",
     "force_zeros_for_empty_prompt": False,
     "add_watermarker": False,

@@ -72,11 +72,13 @@ class LcmTask:
     """Distil `teacher` on the latents it was trained on."""
 
     def __init__(self, latents: Latents, teacher: UNet2DConditionModel, text: TextEncoder, batch: int):
-        self.latents, self.text, self.batch = latents, text, batch
+        self.latents: Latents = latents
+        self.text: TextEncoder = text
+        self.batch: int = batch
         self._teacher = eager_unet(teacher.requires_grad_(False))
         student = student_of(teacher)
         self.modules: dict[str, nn.Module] = {"unet": student}
-        self.averages = copy.deepcopy(self.modules)
+        self.averages: dict[str, nn.Module] = copy.deepcopy(self.modules)
         self._student, self._target = eager_unet(student), eager_unet(self.averages["unet"])
 
     def loss(self, draw: Draw) -> Tensor:

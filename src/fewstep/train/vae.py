@@ -49,10 +49,11 @@ class VaeTask:
     """Reconstruct random crops of placed sprites."""
 
     def __init__(self, sprites: Tensor, batch: int):
-        self.sprites, self.batch = sprites, batch
-        self.vae = build()
+        self.sprites: Tensor = sprites
+        self.batch: int = batch
+        self.vae: AutoencoderKL = build()
         self.modules: dict[str, nn.Module] = {"vae": self.vae}
-        self.averages = copy.deepcopy(self.modules)
+        self.averages: dict[str, nn.Module] = copy.deepcopy(self.modules)
 
     def loss(self, draw: Draw) -> Tensor:
         index = torch.randint(len(self.sprites), (self.batch,), generator=draw.torch)

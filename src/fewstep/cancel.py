@@ -1,0 +1,51 @@
+"""Stopping calls that run: from another thread, and from asyncio."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from fewstep.errors import GenerationCancelledError
+
+T = TypeVar("T")
+
+
+class CancelToken:
+    """Stops every call that it was given to, at that call's next step. Safe from any thread.
+
+    One made from others, `CancelToken(a, b)`, is cancelled when any of them is.
+    """
+
+    def __init__(self, *parents: CancelToken):
+        self._event, self._parents = threading.Event(), parents
+
+    def cancel(self) -> None:
+        """Stop the calls; calls that get this token later do not start."""
+        self._event.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._event.is_set() or any(parent.cancelled for parent in self._parents)
+
+    def check(self) -> None:
+        """Raise `GenerationCancelledError` where cancelled."""
+        if self.cancelled:
+            raise GenerationCancelledError(
+                "cancelled by its CancelToken; the engine is as before: give a new token to draw again"
+            )
+
+
+async def in_thread(call: Callable[[CancelToken], T], token: CancelToken | None) -> T:
+    """Run `call` in a thread. Cancelling the task stops it at its next step, and waits for that."""
+    import asyncio
+
+    own = CancelToken(*([] if token is None else [token]))
+    work = asyncio.ensure_future(asyncio.to_thread(call, own))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        own.cancel()
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # it has been told
+        await asyncio.wait([work])
+        raise

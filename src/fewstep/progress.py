@@ -1,0 +1,45 @@
+"""Progress of a call: a bar on stderr where somebody looks, or the caller's own function."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from fewstep.loop import Step
+
+Progress: TypeAlias = "bool | Callable[[Step], object] | None"
+
+PATIENCE = 0.5  # seconds: quicker calls show no bar
+
+
+@contextmanager
+def shown(progress: Progress, steps: int) -> Iterator[Callable[[Step], object]]:
+    """What to call after each step. None is a bar at a terminal and in a notebook, and nothing elsewhere."""
+    if callable(progress):
+        yield progress
+    elif progress is False or (progress is None and not (_notebook() or _terminal())):
+        yield lambda _: None
+    else:
+        with _bar(steps) as bar:
+            yield lambda _: bar.update()
+
+
+def _bar(steps: int) -> Any:
+    if find_spec("ipywidgets") is not None:
+        from tqdm.auto import tqdm  # a widget in a notebook
+    else:
+        from tqdm import tqdm  # there, tqdm.auto would warn that it has no widgets
+    return tqdm(total=steps, desc="fewstep", unit="step", leave=False, delay=PATIENCE, file=sys.stderr)
+
+
+def _notebook() -> bool:
+    shell = sys.modules.get("IPython")
+    return shell is not None and "IPKernelApp" in getattr(shell.get_ipython(), "config", {})
+
+
+def _terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()

@@ -1,0 +1,193 @@
+"""An engine in an app: many threads, many calls, and a process that forks."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fewstep import Engine
+
+THREADS, EACH, RUNS = 8, 25, 500
+Load = Callable[..., Engine]
+
+
+def order(number: int, image: Image.Image) -> dict[str, Any]:
+    """One of many different requests."""
+    rng = random.Random(number)
+    options: dict[str, Any] = {"prompt": f"fox {number}", "steps": rng.choice((1, 2)), "seed": number}
+    match rng.randrange(4):
+        case 1:
+            options |= {"image": image, "strength": 0.5}
+        case 2:
+            options |= {"image": image, "mask": image.convert("L"), "strength": 0.9}
+        case 3:
+            options |= {"width": 64, "height": 48}
+    return options
+
+
+def test_eight_threads_draw_what_one_draws(engine: Load, drawing: Image.Image) -> None:
+    """8 threads x 25 pictures on one engine, and the same 200 one after the other."""
+    loaded = engine("turbo")
+    barrier = threading.Barrier(THREADS)
+
+    def work(thread: int) -> list[bytes]:
+        barrier.wait()
+        numbers = range(thread * EACH, (thread + 1) * EACH)
+        return [loaded.generate(**order(number, drawing))[0].tobytes() for number in numbers]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        together = [picture for pictures in pool.map(work, range(THREADS)) for picture in pictures]
+    alone = [loaded.generate(**order(n, drawing))[0].tobytes() for n in range(THREADS * EACH)]
+    assert together == alone
+    assert len(set(alone)) == THREADS * EACH
+
+
+def test_streams_and_calls_in_threads(engine: Load) -> None:
+    loaded = engine("lcm")
+    expected = loaded.generate("an owl", 3, seed=5)[0].tobytes()
+
+    def streamed() -> bytes:
+        *_, last = loaded.stream("an owl", 3, seed=5)
+        return last.codec.decode(last.latents).numpy().tobytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        work = [pool.submit(streamed) for _ in range(4)]
+        calls = [pool.submit(lambda: loaded.generate("an owl", 3, seed=5)[0].tobytes()) for _ in range(4)]
+        assert {done.result() for done in work + calls} == {expected}
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux' /proc")
+def test_nothing_leaks(engine: Load) -> None:
+    """500 runs: memory, descriptors and threads stay as they were after the first 100."""
+    loaded = engine("turbo")
+
+    def look() -> tuple[int, int, int]:
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages, len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    for run in range(RUNS):
+        result = loaded.generate(f"fox {run % 300}", 1, seed=run, width=64, height=64)
+        assert len(result) == 1
+        if run == 99:
+            before = look()
+    after = look()
+    assert after[0] < 1.05 * before[0]
+    assert after[1:] == before[1:]
+
+
+FORK = """
+import os, sys, fewstep
+fewstep.generate("a fox", 1, seed=1)
+child = os.fork()
+if child == 0:
+    try:
+        fewstep.generate("a fox", 1, seed=1)
+    except fewstep.FewstepError as error:
+        os._exit(0 if "before a fork" in str(error) and "spawn" in str(error) else 1)
+    os._exit(2)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_is_said() -> None:
+    """Without, torch's thread pool hangs in the child."""
+    assert subprocess.run([sys.executable, "-c", FORK], timeout=120).returncode == 0
+
+
+SPAWN = """
+import multiprocessing, fewstep
+
+def draw(seed):
+    return fewstep.generate("a fox", 1, seed=seed)[0].tobytes()
+
+if __name__ == "__main__":
+    mine = draw(3)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(draw, (3,)) == mine
+"""
+
+
+def test_spawned_children_draw_the_same(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(SPAWN)
+    assert subprocess.run([sys.executable, tmp_path / "app.py"], timeout=240).returncode == 0
+
+
+GLOBALS = """
+import gc, locale, logging, os, random, signal, socket, sys, threading, warnings
+import numpy, torch
+from PIL import Image, ImageFile
+
+loaded = set(sys.modules)
+
+def look():
+    root = logging.getLogger()
+    return {
+        "root logger": (root.level, list(root.handlers), list(root.filters), root.disabled),
+        "warning filters": list(warnings.filters),
+        "torch dtype": torch.get_default_dtype(),
+        "torch seed": (torch.initial_seed(), torch.get_rng_state().tolist()),
+        "torch threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "torch determinism": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark,
+                              torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()),
+        "gradients": torch.is_grad_enabled(),
+        "Pillow": (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES),
+        "environment": dict(os.environ),
+        "signals": [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+        "folder": os.getcwd(),
+        "random state": (random.getstate(), numpy.random.get_state()[1].tolist()),
+        "hooks": (sys.excepthook, sys.displayhook, threading.excepthook, sys.stdout, sys.stderr),
+        "path": (list(sys.path), list(sys.meta_path), sys.getrecursionlimit()),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "sockets": socket.getdefaulttimeout(),
+        "garbage collector": gc.get_threshold(),
+    }
+
+def equal(before, after, when):
+    for name in before:
+        assert after[name] == before[name], (when, name, before[name], after[name])
+
+before = look()
+import fewstep
+import fewstep.cli
+fewstep.plan("a fox")
+assert not {"torch.jit", "diffusers"} & set(sys.modules) - loaded
+equal(before, look(), "importing fewstep")
+
+# What the libraries below change when they are imported is theirs.
+import accelerate, accelerate.hooks, diffusers.loaders, peft, pydantic
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from importlib import import_module
+from pathlib import Path
+before = look()
+root = Path(fewstep.__file__).parent
+for path in sorted(root.rglob("*.py")):
+    name = ".".join(("fewstep", *path.relative_to(root).with_suffix("").parts))
+    if path.stem not in ("__main__", "__init__") and ".train" not in name:
+        import_module(name)
+equal(before, look(), "importing all of it")
+fewstep.generate("a fox", 1, seed=1)
+equal(before, look(), "drawing a picture")
+print(len(before))
+"""
+
+
+def test_importing_changes_no_global() -> None:
+    """17 of the interpreter's, torch's and Pillow's, after `import fewstep`, every module, and a picture."""
+    done = subprocess.run([sys.executable, "-c", GLOBALS], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "17"
+    assert done.stderr == ""
