@@ -6,13 +6,12 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Unpack
 
 from PIL import Image
 
-from fewstep import backends, devices, loop, request
-from fewstep.cancel import CancelToken, in_thread
+from fewstep import backends, devices, loop
+from fewstep.calls import Calls
+from fewstep.cancel import CancelToken
 from fewstep.codec import Codec
 from fewstep.devices import Placement
 from fewstep.errors import Failure, FewstepError, GenerationError
@@ -24,7 +23,7 @@ from fewstep.models.need import need_of
 from fewstep.progress import Progress, shown
 from fewstep.prompts import Embedding
 from fewstep.recipe import Recipe
-from fewstep.request import Job, Options, Plan, Prompts
+from fewstep.request import Job
 from fewstep.result import Result
 from fewstep.runtimes.eager import eager_unet
 from fewstep.runtimes.memory import Say, release
@@ -33,8 +32,8 @@ from fewstep.runtimes.shared import in_turn
 _log = logging.getLogger("fewstep")
 
 
-class Engine:
-    """A model kept loaded. Use as a context manager, or call `close`.
+class Engine(Calls[Step]):
+    """A model kept loaded: `generate`, `agenerate`, `stream`, `plan`, as in `Calls`, until `close`.
 
     No call leaves anything behind on it but encoded prompts, so that calls in any order, or
     from several threads, give the same pictures; those that run at once take turns, step by step.
@@ -56,56 +55,11 @@ class Engine:
         )
         self._loaded: tuple[Parts, Networks] | None = (parts, networks)
 
-    def plan(self, prompt: Prompts, steps: int | None = None, **options: Unpack[Options]) -> Plan:
-        """What `generate` would run; the options are those of `fewstep.generate`."""
-        return self._job(prompt, steps, options).plan
-
-    def generate(
-        self,
-        prompt: Prompts,
-        steps: int | None = None,
-        *,
-        cancel: CancelToken | None = None,
-        progress: Progress = None,
-        **options: Unpack[Options],
-    ) -> Result:
-        """Make the pictures; the options are those of `fewstep.generate`."""
-        return self.run(self._job(prompt, steps, options), cancel=cancel, progress=progress)
-
-    async def agenerate(
-        self,
-        prompt: Prompts,
-        steps: int | None = None,
-        *,
-        cancel: CancelToken | None = None,
-        progress: Progress = None,
-        **options: Unpack[Options],
-    ) -> Result:
-        """`generate` beside an event loop; cancelling the task stops it at its next step."""
-        job = self._job(prompt, steps, options)
-        return await in_thread(lambda token: self.run(job, cancel=token, progress=progress), cancel)
-
-    def stream(
-        self,
-        prompt: Prompts,
-        steps: int | None = None,
-        *,
-        cancel: CancelToken | None = None,
-        **options: Unpack[Options],
-    ) -> Iterator[Step]:
-        """Yield each step as it happens; leaving the loop cancels. The request is checked at once.
-
-        What `generate` would say in `result.warnings` goes to the logger "fewstep".
-        """
-        job = self._job(prompt, steps, options)
-        return loop.steps(self._networks, self._call(job, cancel, _log.warning))
-
     def embed(self, prompt: str) -> Embedding:
         """Encode a prompt, to keep or to change; it may stand for a prompt in every call on this model."""
         return self._networks.text.embed(prompt)
 
     def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
-        """Make the pictures of a job that `fewstep.request.resolve` checked for this model and mode."""
         started = time.perf_counter()
         networks, notes = self._networks, dict[str, None]()  # in order, each sentence once
         call = self._call(job, cancel, notes.setdefault)
@@ -134,17 +88,8 @@ class Engine:
         return result
 
     def close(self) -> None:
-        """Let go of the weights and their memory; calls still running keep them to their end."""
         self._loaded = None
         release()
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def parts(self) -> Parts:
@@ -166,9 +111,8 @@ class Engine:
             raise FewstepError("this engine is closed: load another with fewstep.load()")
         return self._loaded
 
-    def _job(self, prompt: Prompts, steps: int | None, options: Options) -> Job:
-        """Check everything and read the pictures given; nothing is computed yet."""
-        return request.resolve(self.model, self.recipe, prompt, steps, options)
+    def _stepping(self, job: Job, cancel: CancelToken | None) -> Iterator[Step]:
+        return loop.steps(self._networks, self._call(job, cancel, _log.warning))
 
     def _call(self, job: Job, cancel: CancelToken | None, say: Say) -> Call:
         """A job under way; what of its prompts will not be read is refused or said."""

@@ -31,7 +31,7 @@ def fp16_safe(config: Mapping[str, Any]) -> bool:
 
     AutoencoderTiny ends in a clamp; for others `force_upcast` is the field diffusers reads, true by default.
     """
-    return config.get("_class_name") == "AutoencoderTiny" or config.get("force_upcast", True) is False
+    return config.get("_class_name") == "AutoencoderTiny" or not config.get("force_upcast", True)
 
 
 def corrected(config: Mapping[str, Any]) -> Path | None:

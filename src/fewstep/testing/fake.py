@@ -9,19 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Unpack
+from typing import Any
 
 from PIL import Image
 
-from fewstep import api, backends, request
-from fewstep.cancel import CancelToken, in_thread
+from fewstep import api, backends
+from fewstep.calls import Calls
+from fewstep.cancel import CancelToken
 from fewstep.errors import FewstepError
 from fewstep.models import weights
 from fewstep.models.catalog import Model
 from fewstep.progress import Progress, shown
+from fewstep.prompts import Embedding
 from fewstep.recipe import Recipe
-from fewstep.request import Job, Options, Plan, Prompts, Request
+from fewstep.request import Job, Request
 from fewstep.result import Result
 
 BLOCKS = 8  # of colour, each way
@@ -43,7 +44,7 @@ class FakeStep:
         return Image.blend(grey, image, (self.index + 1) / self.steps)
 
 
-class FakeEngine:
+class FakeEngine(Calls[FakeStep]):
     """Serves a mode of a model as `fewstep.Engine` does, but loads and computes nothing.
 
     Equal requests give equal pictures, and a picture is the same in any batch. `delay` is the
@@ -67,48 +68,12 @@ class FakeEngine:
         self.requests: list[Request] = []
         self._error, self._delay, self._closed = error, delay, False
 
-    def plan(self, prompt: Prompts, steps: int | None = None, **options: Unpack[Options]) -> Plan:
-        """What `generate` would run."""
-        return self._job(prompt, steps, options).plan
-
-    def generate(
-        self,
-        prompt: Prompts,
-        steps: int | None = None,
-        *,
-        cancel: CancelToken | None = None,
-        progress: Progress = None,
-        **options: Unpack[Options],
-    ) -> Result:
-        """Make up the pictures."""
-        return self.run(self._job(prompt, steps, options), cancel=cancel, progress=progress)
-
-    async def agenerate(
-        self,
-        prompt: Prompts,
-        steps: int | None = None,
-        *,
-        cancel: CancelToken | None = None,
-        progress: Progress = None,
-        **options: Unpack[Options],
-    ) -> Result:
-        """`generate` beside an event loop."""
-        job = self._job(prompt, steps, options)
-        return await in_thread(lambda token: self.run(job, cancel=token, progress=progress), cancel)
-
-    def stream(
-        self,
-        prompt: Prompts,
-        steps: int | None = None,
-        *,
-        cancel: CancelToken | None = None,
-        **options: Unpack[Options],
-    ) -> Iterator[FakeStep]:
-        """Yield each step. The request is checked at once."""
-        return self._stepping(self._job(prompt, steps, options), cancel)
+    def embed(self, prompt: str) -> Embedding:
+        """May stand for a prompt; holds no tensors."""
+        nothing: Any = None
+        return Embedding(tokens=nothing, pooled=nothing, text=prompt)
 
     def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
-        """Make up the pictures of a checked job."""
         started = time.perf_counter()
         with shown(progress, job.request.steps) as tell:
             tells: Any = tell  # typed for a `Step`, which a `FakeStep` resembles
@@ -128,19 +93,7 @@ class FakeEngine:
         )
 
     def close(self) -> None:
-        """Refuse all later calls."""
         self._closed = True
-
-    def __enter__(self) -> FakeEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _job(self, prompt: Prompts, steps: int | None, options: Options) -> Job:
-        return request.resolve(self.model, self.recipe, prompt, steps, options)
 
     def _stepping(self, job: Job, cancel: CancelToken | None) -> Iterator[FakeStep]:
         if self._closed:
