@@ -133,4 +133,6 @@ def load(model: str, mode: str | None, accelerator: str, device: str, precision:
     about, recipe = backends.chosen(model, mode)
     placement = devices.place(devices.probe(device), need_of(about), device, precision, offload)
     devices.limit_threads(placement)
+    for reason in placement.reasons:
+        _log.info("%s", reason)
     return Engine(about, recipe, placement, loading.load(about, recipe, accelerator, placement))

@@ -256,7 +256,7 @@ def test_a_gpu_that_cannot_be_opened_is_passed_over(caplog: pytest.LogCaptureFix
 
 @pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize(
-    ("device", "opened"), [("auto", 1), ("cuda", 1), ("cuda:1", 1), ("cpu", 0), ("mps", 0)]
+    ("device", "opened"), [("auto", 1), ("cuda", 1), ("cuda:1", 1), ("mps", 1), ("cpu", 0)]
 )
 def test_gpus_are_opened_only_for_those_who_may_use_them(device: str, opened: int) -> None:
     assert len(look(device).cuda) == opened

@@ -80,11 +80,11 @@ def _first(probe: Probe, need: Need, asked: _Asked) -> Placement:
 
 
 def _spots(probe: Probe, asked: _Asked) -> list[Spot]:
-    """The devices that may be used, the best first; of several GPUs that with the most free memory."""
+    """The devices that may be used, the best first; of GPUs, those with more free memory."""
     every: list[Spot] = [*sorted(probe.cuda, key=lambda gpu: -gpu.free)]
     every += [probe.cpu] if probe.mps is None else [probe.mps, probe.cpu]
-    allowed = [spot for spot in every if asked.device in (spot.device, spot.device.split(":")[0])][:1]
-    allowed = every if asked.device == "auto" else allowed
+    named = [spot for spot in every if asked.device in (spot.device, spot.device.split(":")[0])]
+    allowed = every if asked.device == "auto" else named[:1]
     if not allowed:
         there = ", ".join(spot.device for spot in every)
         raise RequestError(f"device={asked.device!r} is not on this machine: choose auto or one of {there}")

@@ -94,14 +94,13 @@ class Probe:
 def probe(device: str = "auto", root: Path = Path("/")) -> Probe:
     """Look at the machine; changes nothing. `root` is where /proc and /sys are found.
 
-    `device` is what `place` will be asked for. GPUs are passed over where that is "cpu" or "mps":
-    asking one for its free memory opens a context on it, which takes memory and forbids forks.
+    `device` is what `place` will be asked for. GPUs are passed over where that is "cpu": asking one
+    for its free memory opens a context on it, which takes some of it and forbids forks.
     """
-    wanted = device.startswith(("auto", "cuda"))
     return Probe(
         platform=platform.platform(),
         torch=torch.__version__,
-        cuda=tuple(_cudas()) if wanted and torch.cuda.is_available() else (),
+        cuda=tuple(_cudas()) if device != "cpu" and torch.cuda.is_available() else (),
         mps=_mps() if torch.backends.mps.is_available() else None,
         cpu=_cpu(root),
     )
