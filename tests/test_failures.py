@@ -82,7 +82,7 @@ def test_a_number_that_is_none_is_caught(
     (failure,) = caught.value.failures
     assert (failure.picture, failure.seed, failure.stage) == (picture, SEEDS[picture], stage)
     assert f"picture {picture} (seed {SEEDS[picture]}): the {stage}" in str(caught.value)
-    assert "precision='fp32'" in str(caught.value)
+    assert "this is fp32 already: try another seed" in str(caught.value)
     assert "\n" not in str(caught.value)
     survivors, others = caught.value.survivors, [i for i in range(3) if i != picture]
     assert survivors is not None
@@ -126,6 +126,25 @@ def test_an_overflowing_vae_is_run_once_more_in_fp32(fresh: Callable[..., Engine
     assert result.warnings == ("the VAE gave numbers that are not finite, and decoded once more in fp32",)
     assert difference(result[0], expected[0]) <= 8  # bf16 against fp32
     assert bits(result[1:]) == bits(expected[1:])
+
+
+def test_lower_precision_is_advised_against(fresh: Callable[..., Engine]) -> None:
+    with fresh(precision="bf16") as loaded:
+        undo = spoil(loaded.parts.unet, 0, torch.nan, 0)
+        with pytest.raises(GenerationError, match=r"not finite; try precision='fp32'$"):
+            loaded.generate("a red fox", 1, seed=1)
+        undo()
+
+
+def test_a_preview_never_fails(engine: Callable[..., Engine]) -> None:
+    """What is wrong is said when the picture is made, and the others survive."""
+    loaded = engine("turbo")
+    undo = spoil(loaded.parts.unet, 0, torch.nan, 0)
+    with pytest.raises(GenerationError) as caught:
+        loaded.generate("a red fox", 1, seed=1, count=2, progress=lambda step: step.preview(0))
+    undo()
+    assert caught.value.survivors is not None
+    assert caught.value.survivors.seeds == (2,)
 
 
 # Memory: 20 cases.
@@ -261,6 +280,38 @@ def test_a_vae_placed_in_tiles_is_not_run_whole(
         seen = vae_calls(loaded, "decode", False, too_little)
         assert loaded.generate("a red fox", 1, seed=3).warnings == ()
     assert seen == [True]
+
+
+def test_pictures_made_before_memory_ran_out_survive(
+    fresh: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fresh() as loaded:
+        expected = bits(loaded.generate("a red fox", 1, seed=3, count=3))
+        own, calls = type(loaded.parts.vae).decode, itertools.count()
+
+        def decode(vae: Any, *args: Any, **kwargs: Any) -> Any:
+            if next(calls) in (1, 2):  # the second picture: whole, and in tiles
+                raise too_little()
+            return own(vae, *args, **kwargs)
+
+        monkeypatch.setattr(type(loaded.parts.vae), "decode", decode)
+        with pytest.raises(
+            GenerationError, match=r"picture 1 \(seed 4\): memory ran out in the VAE"
+        ) as caught:
+            loaded.generate("a red fox", 1, seed=3, count=3)
+    assert not isinstance(caught.value, DeviceMemoryError)  # some came out
+    assert caught.value.failures[0].memory
+    assert caught.value.survivors is not None
+    assert bits(caught.value.survivors) == [expected[0], expected[2]]
+
+
+def test_memory_for_prompts_is_told_too(fresh: Callable[..., Engine]) -> None:
+    with fresh() as loaded:
+        loaded.parts.text.encoders[0].register_forward_pre_hook(
+            lambda *_: (_ for _ in ()).throw(too_little())
+        )
+        with pytest.raises(DeviceMemoryError, match="while prompts were encoded: make smaller"):
+            loaded.generate("a red fox", 1, seed=3)
 
 
 @pytest.mark.parametrize("error", [lambda: RuntimeError("shape mismatch"), lambda: ValueError("no")])

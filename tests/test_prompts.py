@@ -41,7 +41,7 @@ def job(prompt: Any, mode: str = "lcm", **options: Any) -> request.Job:
         ("a (red fox:1.2), snow", [("a ", PLAIN), ("red fox", 1.2), (", snow", PLAIN)]),
         ("(a:1.5)(b:1.5)", [("ab", 1.5)]),
         ("(a:1.0) b", [("a b", PLAIN)]),
-        ("((a:1.5) b:2)", [("a", 3.0), (" b", 2.0)]),
+        ("((a:1.5) b:1.2)", [("a", 1.5 * 1.2), (" b", 1.2)]),
         ("((fox:0.5):2) owl", [("fox owl", PLAIN)]),
         ("(a:0)(b:2)", [("a", 0.0), ("b", 2.0)]),
         ("(a : 1.2 )", [("a ", 1.2)]),
@@ -112,7 +112,7 @@ def test_no_text_breaks_the_syntax() -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    ["(" * 50000, "(a" * 20000 + ":1.1)" * 20000, ":" + "1" * 50000, "(a:" + " " * 50000, "\\(" * 50000],
+    ["(" * 50000, "(a" * 20000 + ":1.0)" * 20000, ":" + "1" * 50000, "(a:" + " " * 50000, "\\(" * 50000],
 )
 def test_long_prompts_are_read_at_once(prompt: str) -> None:
     started = time.process_time()
@@ -163,7 +163,7 @@ def test_an_embedding_stands_for_a_prompt() -> None:
     assert made.prompts == (known, Prompt("an owl", "an owl"), unknown)
     assert made.negative is unknown
     name = unknown.name
-    assert made.request.prompts == ("a fox", "an owl", name)
+    assert made.request.prompts == (f"a fox {name}", "an owl", name)  # tensors can be changed, texts stay
     assert made.request.negative_prompt == name
     assert name == embedding().name != embedding(seed=1).name
     assert name.startswith("<embedding ")
@@ -180,7 +180,7 @@ def test_an_embedding_shows_no_numbers() -> None:
 
 
 def test_the_words_of_an_embedding_are_no_syntax() -> None:
-    assert job(embedding("a (style:9)")).request.prompts == ("a (style:9)",)
+    assert job(embedding("a (style:9)")).request.prompts[0].startswith("a (style:9) <embedding ")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,7 @@ def test_the_words_of_an_embedding_are_no_syntax() -> None:
         ({"negative_prompt": 3}, "negative_prompt=3: give a string or an Embedding"),
         ({"negative_prompt": ["a"]}, "negative_prompt="),
         ({"negative_prompt": "(a:5)"}, "from 0 to 2"),
+        ({"negative_prompt": "((a:1.5):1.5)"}, "multiply to 2.25: at most 2"),
         ({"long_prompt": "split"}, "long_prompt='split'.*'chunk', 'refuse' or 'cut'"),
         ({"long_prompt": True}, "long_prompt=True"),
     ],

@@ -275,3 +275,10 @@ def test_grid(columns: int | None, size: tuple[int, int], result: Result) -> Non
     for index, image in enumerate(result):
         left, top = 96 * (index % across), 96 * (index // across)
         assert sheet.crop((left, top, left + 96, top + 96)).tobytes() == image.tobytes()
+
+
+def test_facts_are_of_one_picture(engine: Load) -> None:
+    result = engine("turbo").generate(["a fox", "an owl"], 1, prompt_2=["red", "blue"], seed=4)
+    assert [result.facts(i)["prompts"] for i in range(2)] == [["a fox"], ["an owl"]]
+    assert [result.facts(i)["prompts_2"] for i in range(2)] == [["red"], ["blue"]]
+    assert [result.facts(i)["seeds"] for i in range(2)] == [[4], [5]]

@@ -178,7 +178,7 @@ def _placed(mode: str | None, place: Place) -> tuple[_Key, Model, Recipe]:
     limits.check_names(device, precision, offload)
     about, recipe = backends.chosen(model, mode)
     weights.choose(about, recipe, accelerator)
-    return (str(model), mode, str(accelerator), device, precision, offload), about, recipe
+    return (str(model), recipe.mode, str(accelerator), device, precision, offload), about, recipe
 
 
 def _load_engine(

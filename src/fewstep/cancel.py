@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import cache
 from typing import TypeVar
 
 from fewstep.errors import GenerationCancelledError
@@ -37,15 +40,25 @@ class CancelToken:
 
 
 async def in_thread(call: Callable[[CancelToken], T], token: CancelToken | None) -> T:
-    """Run `call` in a thread. Cancelling the task stops it at its next step, and waits for that."""
+    """Run `call` in a thread. Cancelling the task stops it at its next step, and waits for that.
+
+    The threads are fewstep's own: asyncio's few are the app's, which calls that wait would block.
+    """
     import asyncio
 
     own = CancelToken(*([] if token is None else [token]))
-    work = asyncio.ensure_future(asyncio.to_thread(call, own))
+    started = _pool().submit(copy_context().run, call, own)
+    work = asyncio.wrap_future(started)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         own.cancel()
-        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # it has been told
-        await asyncio.wait([work])
+        if not started.cancel():
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())  # it has been told
+            await asyncio.wait([work])
         raise
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(32, "fewstep")

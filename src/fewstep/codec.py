@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.devices import Placement
-from fewstep.errors import DeviceMemoryError
-from fewstep.runtimes.memory import ADVICE, Say, ran_out, release
+from fewstep.errors import DeviceMemoryError, ran_out
+from fewstep.runtimes.memory import ADVICE, Say, release, told_as_memory
 
 CHEAP = 5_000_000  # parameters: decoding by such a VAE costs less than a step
 
@@ -51,7 +51,9 @@ class Codec:
             if not finite(decoded) and self._placement.vae_dtype != torch.float32:
                 # SDXL's own VAE overflows in fp16, on some pictures.
                 say("the VAE gave numbers that are not finite, and decoded once more in fp32")
-                decoded = self._sparing(self._in_fp32(), lambda vae: self._decode(vae, latents), say)
+                with told_as_memory("beside the VAE, for its copy in fp32"):
+                    precise = self._in_fp32()
+                decoded = self._sparing(precise, lambda vae: self._decode(vae, latents), say)
         if not finite(decoded):
             raise FloatingPointError("the VAE gave numbers that are not finite")
         return pixels_of(decoded)[0].cpu()
@@ -68,8 +70,11 @@ class Codec:
 
         The colours are a linear map of the latents, fitted to this VAE by flat pictures.
         """
+        latents = latents.nan_to_num()  # what is wrong with them is said when the picture is made
         if self._cheap:
-            return self.decode(latents)
+            with self._lock:
+                seen = self._sparing(self._vae, lambda vae: self._decode(vae, latents), _ignore)
+            return pixels_of(seen.nan_to_num())[0].cpu()
         with self._lock:
             if self._colours is None:
                 self._colours = self._fitted()
@@ -117,9 +122,12 @@ class Codec:
 
     def _in_fp32(self) -> Any:
         """A copy of the VAE in fp32; the VAE itself is shared by calls and stays as it is."""
-        precise = type(self._vae).from_config(self._vae.config)
-        precise.load_state_dict(self._vae.state_dict())
-        return precise.eval().to(self._placement.device, memory_format=self._placement.memory_format)
+        with torch.device("meta"):  # no random weights are drawn for it
+            precise = type(self._vae).from_config(self._vae.config)
+        weights = self._vae.state_dict().items()
+        exact = {name: weight.to(self._placement.device, torch.float32) for name, weight in weights}
+        precise.load_state_dict(exact, assign=True)
+        return precise.eval().to(memory_format=self._placement.memory_format)
 
     def _fitted(self) -> Tensor:
         """The linear map from latents to colours, (5, 3): 27 flat pictures, least squares."""

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
+import torch
 from PIL import Image
 
 from fewstep import backends, devices, loop
@@ -14,7 +15,7 @@ from fewstep.calls import Calls
 from fewstep.cancel import CancelToken
 from fewstep.codec import Codec
 from fewstep.devices import Placement
-from fewstep.errors import Failure, FewstepError, GenerationError
+from fewstep.errors import DeviceMemoryError, Failure, FewstepError, GenerationError, RequestError
 from fewstep.loop import Call, Networks, Step
 from fewstep.models import load as loading
 from fewstep.models.catalog import Model
@@ -26,8 +27,7 @@ from fewstep.recipe import Recipe
 from fewstep.request import Job
 from fewstep.result import Result
 from fewstep.runtimes.eager import eager_unet
-from fewstep.runtimes.memory import Say, release
-from fewstep.runtimes.shared import in_turn
+from fewstep.runtimes.memory import Say, release, told_as_memory
 
 _log = logging.getLogger("fewstep")
 
@@ -47,11 +47,12 @@ class Engine(Calls[Step]):
         self._process = os.getpid()
         networks = Networks(
             text=parts.text,
-            unet=in_turn(eager_unet(parts.unet), parts.lock),
+            unet=eager_unet(parts.unet),
             codec=Codec(parts.vae, placement, parts.lock),
             prediction=parts.prediction,
             guidance_width=parts.guidance_width,
             placement=placement,
+            lock=parts.lock,
         )
         self._loaded: tuple[Parts, Networks] | None = (parts, networks)
 
@@ -84,8 +85,22 @@ class Engine(Calls[Step]):
         )
         failures = [one for one in made if isinstance(one, Failure)]
         if failures:
-            raise GenerationError(_told(failures, len(fine)), failures, result if fine else None)
+            lacking = not fine and all(failure.memory for failure in failures)
+            kind = DeviceMemoryError if lacking else GenerationError
+            raise kind(self._told(failures, len(fine)), failures, result if fine else None)
         return result
+
+    def _told(self, failures: Sequence[Failure], others: int) -> str:
+        """One line for all pictures that failed."""
+        which = ", ".join(f"picture {f.picture} (seed {f.seed})" for f in failures)
+        if failures[0].memory:
+            advice = ""  # the reason has it
+        elif self.placement.dtype == self.placement.vae_dtype == torch.float32:
+            advice = "; this is fp32 already: try another seed, or another model"
+        else:
+            advice = "; try precision='fp32'"
+        rest = f"; the other {others} of this call are in the error's survivors" if others else ""
+        return f"{which}: {failures[0].reason}{advice}{rest}"
 
     def close(self) -> None:
         self._loaded = None
@@ -105,7 +120,7 @@ class Engine(Calls[Step]):
         if os.getpid() != self._process:
             raise FewstepError(
                 "this engine was loaded before a fork, which torch's threads and CUDA do not survive: "
-                "load it in the child, and start children by multiprocessing.get_context('spawn')"
+                "start children by multiprocessing.get_context('spawn'), and load it there"
             )
         if self._loaded is None:
             raise FewstepError("this engine is closed: load another with fewstep.load()")
@@ -116,16 +131,11 @@ class Engine(Calls[Step]):
 
     def _call(self, job: Job, cancel: CancelToken | None, say: Say) -> Call:
         """A job under way; what of its prompts will not be read is refused or said."""
+        if not isinstance(cancel, CancelToken | None):
+            raise RequestError(f"cancel={cancel!r}: give a fewstep.CancelToken()")
         for sentence in self._networks.text.check((*job.prompts, job.negative), job.request.long_prompt):
             say(sentence)
         return Call(job=job, recipe=self.recipe, token=CancelToken() if cancel is None else cancel, say=say)
-
-
-def _told(failures: Sequence[Failure], others: int) -> str:
-    """One line for all pictures that failed."""
-    which = ", ".join(f"picture {f.picture} (seed {f.seed})" for f in failures)
-    rest = f"; the other {others} of this call are in the error's survivors" if others else ""
-    return f"{which}: {failures[0].reason}; try precision='fp32'{rest}"
 
 
 def load(model: str, mode: str | None, accelerator: str, device: str, precision: str, offload: str) -> Engine:
@@ -135,4 +145,5 @@ def load(model: str, mode: str | None, accelerator: str, device: str, precision:
     devices.limit_threads(placement)
     for reason in placement.reasons:
         _log.info("%s", reason)
-    return Engine(about, recipe, placement, loading.load(about, recipe, accelerator, placement))
+    with told_as_memory("while the model was loaded"):
+        return Engine(about, recipe, placement, loading.load(about, recipe, accelerator, placement))

@@ -60,6 +60,7 @@ class Failure:
     seed: int
     stage: str  # UNet or VAE
     reason: str
+    memory: bool = False  # was it for want of memory?
 
 
 class GenerationError(FewstepError):
@@ -91,3 +92,12 @@ def told(error: BaseException) -> str:
     """Another library's error in one line, for use in a message: its kind, and how its own begins."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def ran_out(error: BaseException) -> bool:
+    """Is this error a lack of memory? torch has no one class for it on all devices, but says so."""
+    if isinstance(error, MemoryError):
+        return True
+    # CUDA and MPS; the CPU; cuBLAS and cuDNN.
+    signs = ("out of memory", "DefaultCPUAllocator", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from fewstep.request import Request
 
 
+MOST_TEXT = 100_000  # characters of a prompt: some 25,000 tokens, 300 windows
+
+
 def check_pictures(image: Image | None, mask: Image | None, strength: float | None) -> None:
     """Strength and mask need a picture to act on."""
     if mask is not None and image is None:
@@ -48,11 +51,20 @@ def _check_choice(what: str, given: str, allowed: tuple[str, ...], mode: str) ->
 
 def _check_text(request: Request) -> None:
     for text in (*request.prompts, *request.prompts_2, request.negative_prompt):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            odd = text[error.start]
-            raise RequestError(f"{odd!r} in {text!r} is half a character: give whole Unicode text") from None
+        check_prompt(text)
+
+
+def check_prompt(text: object) -> None:
+    """Is this text, whole, and no book?"""
+    if not isinstance(text, str):
+        raise RequestError(f"prompt={text!r}: give a string")
+    if len(text) > MOST_TEXT:
+        raise RequestError(f"a prompt has {len(text)} characters: at most {MOST_TEXT}; shorten it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        odd = text[error.start]
+        raise RequestError(f"{odd!r} in {text!r} is half a character: give whole Unicode text") from None
 
 
 def _check_guidance(request: Request, recipe: Recipe) -> None:
@@ -98,7 +110,7 @@ OFFLOADS = ("auto", "none", "model", "sequential")  # from the fastest to the on
 
 def check_names(device: object, precision: object, offload: object) -> None:
     """Are these a device, a precision and a way to offload?"""
-    kind, colon, index = str(device).partition(":")
+    kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
     plain = not colon or (kind == "cuda" and index.isdecimal())
     if kind not in DEVICES or not plain:
         raise RequestError(f"device={device!r}: choose one of {', '.join(DEVICES)}, or a GPU such as cuda:1")

@@ -7,7 +7,9 @@ networks, which calls in other threads share.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +20,12 @@ from fewstep.cancel import CancelToken
 from fewstep.codec import Codec, finite
 from fewstep.denoiser import Cfg, Denoiser, Unet, guidance_embedding
 from fewstep.devices import Placement
-from fewstep.errors import BackendError, Failure
+from fewstep.errors import BackendError, DeviceMemoryError, Failure
 from fewstep.picture import as_mask, as_tensor
 from fewstep.recipe import Recipe
 from fewstep.request import Job
-from fewstep.runtimes.memory import Say, halving
-from fewstep.runtimes.shared import stoppable
+from fewstep.runtimes.memory import Say, halving, told_as_memory
+from fewstep.runtimes.shared import in_turn, stoppable
 from fewstep.samplers import Denoise
 from fewstep.text import TextEncoder
 
@@ -54,6 +56,7 @@ class Networks:
     prediction: str  # epsilon, v_prediction or sample
     guidance_width: int  # of LCM's guidance embedding; 0 is none
     placement: Placement
+    lock: AbstractContextManager[Any]  # held while one of them runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +75,14 @@ def steps(networks: Networks, call: Call) -> Iterator[Step]:
     call.token.check()
     asked, schedule, codec = call.job.request, call.job.plan.schedule, networks.codec
     sampler, device, image = call.recipe.sampler(asked.sampler), networks.placement.device, call.job.image
-    denoise: Denoise = _denoiser(networks, call)
+    with told_as_memory("while prompts were encoded"):
+        denoise: Denoise = _denoiser(networks, call)
     shape = (1, 4, asked.height // 8, asked.width // 8)
     posterior, first, *noise = draw(asked.seeds, shape, 2 + schedule.steps * sampler.draws, image is None)
     x = first.to(device) * (call.job.plan.start if image is None else schedule.sigmas[0])
     if image is not None:
         picture = as_tensor(image)
-        known = torch.cat([codec.encode(picture, sample, call.say) for sample in posterior.split(1)])
+        known = torch.cat([_encoded(codec, picture, sample, call) for sample in posterior.split(1)])
         x = x + known
         if call.job.mask is not None:
             denoise = masked(denoise, known, as_mask(call.job.mask).to(device))
@@ -107,11 +111,17 @@ def finish(networks: Networks, call: Call, latents: Tensor) -> list[Image.Image 
             continue
         try:
             pixels = networks.codec.decode(one, call.say)
-        except FloatingPointError as error:
-            made.append(Failure(picture=index, seed=seed, stage="VAE", reason=str(error)))
+        except (FloatingPointError, DeviceMemoryError) as error:
+            memory = isinstance(error, DeviceMemoryError)
+            made.append(Failure(picture=index, seed=seed, stage="VAE", reason=str(error), memory=memory))
             continue
         made.append(Image.fromarray(_pasted(pixels, call.job).numpy()))
     return made
+
+
+def _encoded(codec: Codec, picture: Tensor, sample: Tensor, call: Call) -> Tensor:
+    call.token.check()
+    return codec.encode(picture, sample, call.say)
 
 
 def _denoiser(networks: Networks, call: Call) -> Denoiser:
@@ -128,7 +138,8 @@ def _denoiser(networks: Networks, call: Call) -> Denoiser:
     if networks.guidance_width:
         w = torch.full((pictures,), asked.guidance - 1, device=place.device)
         embedding = guidance_embedding(w, networks.guidance_width).to(place.dtype)
-    unet = halving(stoppable(networks.unet, call.token), place.batch, call.say)
+    unet = in_turn(stoppable(networks.unet, call.token), networks.lock)
+    unet = halving(unet, place.batch, call.say)
     return Denoiser(unet, conditioning, prediction=networks.prediction, cfg=cfg, embedding=embedding)
 
 

@@ -26,6 +26,7 @@ HEAVIEST = 2.0  # weights above give noise (compel's documentation: "values >1.6
 # A bracket, or one that is literal; a closing one with the weight before it, where there is one.
 _BRACKET = re.compile(r"\\[()]|\(|(?::\s*+([+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++))\s*+)?\)")
 _WORD = re.compile(r"\S")
+_RECORDED = re.compile(r"(?s:.*)<embedding [0-9a-f]{8}>")
 
 
 class Prompt(NamedTuple):
@@ -50,11 +51,10 @@ class Embedding:
 
     @property
     def name(self) -> str:
-        """How a request records it."""
-        if self.text:
-            return self.text
-        parts = (part.detach().cpu().float().numpy().tobytes() for part in (self.tokens, self.pooled))
-        return f"<embedding {hashlib.sha256(b''.join(parts)).hexdigest()[:8]}>"
+        """How a request records it: the text may not be all that it is, since tensors can be changed."""
+        tensors = (part for part in (self.tokens, self.pooled) if part is not None)  # a fake has none
+        parts = (part.detach().cpu().float().numpy().tobytes() for part in tensors)
+        return f"{self.text} <embedding {hashlib.sha256(b''.join(parts)).hexdigest()[:8]}>".lstrip()
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,11 @@ def _pieces(prompt: str) -> Iterator[Fragment]:
             yield Fragment(bracket[0].removeprefix("\\"), current[-1])
         elif bracket[0] == "(":
             current.append(current[-1] * weights[bracket.start()])
+            if current[-1] > HEAVIEST:
+                raise RequestError(
+                    f"nested weights in {prompt!r} multiply to {current[-1]:g}: at most {HEAVIEST:g}; "
+                    "choose smaller ones"
+                )
         else:
             current.pop()
     yield Fragment(prompt[end:], 1.0)
@@ -139,6 +144,8 @@ def told_against(negative: object) -> Prompt | Embedding:
 def worded(first: str, second: str) -> Prompt:
     """A pair of texts, their weights checked: in range, and the extra that applies them is there."""
     for text in (first, second):
+        if _RECORDED.fullmatch(text):
+            raise RequestError(f"{text!r} is how an Embedding is recorded: give that Embedding as the prompt")
         if weighs(text) and find_spec("compel") is None:
             raise RequestError(
                 f"{text!r} has weights, which compel applies: pip install 'fewstep[prompt]', "

@@ -262,7 +262,8 @@ def _seeds(seed: Any, pictures: int) -> tuple[int, ...]:
 
 def _number(value: object) -> object:
     """Whole numbers are welcome where a float is meant; booleans are not."""
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+    return float(value) if whole else value  # type: ignore[arg-type]
 
 
 def _meaning(request: Request, recipe: Recipe) -> str:

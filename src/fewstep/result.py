@@ -80,11 +80,8 @@ class Result(Sequence[Image.Image]):
 
     def facts(self, index: int = 0) -> dict[str, object]:
         """Everything needed to make picture `index` again, as plain data."""
-        facts = self.plan.to_dict()
         return {
-            **facts,
-            "prompts": [self.prompts[index]],
-            "seeds": [self.seeds[index]],
+            **self.plan.only([index]).to_dict(),
             "licence": self.licence,
             "device": self.device,
             "precision": self.precision,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fewstep.errors import RequestError
+from fewstep.limits import check_prompt
 from fewstep.prompts import ROOM, WINDOW, Embedding, Prompt, read, windows, worded
 
 Size = tuple[int, int]  # height, width in pixels
@@ -99,6 +100,7 @@ class TextEncoder:
 
     def embed(self, prompt: str) -> Embedding:
         """What `encode` makes of a prompt, all of it, to keep or to change; in RAM."""
+        check_prompt(prompt)
         with self._lock:
             tokens, pooled = self._row(prompt, "chunk")
         return Embedding(tokens=tokens.to("cpu", copy=True), pooled=pooled.to("cpu", copy=True), text=prompt)

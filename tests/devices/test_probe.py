@@ -213,8 +213,8 @@ def test_measuring_bf16_leaves_other_threads_theirs(monkeypatch: pytest.MonkeyPa
 def test_bf16_is_measured_once_and_only_with_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def speedup() -> float:
-        calls.append(torch.get_num_threads())
+    def speedup(given: int) -> float:
+        calls.append(given)
         return 2.0
 
     probing.bf16_speedup.cache_clear()

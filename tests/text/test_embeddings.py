@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fewstep
 from fewstep import RequestError
 from fewstep.prompts import Embedding
 from fewstep.text import TextEncoder
@@ -57,3 +58,10 @@ def test_embeddings_of_no_numbers_are_refused(text: TextEncoder) -> None:
     given.tokens[3, 4] = torch.nan
     with pytest.raises(RequestError, match="not finite"):
         text.check([given], "chunk")
+
+
+def test_the_name_of_an_embedding_is_not_drawn_as_text() -> None:
+    """A picture's file records it; replaying that must not draw the words."""
+    name = Embedding(tokens=torch.zeros(77, 8), pooled=torch.zeros(8)).name
+    with pytest.raises(RequestError, match="give that Embedding"):
+        fewstep.plan(name)

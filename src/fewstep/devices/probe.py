@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import platform
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -171,6 +172,9 @@ def ram(root: Path) -> int:
     return 0
 
 
+_measuring = threading.Lock()  # two at once would each find the other's number of threads
+
+
 @cache
 def bf16_speedup() -> float:
     """How many times as fast a convolution of SDXL's VAE runs in bf16 as in fp32, on one core.
@@ -178,17 +182,16 @@ def bf16_speedup() -> float:
     The instructions alone promise nothing: the gain depends on processor and torch build. Measured
     once per process, in 0.1 s.
     """
-    with ThreadPoolExecutor(1) as alone:
-        return alone.submit(_speedup).result()
+    with _measuring, ThreadPoolExecutor(1) as alone:
+        return alone.submit(_speedup, torch.get_num_threads()).result()
 
 
 @torch.no_grad()
-def _speedup() -> float:
+def _speedup(given: int) -> float:
     """To be called in a thread of its own, where OpenMP's number of threads is that thread's own.
 
     One, because on a busy machine several wait for each other, and the waiting would be measured.
     """
-    given = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         operands = {dtype: _operands(dtype) for dtype in (torch.float32, torch.bfloat16)}

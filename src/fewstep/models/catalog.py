@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
+from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError, ran_out
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -106,9 +106,9 @@ def reading(path: Path) -> Iterator[None]:
     """Whatever a foreign reader raises here means that `path` is damaged, or is something else."""
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:  # tokenizers raises no narrower one
+        if ran_out(error):
+            raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CorruptModelError(f"{path} cannot be read, or is not what it should be: {first}") from error
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from fewstep.denoiser import Unet
-from fewstep.errors import DeviceMemoryError
+from fewstep.errors import DeviceMemoryError, FewstepError, ran_out
 from fewstep.runtimes.eager import in_batches
 from fewstep.text import Conditioning
 
@@ -21,14 +22,17 @@ ADVICE = (
 )
 
 
-def ran_out(error: BaseException) -> bool:
-    """Is this error a lack of memory? CUDA has a class for it; MPS and the CPU only say so."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in said or "DefaultCPUAllocator: can't allocate memory" in said
-    )
+@contextmanager
+def told_as_memory(where: str) -> Iterator[None]:
+    """A lack of memory in here is a `DeviceMemoryError` with advice; other errors pass."""
+    try:
+        yield
+    except FewstepError:
+        raise
+    except Exception as error:
+        if ran_out(error):
+            raise DeviceMemoryError(f"memory ran out {where}: {ADVICE}") from error
+        raise
 
 
 def release() -> None:
