@@ -38,7 +38,7 @@ class Everything(Options, Place, total=False):
     """All keywords of `fewstep.generate` that choose pictures or the engine."""
 
 
-_Key = tuple[str, str | None, str, str, str, str]
+_Key = tuple[str, str, str, str, str, str]  # the arguments of `_load_engine`
 _resident: dict[_Key, Engine] = {}  # at most one
 _lock = threading.Lock()
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.devices import Placement
-from fewstep.errors import DeviceMemoryError, ran_out
-from fewstep.runtimes.memory import ADVICE, Say, release, told_as_memory
+from fewstep.errors import ran_out
+from fewstep.runtimes.memory import Say, release, told_as_memory
 
 CHEAP = 5_000_000  # parameters: decoding by such a VAE costs less than a step
 
@@ -93,14 +93,8 @@ class Codec:
                     raise
             release()
             say("memory ran out: the VAE worked in tiles")
-        try:
+        with told_as_memory("in the VAE, though it worked in tiles"):
             return run(tiled(vae))
-        except Exception as error:
-            if not ran_out(error):
-                raise
-            raise DeviceMemoryError(
-                f"memory ran out in the VAE, though it worked in tiles: {ADVICE}"
-            ) from error
 
     def _decode(self, vae: Any, latents: Tensor) -> Tensor:
         raw = self._cast(latents * self._std / self._scale + self._mean, vae)

@@ -6,7 +6,7 @@ networks, which calls in other threads share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,7 @@ from fewstep.picture import as_mask, as_tensor
 from fewstep.recipe import Recipe
 from fewstep.request import Job
 from fewstep.runtimes.memory import Say, halving, told_as_memory
-from fewstep.runtimes.shared import in_turn, stoppable
+from fewstep.runtimes.shared import in_turn
 from fewstep.samplers import Denoise
 from fewstep.text import TextEncoder
 
@@ -103,6 +103,7 @@ def steps(networks: Networks, call: Call) -> Iterator[Step]:
 def finish(networks: Networks, call: Call, latents: Tensor) -> list[Image.Image | Failure]:
     """Latents → pictures, each on its own; outside a mask the given picture comes back untouched."""
     made: list[Image.Image | Failure] = []
+    paste = _paster(call.job)
     for index, (one, seed) in enumerate(zip(latents.split(1), call.job.request.seeds, strict=True)):
         call.token.check()
         if not finite(one):
@@ -115,7 +116,7 @@ def finish(networks: Networks, call: Call, latents: Tensor) -> list[Image.Image 
             memory = isinstance(error, DeviceMemoryError)
             made.append(Failure(picture=index, seed=seed, stage="VAE", reason=str(error), memory=memory))
             continue
-        made.append(Image.fromarray(_pasted(pixels, call.job).numpy()))
+        made.append(Image.fromarray(paste(pixels).numpy()))
     return made
 
 
@@ -138,18 +139,17 @@ def _denoiser(networks: Networks, call: Call) -> Denoiser:
     if networks.guidance_width:
         w = torch.full((pictures,), asked.guidance - 1, device=place.device)
         embedding = guidance_embedding(w, networks.guidance_width).to(place.dtype)
-    unet = in_turn(stoppable(networks.unet, call.token), networks.lock)
-    unet = halving(unet, place.batch, call.say)
+    unet = halving(in_turn(networks.unet, networks.lock, call.token), place.batch, call.say)
     return Denoiser(unet, conditioning, prediction=networks.prediction, cfg=cfg, embedding=embedding)
 
 
-def _pasted(pixels: Tensor, job: Job) -> Tensor:
-    """Pixels (H, W, 3) uint8 where the mask is white, the given picture where it is black."""
+def _paster(job: Job) -> Callable[[Tensor], Tensor]:
+    """Pixels (H, W, 3) uint8 → the same where the mask is white, the given picture where it is black."""
     if job.image is None or job.mask is None:
-        return pixels
+        return lambda pixels: pixels
     given = ((as_tensor(job.image) + 1) * 127.5)[0].permute(1, 2, 0)
     share = as_mask(job.mask)[0].permute(1, 2, 0)
-    return (share * pixels + (1 - share) * given).round().to(torch.uint8)
+    return lambda pixels: (share * pixels + (1 - share) * given).round().to(torch.uint8)
 
 
 def draw(seeds: Sequence[int], shape: tuple[int, ...], count: int, skip_first: bool) -> list[Tensor]:

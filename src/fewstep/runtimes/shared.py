@@ -1,4 +1,4 @@
-"""A UNet that several calls share: one at a time, and each can be stopped."""
+"""A UNet that several calls share."""
 
 from __future__ import annotations
 
@@ -12,21 +12,12 @@ from fewstep.denoiser import Unet
 from fewstep.text import Conditioning
 
 
-def in_turn(unet: Unet, lock: AbstractContextManager[Any]) -> Unet:
-    """`unet`, with `lock` held while it runs."""
+def in_turn(unet: Unet, lock: AbstractContextManager[Any], token: CancelToken) -> Unet:
+    """`unet`, with `lock` held while it runs, and not called any more once `token` is cancelled."""
 
     def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
         with lock:
+            token.check()  # after the wait, which may be long
             return unet(x, timestep, conditioning, embedding)
-
-    return call
-
-
-def stoppable(unet: Unet, token: CancelToken) -> Unet:
-    """`unet`, not called any more once `token` is cancelled."""
-
-    def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
-        token.check()
-        return unet(x, timestep, conditioning, embedding)
 
     return call
