@@ -18,8 +18,9 @@ import fewstep
 from fewstep import backends
 from fewstep.devices import place
 from fewstep.errors import CorruptModelError
+from fewstep.key import EngineKey
 from fewstep.models import vae
-from fewstep.models.catalog import FP16_VAE, FP16_VAE_REVISION, describe
+from fewstep.models.catalog import FP16_VAE, FP16_VAE_REVISION, describe, read_json
 from fewstep.models.load import load
 from fewstep.models.need import KNOWN, need_of
 
@@ -142,36 +143,40 @@ def test_what_is_safe_in_fp16(config: dict[str, Any], safe: bool) -> None:
     assert vae.fp16_safe(config) == safe
 
 
+def instead(root: Path, dtype: torch.dtype = torch.float16) -> Path | None:
+    """The VAE that takes the place of a folder's own."""
+    return vae.instead(read_json(root / "vae" / "config.json"), dtype, str(root))
+
+
 @pytest.mark.usefixtures("like_sdxl")
 def test_the_corrected_vae_serves_fp16_alone(fixed: Path, sdxl_folder: Path) -> None:
-    own = sdxl_folder / "vae"
-    folders = [vae.folder(sdxl_folder, dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32)]
-    assert folders == [fixed, own, own]
+    dtypes = (torch.float16, torch.bfloat16, torch.float32)
+    assert [instead(sdxl_folder, dtype) for dtype in dtypes] == [fixed, None, None]
     assert need_of(describe(str(sdxl_folder))).vae_fp16_safe
 
 
 @pytest.mark.usefixtures("fixed")
 def test_other_latents_keep_their_vae(sdxl_folder: Path) -> None:
     """The test model's VAE is not SDXL's."""
-    assert vae.folder(sdxl_folder, torch.float16) == sdxl_folder / "vae"
+    assert instead(sdxl_folder) is None
     assert not need_of(describe(str(sdxl_folder))).vae_fp16_safe
 
 
 @pytest.mark.usefixtures("like_sdxl", "fixed")
 def test_a_vae_that_is_safe_is_kept(copy: Path) -> None:
     edit(copy / "vae" / "config.json", force_upcast=False)
-    assert vae.folder(copy, torch.float16) == copy / "vae"
+    assert instead(copy) is None
 
 
 @pytest.mark.usefixtures("like_sdxl", "hub")
 def test_it_is_never_fetched(sdxl_folder: Path) -> None:
-    assert vae.folder(sdxl_folder, torch.float16) == sdxl_folder / "vae"
+    assert instead(sdxl_folder) is None
 
 
 @pytest.mark.usefixtures("like_sdxl")
 def test_half_a_download_does_not_count(fixed: Path, sdxl_folder: Path) -> None:
     (fixed / "diffusion_pytorch_model.safetensors").unlink()
-    assert vae.folder(sdxl_folder, torch.float16) == sdxl_folder / "vae"
+    assert instead(sdxl_folder) is None
 
 
 @pytest.mark.usefixtures("like_sdxl", "fixed")
@@ -182,7 +187,7 @@ def test_it_is_what_is_loaded(dtype: torch.dtype, black: bool, sdxl_folder: Path
     placement = replace(
         place(machine(gpu("T4", 14.5, (7, 5))), TINY), device=torch.device("cpu"), vae_dtype=dtype
     )
-    parts = load(about, recipe, "", placement)
+    parts = load(about, recipe, EngineKey(model=str(sdxl_folder), mode="base"), placement)
     assert parts.vae.dtype == dtype
     assert parts.unet.dtype == parts.text.encoders[0].dtype == torch.float16
     assert bool((parts.vae.decoder.conv_out.weight == 0).all()) == black

@@ -1,0 +1,289 @@
+"""What a model file is, and which modes it serves: from headers and names alone, without torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any
+
+from fewstep import backends
+from fewstep.errors import BackendError, ModelNotFoundError, RequestError
+from fewstep.models import kinds
+from fewstep.models.adapting import KIN, MERGED
+from fewstep.models.catalog import HUB
+from fewstep.models.families import SAYING
+from fewstep.models.header import Header, read, shown
+from fewstep.models.kinds import Kind
+from fewstep.models.shards import STEMS, files, read_index
+from fewstep.models.weights import LORA
+from fewstep.recipe import Recipe
+
+PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")  # of a diffusers folder
+DRAWN = {"tiny", *(model.family for model in HUB.values())}
+FITTING = {*DRAWN, *KIN, "unknown"}  # of LoRAs
+TITLES: MappingProxyType[str, str] = MappingProxyType(
+    {
+        "sdxl": "SDXL", "ssd-1b": "SSD-1B", "tiny": "the bundled model", "vega": "Segmind Vega",
+        "sdxl-refiner": "SDXL's refiner", "sdxl-inpaint": "SDXL inpainting", "sd-1.x": "SD 1.x",
+        "sd-2.x": "SD 2.x", "kolors": "Kolors", "flux": "Flux", "sd3": "SD 3", "unknown": "an unknown base",
+    }
+)  # fmt: skip
+SPELT = {"loha": "LoHa", "lokr": "LoKr", "dora": "DoRA", "oft": "OFT", "glora": "GLoRA", "ia3": "IA3"}
+# Kinds that draw only beside a model.
+ASIDE: MappingProxyType[str, str] = MappingProxyType(
+    {
+        "vae": "a VAE on its own: it draws with the UNet and text encoders of a model",
+        "text_encoder": "a text encoder on its own: it draws with the UNet and VAE of a model",
+        "textual inversion": "a learned word (textual inversion): give it as embeddings=, and write its name",
+        "controlnet": "a ControlNet: give it, a picture and a scale as control=",
+        "ip-adapter": "an IP-Adapter: give it, a picture and a scale as reference=",
+        "unknown": "its names and shapes fit no kind of model that fewstep knows",
+    }
+)
+ATTACHED = {"checkpoint": "checkpoint", "unet": "unet", "adapter": "lora"}  # a recipe's word → a kind's
+AS_IT_IS, BESIDE = "it runs as it is", "the mode's LoRA goes beside its UNet"
+AT_WORD = "if it was distilled so: nothing in it says that"
+STYLE, OWN = "as loras=, beside what the mode runs", "it has the name of the mode's own file"
+# Names that say nothing: every trainer uses them.
+_GENERIC = (LORA, *(f"{stem}{kind}.safetensors" for stem in STEMS for kind in ("", ".fp16")))
+_NAMES = ("modelspec.title", "ss_output_name", *SAYING)  # metadata that may name a mode
+_SHOWN = (40, 200)  # entries of metadata, and characters of each, that are shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection(Kind):
+    """What a file or folder is, and how to draw with it."""
+
+    path: Path
+    bytes: int
+    parameters: int
+    dtypes: tuple[str, ...]
+    metadata: Mapping[str, str]  # cut for display
+    modes: Mapping[str, str]  # mode → why it fits
+    mode: str  # what mode=None should take; "" where it must be named
+    notes: tuple[str, ...]  # what else to know, in sentences
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: _plain(value) for name, value in given.items()}
+
+    def __str__(self) -> str:
+        """A few lines for the command line."""
+        return "\n".join(_lines(self))
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Look at a model file, an index of shards or a diffusers folder; reads headers only."""
+    if not isinstance(path, str | Path) or path == "":
+        raise RequestError(f"path={path!r}: give a .safetensors file, or a folder")
+    header = _header(Path(os.path.expanduser(path)))
+    kind = kinds.kind(header)
+    recipes = dict(_recipes())
+    own = [mode for mode, recipe in recipes.items() if _published(recipe, kind, header.path)]
+    obstacle = _obstacle(kind, header.path)
+    whys = {mode: _why(recipe, kind, mode in own) for mode, recipe in recipes.items()}
+    modes = {mode: why for mode, why in whys.items() if why and not obstacle}
+    mode, doubt = _mode(header, kind, {mode: recipes[mode] for mode in modes}, own)
+    entries, length = _SHOWN
+    return Inspection(
+        **vars(kind),
+        path=header.path,
+        bytes=header.bytes,
+        parameters=header.parameters,
+        dtypes=tuple(sorted({entry.dtype for entry in header.tensors.values()})),
+        metadata={
+            _printable(k): _printable(v[:length]) for k, v in sorted(header.metadata.items())[:entries]
+        },
+        modes=modes,
+        mode=mode,
+        notes=(*_notes(kind, header), *obstacle, *doubt),
+    )
+
+
+def _header(path: Path) -> Header:
+    """Of a file; or of all the files of a folder or index, as if they were one."""
+    if path.is_dir():
+        return _folder(path)
+    if path.name.endswith(".safetensors.index.json"):
+        return _together(path, {"": read_index(path)})
+    return read(path)
+
+
+def _folder(folder: Path) -> Header:
+    whole = {f"{part}.": files(folder / part) for part in PARTS if (folder / part).is_dir()}
+    found = whole if any(whole.values()) else {"": files(folder)}
+    if not any(found.values()) and os.path.lexists(folder / LORA):
+        found = {"": [folder / LORA]}
+    if not any(found.values()):
+        raise ModelNotFoundError(
+            f"{shown(folder)} holds no model: give a diffusers folder with safetensors weights, or one file"
+        )
+    return _together(folder, found)
+
+
+def _together(path: Path, found: Mapping[str, list[Path]]) -> Header:
+    """`found`: what to put before the names → files."""
+    headers = [(prefix, read(file)) for prefix, paths in found.items() for file in paths]
+    if len(headers) == 1 and headers[0][0] == "":
+        return headers[0][1]
+    return Header(
+        path=path,
+        tensors={prefix + name: entry for prefix, one in headers for name, entry in one.tensors.items()},
+        metadata={},
+        bytes=sum(one.bytes for _, one in headers),
+    )
+
+
+def _recipes() -> Iterator[tuple[str, Recipe]]:
+    for mode in backends.modes():
+        try:
+            yield mode, backends.recipe(mode)
+        except BackendError:  # a broken plug-in, which says so when it is asked for
+            continue
+
+
+def _published(recipe: Recipe, kind: Kind, path: Path) -> bool:
+    """Is this a mode's own file, by its name; by its folder's, where files have everybody's name?"""
+    weights = recipe.weights.get(kind.family)
+    if weights is None or ATTACHED[weights.attach] != kind.what:
+        return False
+    if path.name in _GENERIC or path.is_dir():
+        owner = {weights.source.split("/")[-1], "models--" + weights.source.replace("/", "--")} - {""}
+        return not owner.isdisjoint(path.parts)
+    if path.name in weights.names:
+        return True
+    named = re.escape(PurePosixPath(weights.file).name).replace(r"\{steps\}", r"\d{1,3}")
+    return re.fullmatch(named, path.name) is not None
+
+
+def _why(recipe: Recipe, kind: Kind, own: bool) -> str:
+    """Why a mode fits; "" where it does not."""
+    attach = recipe.weights[kind.family].attach if kind.family in recipe.weights else ""
+    if kind.what == "lora":
+        put_on = kind.variety in MERGED and kind.family in FITTING
+        return (f"as accelerator=: {OWN}" if own else STYLE) if put_on else ""
+    embedded = recipe.guidance.kind == "embedded"
+    if kind.what not in ("checkpoint", "unet") or kind.family not in DRAWN:
+        return ""
+    if embedded or kind.guidance_width:
+        both = embedded and kind.guidance_width
+        return f"its UNet has a guidance embedding, {kind.guidance_width} wide" if both else ""
+    if own or not recipe.weights:
+        return OWN if own else AS_IT_IS
+    return {"adapter": BESIDE, "checkpoint": AT_WORD, kind.what: AT_WORD}.get(attach, "")
+
+
+def _mode(header: Header, kind: Kind, fitting: Mapping[str, Recipe], own: list[str]) -> tuple[str, list[str]]:
+    """What mode=None should take, "" for none; and a note where it must be named."""
+    own = [mode for mode in own if mode in fitting]
+    if len(own) == 1 or kind.what == "lora":
+        return (own[0] if len(own) == 1 else ""), []
+    if kind.guidance_width:
+        return ("lcm" if "lcm" in fitting else next(iter(fitting), "")), []
+    word = _hint(header) if fitting else ""
+    if own or word:
+        choice = own or [mode for mode, recipe in fitting.items() if _possible(recipe, kind, word)]
+        says = (
+            f"its name or metadata says {word}, and nothing in it proves that"
+            if word
+            else f"{OWN} in several"
+        )
+        return "", [f"{says}: name the mode, one of {', '.join(choice)}"]
+    return ("base" if "base" in fitting else ""), []
+
+
+def _obstacle(kind: Kind, path: Path) -> list[str]:
+    """Why a checkpoint cannot be a model=, in a sentence; [] is fine."""
+    if kind.what != "checkpoint" or kind.family not in DRAWN:
+        return []
+    missing = [part for part in PARTS[1:3] if part not in kind.targets]
+    if missing:
+        return [f"it holds no {' and no '.join(missing)}: choose one that holds all"]
+    if kind.layout == "diffusers" and not path.is_dir():
+        return ["its parts have diffusers' names: fewstep reads those from a diffusers folder"]
+    return []
+
+
+def _possible(recipe: Recipe, kind: Kind, word: str) -> bool:
+    """May a model that speaks of `word` be for this mode? An adapter would distil it once more."""
+    weights = recipe.weights.get(kind.family)
+    if weights is None:
+        return True
+    named = recipe.mode.startswith(word) or not weights.source  # "": for whatever has few steps merged in
+    return named and weights.attach != "adapter"
+
+
+def _hint(header: Header) -> str:
+    """The mode that a file's name or metadata speaks of: turbo, lightning, lcm …"""
+    own = header.path.parent if header.path.name in _GENERIC else header.path
+    told = " ".join([own.stem, *(header.metadata.get(key, "") for key in _NAMES)])
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", told)}
+    for name in dict.fromkeys(mode.split("-")[0].rstrip("0123456789") for mode in backends.modes()):
+        # A long name counts inside a word too (turbovision); a short one would be found in many.
+        if name != "base" and (name in words or (len(name) >= 5 and name in told.lower())):
+            return name
+    return ""
+
+
+def _notes(kind: Kind, header: Header) -> Iterator[str]:
+    title = TITLES[kind.family]
+    if kind.what in ASIDE:
+        made_for = f"; it is for {title}" if kind.family != "unknown" else ""
+        yield ASIDE[kind.what] + made_for + ("" if kind.family in FITTING else ", not for SDXL")
+    elif kind.what == "lora":
+        yield from _lora_notes(kind, title)
+    elif kind.family == "sdxl-inpaint":
+        yield "its UNet has 9 input channels, for inpainting: fewstep inpaints with any model that has 4"
+    elif kind.family not in DRAWN:
+        yield f"a {kind.what} of {title}; fewstep draws with SDXL's architecture: choose one made for SDXL"
+    elif kind.what == "unet":
+        yield "a UNet on its own: give it as accelerator=, over a whole model"
+    elif "vae" not in kind.targets:
+        yield "it holds no VAE: SDXL's takes its place"
+    if "v_pred" in header.tensors:  # the mark that trainers leave beside such weights
+        yield "it is marked v_pred: it predicts v, not noise"
+
+
+def _lora_notes(kind: Kind, title: str) -> Iterator[str]:
+    if kind.family == "unknown":
+        yield "a LoRA whose base cannot be told: it changes too little of it"
+    elif kind.family not in FITTING:
+        yield f"a LoRA for {title} does not fit SDXL: choose one made for SDXL"
+    if kind.variety not in MERGED:
+        name = SPELT.get(kind.variety, kind.variety)
+        yield f"LoRA of kind {name} is not supported: choose one of kind LoRA or LoCon"
+
+
+def _lines(seen: Inspection) -> Iterator[str]:
+    layout = f"{seen.layout} layout, " if seen.layout else ""
+    size = f"{seen.bytes / 1e9:.3g} GB, {seen.parameters:,} parameters, {', '.join(seen.dtypes)}"
+    yield f"{shown(seen.path)}: {seen.what} of {TITLES[seen.family]}, {layout}{size}"
+    if seen.what == "lora":
+        alpha = ", ".join(f"{value:g}" for value in seen.alpha) or "none"
+        also = "attention and convolutions" if seen.convolutions else "attention"
+        yield f"  variety {seen.variety}, rank {seen.rank}, alpha {alpha}; changes {also}"
+    if seen.targets:
+        yield f"  networks: {', '.join(seen.targets)}"
+    if seen.guidance_width:
+        yield f"  guidance embedding: {seen.guidance_width} wide"
+    if seen.mode or (seen.modes and seen.what != "lora"):
+        yield f"  mode: {seen.mode or 'must be named'}"
+    for why in dict.fromkeys(seen.modes.values()):
+        modes = ", ".join(mode for mode in seen.modes if seen.modes[mode] == why)
+        yield f"  {'any mode' if why == STYLE else modes}: {why}"
+    yield from (f"  note: {note}" for note in seen.notes)
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
