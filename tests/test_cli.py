@@ -7,11 +7,14 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fewstep import cli, testing
+import fewstep
+from fewstep import backends, cli, testing
 from fewstep.errors import FewstepError
+from fewstep.testing import FakeEngine
 
 PROMPT = "a red heart, flat style"
 
@@ -40,7 +43,9 @@ def test_help_needs_no_torch() -> None:
 def test_alone_it_shows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys)
     assert (code, err) == (0, "")
-    assert all(f"\n    {command} " in out for command in ("generate", "plan", "modes", "train"))
+    assert all(
+        f"\n    {command} " in out for command in ("generate", "plan", "modes", "models", "inspect", "train")
+    )
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
@@ -154,11 +159,73 @@ def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_modes(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "modes")
-    assert {line.split()[0] for line in out.splitlines() if not line.startswith(" ")} == {
-        "base", "lcm", "lcm-lora", "turbo",
-    }  # fmt: skip
+    blocks = [[lines[0], *lines[1:4]] for lines in _blocks(out)]
+    assert [block[0].split()[0] for block in blocks] == backends.modes()
+    assert ["                " + line for line in (
+        "steps 2, 4 or 8 (4), guidance none",
+        "trailing levels, euler; 4 are 999, 749, 499, 249",
+        "ByteDance/SDXL-Lightning; licence: openrail++",
+    )] in [block[1:] for block in blocks]  # fmt: skip
     _, out, _ = run(capsys, "modes", "--json")
     assert {recipe["mode"]: recipe["steps"]["default"] for recipe in json.loads(out)}["lcm"] == 4
+
+
+def _blocks(out: str) -> list[list[str]]:
+    """Lines, each that is not indented with the indented ones under it."""
+    blocks: list[list[str]] = []
+    for line in out.splitlines():
+        blocks += [] if line.startswith(" ") else [[]]
+        blocks[-1].append(line)
+    return blocks
+
+
+# --- options that are given several times, or not at all
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `fewstep plan` hands to `fewstep.plan`."""
+    seen: dict[str, Any] = {}
+
+    def plan(prompt: object, **options: Any) -> None:
+        seen.update(options)
+        raise FewstepError("enough")
+
+    monkeypatch.setattr("fewstep.plan", plan, raising=False)
+    return seen
+
+
+def test_what_is_not_given_is_not_passed(capsys: pytest.CaptureFixture[str], passed: dict[str, Any]) -> None:
+    run(capsys, "plan", "a fox", "--steps", "4")
+    assert passed == {"steps": 4}
+
+
+def test_options_that_repeat(capsys: pytest.CaptureFixture[str], passed: dict[str, Any]) -> None:
+    run(
+        capsys, "plan", "a fox", "--lora", "a.safetensors", "--lora", "b:1.safetensors:0.5", "--lora", ":2",
+        "--control", "owner/canny", "edges.png", "0.5", "--control", "./depth", "far.png", "1",
+        "--reference", "owner/ip", "face.png", "0.7",
+    )  # fmt: skip
+    assert passed == {
+        "loras": ["a.safetensors", ("b:1.safetensors", 0.5), ":2"],
+        "control": [("owner/canny", "edges.png", 0.5), ("./depth", "far.png", 1.0)],
+        "reference": [("owner/ip", "face.png", 0.7)],
+    }
+
+
+def test_options_that_choose_the_engine(
+    capsys: pytest.CaptureFixture[str], passed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--embedding", "a.safetensors", "--embedding", "b", "--revision", "main", "--commercial")
+    monkeypatch.setattr("fewstep.generate", fewstep.plan, raising=False)
+    monkeypatch.setattr("fewstep.plan", FakeEngine().plan, raising=False)
+    run(capsys, "generate", "a fox", *words, "-o", "no-such-fox.png")
+    assert passed == {"embeddings": ["a.safetensors", "b"], "revision": "main", "commercial": True}
+
+
+def test_a_scale_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "plan", "a fox", "--control", "model", "edges.png", "much")
+    assert (code, err) == (2, "fewstep: --control 'much': give a number; see fewstep plan --help\n")
 
 
 def test_unwritable_is_73(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

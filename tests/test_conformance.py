@@ -33,7 +33,7 @@ SOUND = Recipe(
 )
 
 
-@pytest.mark.parametrize("mode", ["base", "lcm", "lcm-lora", "turbo"])
+@pytest.mark.parametrize("mode", backends.modes())
 def test_built_in_modes_keep_the_rules(mode: str) -> None:
     assert problems(backends.recipe(mode)) == []
 

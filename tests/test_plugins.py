@@ -17,7 +17,11 @@ import fewstep
 from fewstep import backends, cli
 from fewstep.errors import BackendError, RequestError
 
-BUILT_IN = ["base", "lcm", "lcm-lora", "turbo"]
+BUILT_IN = [
+    "base", "dmd2", "dmd2-1step", "flash", "hyper", "hyper-1step", "hyper-cfg", "hyper-unified", "lcm",
+    "lcm-lora", "lightning", "lightning-1step", "lightning-lora", "merge", "pcm", "pcm-lcm", "pcm-normal",
+    "tcd", "turbo",
+]  # fmt: skip
 SOUND = """
 from fewstep import Guidance, Recipe, Steps, Weights
 from fewstep.samplers import SAMPLERS
@@ -58,6 +62,14 @@ BROKEN = {
     "attach": (RECIPE.replace('"unet"', '"unit"'), "attach 'unit'"),
     "rule": (RECIPE.replace('SAMPLERS["lcm"]', "print"), "own_samplers['mine']"),
     "prediction": (RECIPE.replace('title="', 'prediction="eps", title="'), "prediction='eps'"),
+    "only": (RECIPE.replace("high=8)", "high=8, only=(1, 2, 3))"), "rise from low to high"),
+    "default": (RECIPE.replace("high=8)", "high=8, only=(1, 8))"), "with the default in it"),
+    "file": (RECIPE.replace("high=8)", "high=8, only=(1, 3, 8))"), "should hold {steps}"),
+    "counts": (RECIPE.replace('"unet_lcm"', '"unet_lcm", file="{steps}"'), "should hold {steps}"),
+    "scale": (RECIPE.replace('"unet_lcm"', '"unet_lcm", scale=0'), "a number above 0"),
+    "style": (RECIPE.replace('title="', 'style_scale=-1, title="'), "style_scale=-1"),
+    "twin": (RECIPE.replace('title="', 'as_adapter=None, title="'), "as_adapter=None should be a str"),
+    "source": (RECIPE.replace('"unet_lcm"', '""'), "need a source"),
     "deep": (RECIPE.replace("(low=1, default=3, high=8)", "(low=1, default=3, high=None)"), "whole numbers"),
 }
 
@@ -159,7 +171,9 @@ def test_recipes_are_plain_data(install: Install, capsys: pytest.CaptureFixture[
     listed = {mode["mode"]: mode for mode in json.loads(capsys.readouterr().out)}
     assert sorted(listed) == backends.modes()
     assert (listed["odd"]["own_schedulers"], listed["odd"]["own_samplers"]) == (["thirds"], ["mine"])
-    assert listed["base"]["overrides"]["tiny"]["steps"] == {"low": 1, "default": 25, "high": 200}
+    assert listed["base"]["overrides"]["tiny"]["steps"] == {
+        "low": 1, "default": 25, "high": 200, "only": [], "also": [],
+    }  # fmt: skip
     assert listed["lcm"]["weights"]["tiny"]["source"] == "unet_lcm"
 
 
@@ -173,7 +187,7 @@ def test_a_broken_plugin_says_what_is_wrong(install: Install, fault: str) -> Non
     said = message("odd")
     assert "package third-party 1.2 is broken: " in said
     assert says in said
-    assert said.endswith("or choose another mode: base, lcm, lcm-lora, turbo")
+    assert said.endswith(f"or choose another mode: {', '.join(BUILT_IN)}")
 
 
 def test_a_value_that_names_no_object(install: Install, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fewstep import Recipe, Weights, backends
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.models.catalog import describe, is_hub_id, local
-from fewstep.models.weights import LORA, adapter_file, choose, unet_folder
+from fewstep.models.weights import LORA, adapter_file, choose, unet_file, unet_folder
 
 
 def write(path: Path, **content: object) -> Path:
@@ -62,9 +64,21 @@ def test_a_folder_is_taken_at_the_users_word(folder: Path) -> None:
     assert chosen(folder, "base") is None
 
 
+def test_a_hub_id_of_somebodys_own_is_taken_at_their_word() -> None:
+    """As a folder: "model" says whose pictures, and no mode puts other ones in their place."""
+    for mode in ("turbo", "merge"):
+        assert chosen("owner/finetune", mode) is None
+    assert chosen("stabilityai/stable-diffusion-xl-base-1.0", "turbo") == recipe("turbo").weights["sdxl"]
+
+
+def save(path: Path, name: str) -> None:
+    """A file whose one tensor says what it is."""
+    save_file({name: torch.zeros(2, 2)}, path)
+
+
 def test_given_ones_replace_the_usual(folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "lcm-unet" / "config.json", time_cond_proj_dim=256)
-    (tmp_path / "style.safetensors").touch()
+    save(tmp_path / "style.safetensors", "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight")
     for mode, attach, given in (
         ("lcm", "unet", tmp_path / "lcm-unet"),
         ("lcm", "unet", "owner/lcm-unet"),
@@ -88,6 +102,48 @@ def test_a_plain_unet_is_not_for_lcm(folder: Path) -> None:
         chosen("sdxl", "lcm", folder / "unet")
     with pytest.raises(RequestError, match="use mode='lcm-lora', or give the UNet's folder"):
         chosen(folder, "lcm")
+
+
+@pytest.mark.parametrize(
+    ("mode", "instead"),
+    [
+        ("lcm", "use mode='lcm-lora', or give"),
+        ("lightning", "use mode='lightning-lora', or give"),
+        ("lightning-1step", "use mode='lightning-lora', or give"),
+        ("hyper-1step", "use mode='hyper-unified', or give"),
+        ("dmd2-1step", "use mode='dmd2', or give"),
+    ],
+)
+def test_a_finetune_keeps_its_unet(folder: Path, mode: str, instead: str) -> None:
+    for model in (folder, "owner/finetune"):
+        with pytest.raises(RequestError) as caught:
+            chosen(model, mode)
+        assert f"mode={mode!r} would replace the UNet of model=" in str(caught.value)
+        assert f"{instead} the UNet's folder as accelerator=" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "mode", "fitting"),
+    [
+        ("tiny", "turbo", "choose one of base, lcm, or give"),
+        ("ssd-1b", "lightning", "choose one of base, lcm, lcm-lora, or give"),
+        ("ssd-1b", "merge", "choose one of base, lcm, lcm-lora, or give"),
+    ],
+)
+def test_modes_that_have_weights_are_named(model: str, mode: str, fitting: str) -> None:
+    with pytest.raises(RequestError, match=fitting):
+        chosen(model, mode)
+
+
+def test_pickles_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "unet.bin").touch()
+    with pytest.raises(RequestError, match=r"no \.safetensors file.*safetensors\.torch\.save_file"):
+        chosen("sdxl", "lightning", tmp_path / "unet.bin")
+    with pytest.raises(ModelNotFoundError, match="a pickle, which fewstep never reads"):
+        chosen("sdxl", "dmd2-1step")
+    save(tmp_path / "unet.safetensors", "conv_in.weight")
+    own = chosen("sdxl", "dmd2-1step", tmp_path / "unet.safetensors")
+    assert own == Weights(attach="unet", source=str(tmp_path / "unet.safetensors"))
 
 
 def test_an_lcm_checkpoint_is_not_for_turbo(lcm_folder: Path) -> None:
@@ -138,6 +194,12 @@ def test_where_files_are(folder: Path, tmp_path: Path) -> None:
     assert unet_folder("unet", folder) == folder / "unet"
     assert unet_folder(str(folder), tmp_path) == folder / "unet"
     assert unet_folder("owner/name", tmp_path) is None
+    assert unet_file(Weights(attach="unet", source=str(folder))) is None
+    assert unet_file(Weights(attach="unet", source="owner/name", file="a.safetensors")) is None
+    (folder / "a.safetensors").touch()
+    for source, name in ((folder, "a.safetensors"), (folder / "a.safetensors", "")):
+        given = Weights(attach="unet", source=str(source), file=name)
+        assert unet_file(given) == folder / "a.safetensors"
     (tmp_path / LORA).touch()
     assert adapter_file(Weights(attach="adapter", source=str(tmp_path))) == tmp_path / LORA
     assert adapter_file(Weights(attach="adapter", source="owner/name")) is None

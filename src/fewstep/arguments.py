@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from fewstep.errors import RequestError
+
+GIVEN = argparse.SUPPRESS  # as a default: what was not given is not there, and the callee's default holds
 
 
 def whole(text: str) -> int:
@@ -24,6 +26,27 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number") from None
+
+
+def with_weight(text: str) -> str | tuple[str, float]:
+    """The type of `PATH` and `PATH:WEIGHT`; what follows a colon and is no number is the path's."""
+    path, colon, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if colon and path else text
+    except ValueError:
+        return text
+
+
+class Pictured(argparse.Action):
+    """The action of `MODEL IMAGE SCALE`: a list of (model, image, scale)."""
+
+    def __call__(self, parser: Any, asked: argparse.Namespace, values: Any, option: Any = None) -> None:  # noqa: ARG002
+        model, image, scale = values
+        try:
+            given = (model, image, number(scale))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        setattr(asked, self.dest, [*getattr(asked, self.dest, []), given])
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,19 +76,26 @@ class Parser(argparse.ArgumentParser):
         self.error(f"{word!r} is not known here: {hint}")
 
 
+def command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
+    """One command; `run` answers it with its exit code."""
+    added: Parser = commands.add_parser(name, help=text, description=text)
+    added.set_defaults(run=run)
+    return added
+
+
 def read(parser: Parser, commands: Mapping[str, Parser], words: Sequence[str]) -> argparse.Namespace:
     """What was asked. Words that nobody knows are refused with the nearest known one."""
     if words and words[0] not in (*commands, *parser.options):
-        if any(words[0] in command.options for command in commands.values()):
+        if any(words[0] in one.options for one in commands.values()):
             parser.error(f"{words[0]} goes after a command: choose one of {', '.join(commands)}")
         parser.refuse(words[0], [*commands, *parser.options])
     asked, unread = parser.parse_known_args(words)
     for word in unread:
-        command = commands[words[0]]
+        asker = commands[words[0]]
         if word.startswith("-"):
-            command.refuse(word.split("=")[0], command.options)
+            asker.refuse(word.split("=")[0], asker.options)
         apart = "stands apart from the prompts: give them together"
-        command.error(f"{word!r} {apart if hasattr(asked, 'prompt') else 'is a word too many'}")
+        asker.error(f"{word!r} {apart if hasattr(asked, 'prompt') else 'is a word too many'}")
     if not getattr(asked, "prompt", True):
         commands[words[0]].error(f'the prompt is missing: type {commands[words[0]].prog} "a red fox"')
     return asked

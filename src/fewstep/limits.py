@@ -28,12 +28,7 @@ def check(request: Request, recipe: Recipe, size: int) -> None:
     """Is everything within what this mode was made for? `size` is the model's own side in pixels."""
     _check_choice("scheduler", request.scheduler, recipe.schedulers, recipe.mode)
     _check_choice("sampler", request.sampler, recipe.samplers, recipe.mode)
-    low, default, high = recipe.steps.low, recipe.steps.default, recipe.steps.high
-    if not low <= request.steps <= high:
-        raise RequestError(
-            f"steps={request.steps} is outside what mode {recipe.mode!r} was made for: "
-            f"{low} to {high}; type steps={default}"
-        )
+    _check_steps(request.steps, recipe)
     rule = recipe.sampler(request.sampler)
     if not rule.tunable and request.eta != rule.eta:
         raise RequestError(f"eta={request.eta:g}: sampler {request.sampler!r} has none; leave eta out")
@@ -47,6 +42,18 @@ def check(request: Request, recipe: Recipe, size: int) -> None:
 def _check_choice(what: str, given: str, allowed: tuple[str, ...], mode: str) -> None:
     if given not in allowed:
         raise RequestError(f"{what}={given!r} does not fit mode {mode!r}: choose one of {', '.join(allowed)}")
+
+
+def _check_steps(given: int, recipe: Recipe) -> None:
+    rule = recipe.steps
+    if rule.low <= given <= rule.high:
+        return
+    if rule.low < rule.high:
+        legal = f"outside what mode {recipe.mode!r} was made for: {rule.low} to {rule.high}"
+    else:
+        legal = f"not what these weights of mode {recipe.mode!r} were made for: exactly {rule.high}"
+    elsewhere = f", or load others by load(..., steps={given})" if given in rule.also else ""
+    raise RequestError(f"steps={given} is {legal}; type steps={rule.default}{elsewhere}")
 
 
 def _check_text(request: Request) -> None:
@@ -74,7 +81,8 @@ def _check_guidance(request: Request, recipe: Recipe) -> None:
             f"guidance={given:g}: mode {recipe.mode!r} was distilled without; leave guidance out"
         )
     if rule.kind != "none" and not rule.low <= given <= rule.high:
-        off = " (1 is off)" if rule.kind == "cfg" else " (it is an input of the UNet and cannot be off)"
+        embedded = " (it is an input of the UNet and cannot be off)" if rule.kind == "embedded" else ""
+        off = " (1 is off)" if rule.kind == "cfg" and rule.low == 1 else embedded
         raise RequestError(
             f"guidance={given:g} is outside what mode {recipe.mode!r} was made for: "
             f"{rule.low:g} to {rule.high:g}{off}; type guidance={rule.default:g}"

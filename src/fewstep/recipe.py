@@ -10,18 +10,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from fewstep.errors import BackendError, FewstepError, told
+from fewstep.errors import BackendError, FewstepError, RequestError, told
 from fewstep.samplers import SAMPLERS, Sampler
 from fewstep.schedulers import SCHEDULERS, Schedule, Scheduler
+
+MOST_LISTED = 16  # steps: as far as `Recipe.timesteps` counts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """How many steps the weights were made for."""
+    """How many steps the weights were made for.
+
+    `only`: each of these counts has weights of its own, and no other has any. `also`: what a
+    recipe narrowed to one count (`Recipe.for_steps`) was narrowed from.
+    """
 
     low: int
     default: int
     high: int
+    only: tuple[int, ...] = ()
+    also: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +52,18 @@ class Weights:
     """Where a mode's own weights are, for one model family, and what they replace.
 
     `checkpoint`: the whole model. `unet`: its UNet. `adapter`: a LoRA beside its UNet.
-    `source` is a hub id, or a folder inside the model's own; `size` is the side in pixels they
-    were trained at, 0 the model's.
+    `source` is a hub id, or a folder inside the model's own; of a checkpoint it may be "": there is
+    no usual one, and the user's model is taken to be one. `file` is the one in it, where "{steps}"
+    stands for the number of steps; `size` is the side in pixels they were trained at, 0 the model's;
+    `scale` is an adapter's weight.
     """
 
     attach: Literal["checkpoint", "unet", "adapter"]
     source: str
     file: str = ""
+    names: tuple[str, ...] = ()
     size: int = 0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +80,8 @@ class Recipe:
     source: str  # paper or model card
     weights: Mapping[str, Weights] = field(default_factory=dict)  # by model family
     prediction: str = ""  # "" is the model's own
+    as_adapter: str = ""  # the mode that gives the like to a model that keeps its own UNet
+    style_scale: float = 1.0  # weight of a style LoRA given without one
     overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # by model family
     own_schedulers: Mapping[str, Scheduler] = field(default_factory=dict)  # by name
     own_samplers: Mapping[str, Sampler] = field(default_factory=dict)  # by name
@@ -75,6 +89,29 @@ class Recipe:
     def on(self, family: str) -> Recipe:
         """This recipe with what a model family changes in it."""
         return replace(self, **self.overrides.get(family, {}))  # type: ignore[arg-type]
+
+    def for_steps(self, steps: int | None) -> Recipe:
+        """This recipe for one number of steps (None: the default), where each has weights of its own."""
+        if not self.steps.only:
+            return self
+        count = self.steps.default if steps is None else steps
+        if type(count) is not int or count not in self.steps.only:
+            *rest, last = map(str, self.steps.only)
+            legal = f"{', '.join(rest)} or {last}" if rest else last
+            raise RequestError(
+                f"steps={count!r}: mode {self.mode!r} has weights for {legal} steps; "
+                f"type steps={self.steps.default}"
+            )
+        files = {
+            family: replace(weights, file=weights.file.replace("{steps}", str(count)))
+            for family, weights in self.weights.items()
+        }
+        narrowed = Steps(low=count, default=count, high=count, also=self.steps.only)
+        return replace(self, steps=narrowed, weights=files)
+
+    def counts(self) -> tuple[int, ...]:
+        """Every legal number of steps."""
+        return self.steps.only or tuple(range(self.steps.low, self.steps.high + 1))
 
     def scheduler(self, name: str) -> Scheduler:
         """Which noise levels a name in `schedulers` means."""
@@ -94,6 +131,17 @@ class Recipe:
                 f"({told(error)}): choose other steps, or scheduler={self.schedulers[0]!r}"
             ) from error
         return schedule
+
+    def timesteps(self) -> dict[int, tuple[float, ...]]:
+        """The default levels at each legal number of steps up to 16, those it refuses left out."""
+        listed = {}
+        for steps in self.counts():
+            if steps <= MOST_LISTED:
+                try:
+                    listed[steps] = self.schedule(self.schedulers[0], steps, 1.0).timesteps
+                except RequestError:
+                    continue
+        return listed
 
     def sampler(self, name: str) -> Sampler:
         """Which step rule a name in `samplers` means."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -47,19 +48,33 @@ def recipe(mode: str) -> Recipe:
     return loaded  # type: ignore[no-any-return]  # a Recipe, or it would have a fault
 
 
-def chosen(model: str | Path, mode: str | None) -> tuple[Model, Recipe]:
-    """The model that a name means, and the recipe of the mode (None: the model's own) on it."""
+def chosen(model: str | Path, mode: str | None, steps: int | None = None) -> tuple[Model, Recipe]:
+    """The model that a name means, and the recipe of the mode (None: the model's own) on it.
+
+    Where each number of steps has weights of its own, the recipe is that of `steps` (None: the default).
+    """
     about = catalog.describe(model)
-    rules = recipe(about.default_mode if mode is None else mode).on(about.family)
+    rules = recipe(about.default_mode if mode is None else mode).on(about.family).for_steps(steps)
     weights = rules.weights.get(about.family)
-    if weights is not None and weights.size and not about.local:
+    if weights is not None and weights.size and not about.foreign:
         about = replace(about, size=weights.size)
     return about, rules
 
 
 def _offers() -> list[EntryPoint]:
     """Every entry point of the group; with the switch on, fewstep's own."""
-    return [entry for entry in entry_points(group=GROUP) if _built_in(entry) or not _switched_off()]
+    return [entry for entry in _installed(_places()) if _built_in(entry) or not _switched_off()]
+
+
+@lru_cache(maxsize=1)
+def _installed(places: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    """Looked for once, until a package comes or goes in one of these places."""
+    return tuple(entry_points(group=GROUP))
+
+
+def _places() -> tuple[tuple[str, int], ...]:
+    """Where packages are, and when each last changed."""
+    return tuple((place, os.stat(place).st_mtime_ns) for place in sys.path if os.path.isdir(place))
 
 
 def _switched_off() -> bool:

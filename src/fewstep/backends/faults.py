@@ -20,7 +20,7 @@ _FIXED = ("mode", "weights", "overrides", "own_schedulers", "own_samplers")  # t
 _TYPES: dict[str, type] = {
     "mode": str, "title": str, "schedulers": tuple, "samplers": tuple, "steps": Steps, "guidance": Guidance,
     "licence": str, "source": str, "weights": Mapping, "prediction": str, "overrides": Mapping,
-    "own_schedulers": Mapping, "own_samplers": Mapping,
+    "own_schedulers": Mapping, "own_samplers": Mapping, "as_adapter": str,
 }  # fmt: skip
 
 
@@ -47,14 +47,14 @@ def _senseless(recipe: Recipe) -> Iterator[str]:
         yield "mode is empty"
     yield from _unknown("scheduler", recipe.schedulers, {*SCHEDULERS, *recipe.own_schedulers})
     yield from _unknown("sampler", recipe.samplers, {*SAMPLERS, *recipe.own_samplers})
-    steps = (recipe.steps.low, recipe.steps.default, recipe.steps.high)
-    if not all(type(n) is int for n in steps) or not _rising(1, *steps, MOST_STEPS):
-        yield f"{recipe.steps} should be whole numbers, 1 <= low <= default <= high <= {MOST_STEPS}"
+    yield from _uncountable(recipe.steps)
     yield from _unguided(recipe.guidance)
     if recipe.prediction not in PREDICTIONS:
         yield f"prediction={recipe.prediction!r} should be one of {PREDICTIONS}"
+    if not _number(recipe.style_scale) or recipe.style_scale < 0:
+        yield f"style_scale={recipe.style_scale!r} should be a number, 0 or more"
     for family, weights in recipe.weights.items():
-        yield from _misplaced(family, weights)
+        yield from [*_misplaced(family, weights)] or _misnamed(family, weights, recipe.steps)
     for name, scheduler in recipe.own_schedulers.items():
         if not callable(scheduler):
             yield f"own_schedulers[{name!r}] should be a function (steps, strength) -> Schedule"
@@ -82,6 +82,14 @@ def _unknown(what: str, names: tuple[Any, ...], known: set[str]) -> Iterator[str
             yield f"{what} {name!r} is unknown: it is neither in own_{what}s nor one of {', '.join(known)}"
 
 
+def _uncountable(steps: Steps) -> Iterator[str]:
+    counts, only = (steps.low, steps.default, steps.high), steps.only
+    if not all(type(n) is int for n in counts) or not _rising(1, *counts, MOST_STEPS):
+        yield f"{steps} should be whole numbers, 1 <= low <= default <= high <= {MOST_STEPS}"
+    elif only and (list(only) != sorted({*only, *counts}) or (only[0], only[-1]) != counts[::2]):
+        yield f"{steps} should have `only` rise from low to high, with the default in it"
+
+
 def _unguided(guidance: Guidance) -> Iterator[str]:
     if guidance.kind not in KINDS:
         yield f"guidance kind {guidance.kind!r} should be one of {', '.join(KINDS)}"
@@ -97,8 +105,16 @@ def _misplaced(family: str, weights: object) -> Iterator[str]:
         yield f"weights[{family!r}]={weights!r} should be a Weights"
     elif weights.attach not in ATTACHMENTS:
         yield f"weights[{family!r}] attach {weights.attach!r}; should be one of {', '.join(ATTACHMENTS)}"
-    elif not weights.source or not isinstance(weights.source, str):
+    elif not isinstance(weights.source, str) or not (weights.source or weights.attach == "checkpoint"):
         yield f"weights[{family!r}] need a source: a hub id, or a folder inside the model's"
+
+
+def _misnamed(family: str, weights: Weights, steps: Steps) -> Iterator[str]:
+    """What is wrong between the weights and the number of steps they are for."""
+    if ("{steps}" in weights.file) != bool(steps.only):
+        yield f"weights[{family!r}] file={weights.file!r} should hold {{steps}} where steps have `only`"
+    if not _number(weights.scale) or weights.scale <= 0:
+        yield f"weights[{family!r}] scale={weights.scale!r} should be a number above 0"
 
 
 def _unsteppable(name: str, sampler: object) -> Iterator[str]:

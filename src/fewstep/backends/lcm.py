@@ -13,9 +13,11 @@ RECIPE = Recipe(
     source="arXiv:2310.04378; latent-consistency/lcm-sdxl model card",
     weights={
         "sdxl": Weights(attach="unet", source="latent-consistency/lcm-sdxl"),
+        # Its licence could not be confirmed; the hub's page of lcm-sdxl says openrail++.
         "ssd-1b": Weights(attach="unet", source="latent-consistency/lcm-ssd-1b"),
         "tiny": Weights(attach="unet", source="unet_lcm"),
     },
+    as_adapter="lcm-lora",
     overrides={
         "tiny": {
             "guidance": Guidance(kind="embedded", low=1.0, default=3.0, high=6.0),

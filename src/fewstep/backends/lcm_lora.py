@@ -24,4 +24,5 @@ RECIPE = Recipe(
             file="pytorch_lora_weights.safetensors",
         ),
     },
+    style_scale=0.8,  # beside 1.0 of this one: the card's "Combine with styled LoRAs"
 )

@@ -10,7 +10,14 @@ RECIPE = Recipe(
     samplers=("euler_ancestral", "euler"),
     steps=Steps(low=1, default=1, high=4),
     guidance=Guidance(kind="none"),
-    licence="sai-nc-community (commercial terms at stability.ai/license)",
+    licence="sai-nc-community",
     source="arXiv:2311.17042; stabilityai/sdxl-turbo model card",
-    weights={"sdxl": Weights(attach="checkpoint", source="stabilityai/sdxl-turbo", size=512)},
+    weights={
+        "sdxl": Weights(
+            attach="checkpoint",
+            source="stabilityai/sdxl-turbo",
+            names=("sd_xl_turbo_1.0.safetensors", "sd_xl_turbo_1.0_fp16.safetensors"),
+            size=512,
+        )
+    },
 )

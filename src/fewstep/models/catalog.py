@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError, ran_out
+from fewstep.models import header
+from fewstep.models.assets import BASES, VAES, Asset, holding, pinned
+from fewstep.models.families import UNKNOWN
+from fewstep.models.kinds import kind
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -29,48 +32,53 @@ class Model:
     licence: str
     local: bool = False  # a folder of the user's
     carries: str = ""  # the mode that its own UNet was distilled for, where that can be seen
+    revision: str = ""  # of a hub id, 40 hex digits; "" is the newest
+
+    @property
+    def foreign(self) -> bool:
+        """Is it somebody's own, and none that the modes' whole checkpoints and UNets stand for?"""
+        return self.local or (self.family != "tiny" and holding(self.source) is None)
 
 
-# Sizes and licences from the model cards.
-HUB: MappingProxyType[str, Model] = MappingProxyType(
-    {
-        "sdxl": Model(
-            name="sdxl", family="sdxl", source="stabilityai/stable-diffusion-xl-base-1.0", size=1024,
-            default_mode="base", licence="openrail++",
-        ),
-        "ssd-1b": Model(
-            name="ssd-1b", family="ssd-1b", source="segmind/SSD-1B", size=1024,
-            default_mode="base", licence="Apache-2.0",
-        ),
-    }
-)  # fmt: skip
-# SDXL's VAE with weights scaled to stay within fp16's range (its model card); MIT.
-FP16_VAE = "madebyollin/sdxl-vae-fp16-fix"
-FP16_VAE_REVISION = "207b116dae70ace3637169f1ddd2434b91b3a8cd"
+def _known(asset: Asset) -> Model:
+    """A model that fewstep has a name for."""
+    tiny = asset.name == "tiny"
+    return Model(
+        name=asset.name, family=asset.family, source=asset.repo or str(TINY), revision=asset.revision,
+        size=asset.size, default_mode="lcm" if tiny else "base", licence=asset.licence,
+    )  # fmt: skip
+
+
+HUB: MappingProxyType[str, Model] = MappingProxyType({a.name: _known(a) for a in BASES if a.repo})
+FP16_VAE, FP16_VAE_REVISION = VAES[0].repo, VAES[0].revision
+# Families with text encoders and a UNet, but others than SDXL's.
+OTHERS = ("sd-1.x", "sd-2.x", "sdxl-refiner", "sdxl-inpaint", "kolors", "flux", "sd3")
 _HUB_ID = re.compile(r"(?!.{97})[\w-][\w.-]*/[\w.-]*[\w-]", re.ASCII)  # the hub's own rule, nearly
 
 
 def describe(model: str | Path) -> Model:
-    """What a model's name means: "tiny", an alias, a diffusers folder or a hub id. Loads no weights."""
+    """What a model's name means: "tiny", an alias, a folder, a file or a hub id. Loads no weights."""
     aliases = ", ".join(["tiny", *HUB])
     if not isinstance(model, str | Path) or model == "":
         raise RequestError(
-            f"model={model!r}: give one of {aliases}, a folder, or a hub id such as 'owner/name'"
+            f"model={model!r}: give one of {aliases}, a folder, a .safetensors file, or a hub id such as "
+            "'owner/name'"
         )
     name = str(model)
     if name == "tiny":
-        return Model(
-            name="tiny", family="tiny", source=str(TINY), size=128, default_mode="lcm", licence="Apache-2.0"
-        )
+        return _known(BASES[0])
     if name in HUB:
         return HUB[name]
-    folder = local(name)
-    if folder is not None and folder.is_dir():
-        return _folder(name, folder)
+    here = local(name)
+    if here is not None:
+        return _folder(name, here) if here.is_dir() else _file(name, here)
     if is_hub_id(name):
-        return Model(name=name, family="sdxl", source=name, size=1024, default_mode="base", licence="unknown")
+        return Model(
+            name=name, family="sdxl", source=name, revision=pinned(name), size=1024, default_mode="base",
+            licence="unknown",
+        )  # fmt: skip
     raise ModelNotFoundError(
-        f"model={name!r} is neither an alias ({aliases}), nor a folder here, "
+        f"model={name!r} is neither an alias ({aliases}), nor a folder or file here, "
         "nor a hub id such as 'owner/name'"
     )
 
@@ -101,6 +109,25 @@ def _folder(name: str, folder: Path) -> Model:
     )  # fmt: skip
 
 
+def _file(name: str, path: Path) -> Model:
+    """One .safetensors file of SDXL's architecture, in the original layout."""
+    known = kind(header.read(path))
+    whole = known.what == "checkpoint" and known.layout == "original"
+    if not whole or known.family in OTHERS or "text_encoder_2" not in known.targets:
+        what = " ".join(
+            word for word in (known.family, known.layout, known.what) if word not in ("", UNKNOWN)
+        )
+        raise CorruptModelError(
+            f"model={name!r} is {what or 'an unknown file'}, not a whole SDXL model in its original layout: "
+            f"type fewstep inspect {name} to see what it is for"
+        )
+    carries = "lcm" if known.guidance_width else ""
+    return Model(
+        name=name, family="ssd-1b" if known.family == "ssd-1b" else "sdxl", source=str(path), size=1024,
+        default_mode=carries or "base", licence="unknown", local=True, carries=carries,
+    )  # fmt: skip
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Whatever a foreign reader raises here means that `path` is damaged, or is something else."""
@@ -116,11 +143,6 @@ def reading(path: Path) -> Iterator[None]:
 def read_json(path: Path) -> dict[str, Any]:
     """A configuration file of a model; `CorruptModelError` where it is missing or broken."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return header.read_json(path)
+    except ModelNotFoundError:
         raise CorruptModelError(f"{path} is missing: this is not a complete diffusers folder") from None
-    except ValueError as error:
-        raise CorruptModelError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CorruptModelError(f"{path} should hold a JSON object")
-    return content

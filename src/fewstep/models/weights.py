@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
+from fewstep.models import assets
 from fewstep.models.catalog import Model, is_hub_id, local, read_json
+from fewstep.models.header import read
+from fewstep.models.kinds import kind
 from fewstep.recipe import Recipe, Weights
 
-LORA = "pytorch_lora_weights.safetensors"  # diffusers' name for an adapter's file
+(LORA,) = assets.LORA
+_CONVERT = "somebody you trust can convert it, by safetensors.torch.save_file"
 
 
 def choose(model: Model, recipe: Recipe, accelerator: str | Path) -> Weights | None:
     """The mode's own weights on this model, "" or those given; None where the model's suffice."""
-    own = _given(recipe, accelerator) if accelerator != "" else _usual(model, recipe)
+    own = _given(model, recipe, accelerator) if accelerator != "" else _usual(model, recipe)
     embedded = _embedded(model, own)
     if embedded is not None:
         check_embedding(model, recipe, embedded)
@@ -22,12 +27,16 @@ def choose(model: Model, recipe: Recipe, accelerator: str | Path) -> Weights | N
 
 def check_embedding(model: Model, recipe: Recipe, embedded: bool) -> None:
     """An LCM UNet must be told its guidance, and no other can be."""
-    if embedded != (recipe.guidance.kind == "embedded"):
+    if embedded != _embeds(recipe):
         has, fitting = ("has a", "lcm") if embedded else ("has no", "base")
         raise RequestError(
             f"mode={recipe.mode!r} does not fit model={model.name!r}, whose UNet {has} guidance embedding: "
             f"use mode={fitting!r}"
         )
+
+
+def _embeds(recipe: Recipe) -> bool:
+    return recipe.guidance.kind == "embedded"
 
 
 def unet_folder(source: str, root: Path) -> Path | None:
@@ -43,6 +52,15 @@ def unet_folder(source: str, root: Path) -> Path | None:
     return None
 
 
+def unet_file(weights: Weights) -> Path | None:
+    """A UNet in one file. None: it is a folder, or on the hub."""
+    here = local(weights.source)
+    if here is None or here.is_file():
+        return here
+    inside = here / weights.file
+    return inside if weights.file and inside.is_file() else None
+
+
 def adapter_file(weights: Weights) -> Path | None:
     """A LoRA: a file, or the one in a folder. None: on the hub."""
     here, name = local(weights.source), weights.file or LORA
@@ -53,7 +71,7 @@ def adapter_file(weights: Weights) -> Path | None:
     return here / name
 
 
-def _given(recipe: Recipe, accelerator: str | Path) -> Weights:
+def _given(model: Model, recipe: Recipe, accelerator: str | Path) -> Weights:
     """The user's own weights, in the place of the mode's."""
     if not isinstance(accelerator, str | Path):
         raise RequestError(
@@ -65,11 +83,39 @@ def _given(recipe: Recipe, accelerator: str | Path) -> Weights:
             f"accelerator={name!r}: mode={recipe.mode!r} has no weights of its own: "
             "leave accelerator out, or name the mode that these are for"
         )
-    if local(name) is None and not is_hub_id(name):
+    here = local(name)
+    if here is None and not is_hub_id(name):
         raise ModelNotFoundError(
             f"accelerator={name!r} is neither a file or folder here, nor a hub id such as 'owner/name'"
         )
-    return Weights(attach=next(iter(recipe.weights.values())).attach, source=name)
+    if here is not None and here.is_file() and here.suffix != ".safetensors":
+        raise RequestError(
+            f"accelerator={name!r} is no .safetensors file, and fewstep reads no other: {_CONVERT}"
+        )
+    usual = recipe.weights.get(model.family) or next(iter(recipe.weights.values()))
+    attach = usual.attach if here is None else _attached(name, here, usual.attach)
+    return Weights(attach=attach, source=name, scale=usual.scale)
+
+
+_Attach = Literal["checkpoint", "unet", "adapter"]
+_ATTACHED: dict[str, _Attach] = {"checkpoint": "checkpoint", "unet": "unet", "lora": "adapter"}  # by kind
+
+
+def _attached(name: str, here: Path, usual: _Attach) -> _Attach:
+    """What a file or folder would be in a mode, whatever the mode's own weights are."""
+    if here.is_dir():
+        signs: dict[str, _Attach] = {
+            "model_index.json": "checkpoint", "config.json": "unet", "unet/config.json": "unet",
+            LORA: "adapter",
+        }  # fmt: skip
+        return next((attach for file, attach in signs.items() if (here / file).is_file()), usual)
+    what = kind(read(here)).what
+    if what not in _ATTACHED:
+        raise RequestError(
+            f"accelerator={name!r} is of the kind {what!r}: give a UNet, a LoRA or a whole model; "
+            f"fewstep inspect {name} says what it is for"
+        )
+    return _ATTACHED[what]
 
 
 def _usual(model: Model, recipe: Recipe) -> Weights | None:
@@ -78,30 +124,44 @@ def _usual(model: Model, recipe: Recipe) -> Weights | None:
         return None
     own = recipe.weights.get(model.family)
     if own is None:
-        fitting = "base, lcm" if model.family == "tiny" else "base"
         raise RequestError(
-            f"mode={recipe.mode!r} has no weights for model={model.name!r}: choose one of {fitting}, "
-            "or give them as accelerator="
+            f"mode={recipe.mode!r} has no weights for model={model.name!r}: choose one of "
+            f"{', '.join(assets.modes_for(model.family))}, or give them as accelerator="
         )
-    if model.carries:
+    if model.carries == "lcm":
         check_embedding(model, recipe, True)
-    if model.local and own.attach == "checkpoint":
-        return None  # the folder is taken at the user's word: it is such a checkpoint
-    if model.local and own.attach == "unet":
+    if own.attach == "checkpoint" and not own.source and not model.foreign:
         raise RequestError(
-            f"mode={recipe.mode!r} would replace the UNet of model={model.name!r}, which has no guidance "
-            "embedding: use mode='lcm-lora', or give the UNet's folder as accelerator="
+            f"mode={recipe.mode!r} is for checkpoints with few steps merged in, and model={model.name!r} is "
+            "none: give such a file, folder or hub id as model="
+        )
+    if model.foreign and own.attach == "checkpoint":
+        return None  # it is taken at the user's word: it is such a checkpoint
+    if model.foreign and own.attach == "unet":
+        instead = f"use mode={recipe.as_adapter!r}, or give" if recipe.as_adapter else "give"
+        why = ", which has no guidance embedding" if model.local and _embeds(recipe) else ""
+        raise RequestError(
+            f"mode={recipe.mode!r} would replace the UNet of model={model.name!r}{why}: "
+            f"{instead} the UNet's folder as accelerator="
+        )
+    if own.file and not own.file.endswith(".safetensors"):
+        instead = f", or use mode={recipe.as_adapter!r}" if recipe.as_adapter else ""
+        raise ModelNotFoundError(
+            f"mode={recipe.mode!r}: {own.source} publishes {own.file}, a pickle, which fewstep never reads: "
+            f"{_CONVERT}; give the result as accelerator={instead}"
         )
     return own
 
 
 def _embedded(model: Model, own: Weights | None) -> bool | None:
-    """Has the UNet that will run a guidance embedding? None where only the hub could tell."""
+    """Has the UNet that will run a guidance embedding? None where only its file could tell."""
     if own is not None and own.attach == "adapter":
         adapter_file(own)  # one that is missing is missed now
         own = None
     if own is None:
-        return bool(model.carries) if model.local or model.family == "tiny" else None
+        return model.carries == "lcm" if model.local or model.family == "tiny" else None
+    if own.attach == "unet" and unet_file(own) is not None:
+        return None
     unet = unet_folder(own.source, Path(model.source)) if own.attach == "unet" else Path(own.source, "unet")
     if unet is None or not (unet / "config.json").is_file():
         return None

@@ -1,0 +1,64 @@
+"""The command `fewstep`. Help and errors come without torch; pictures go to files, words to stderr.
+
+One module for each group of commands; its `add` is all that is asked of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import fewstep
+from fewstep.arguments import Parser, read
+from fewstep.cli import generating, inspecting, listing, pulling, training
+from fewstep.errors import FewstepError
+
+GROUPS = (generating, listing, pulling, inspecting, training)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed, 2 usage, 73 cannot write, 130 interrupted."""
+    try:
+        with _warnings_shown():
+            asked = read(*_parser(), sys.argv[1:] if argv is None else argv)
+            code: int = asked.run(asked)
+    except FewstepError as error:
+        print(f"fewstep: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("fewstep: interrupted", file=sys.stderr)
+        return 130
+    return code
+
+
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """What the library has to say goes to stderr, like all words of the command."""
+    log, handler = logging.getLogger("fewstep"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("fewstep: warning: %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def _parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of its commands."""
+    parser = Parser(prog="fewstep", description="Fast few-step image generation.")
+    parser.add_argument("--version", action="version", version=f"fewstep {fewstep.__version__}")
+    parser.set_defaults(run=partial(_help, parser))
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for group in GROUPS:
+        group.add(commands)
+    return parser, commands.choices
+
+
+def _help(parser: Parser, asked: argparse.Namespace) -> int:
+    """`fewstep` alone."""
+    parser.print_help()
+    return 0

@@ -1,0 +1,144 @@
+"""Files of the Hugging Face hub: from its cache, or downloaded into it. Only safetensors and plain text.
+
+huggingface_hub's own settings hold: `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN`, its progress bars.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from itertools import pairwise
+from pathlib import Path
+
+from fewstep.errors import ModelNotFoundError, told
+from fewstep.models import assets
+from fewstep.models.catalog import local
+
+ENDINGS = (".safetensors", ".json", ".txt")  # nothing else is ever asked for: no pickle, no code
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# diffusers' names: x.safetensors, x.fp16.safetensors, x-00001-of-00002.safetensors, x.fp16-00001-of-...
+_WEIGHTS = re.compile(r"(?P<stem>.*?)(?P<half>\.fp16)?(-\d{5}-of-\d{5})?\.safetensors")
+
+
+def folder(source: str, patterns: Sequence[str], revision: str = "") -> Path:
+    """A folder for a folder's name or a hub id, with all files of these patterns.
+
+    Where a repository has weights in fp16 beside others, the fp16 ones are taken. `revision` "" is
+    the catalog's, or else the newest.
+    """
+    here = local(source)
+    if here is not None:
+        if not here.is_dir():
+            raise ModelNotFoundError(f"{source!r} is a file, where a folder is needed")
+        return here
+    version = revision or assets.pinned(source)
+    found = present(source, patterns, version) if _COMMIT.fullmatch(version) else None  # it never changes
+    return found or _downloaded(source, patterns, version)
+
+
+def file(source: str, name: str, revision: str = "") -> Path:
+    """A file of a hub repository or a folder; `source` may be that file itself."""
+    here = local(source)
+    if here is None:
+        found = cached(source, name, revision)
+        return found or _downloaded(source, (name,), revision or assets.pinned(source)) / name
+    path = here / name if here.is_dir() else here
+    if not path.is_file():
+        raise ModelNotFoundError(f"{here} holds no {name}: give the file itself, or another folder")
+    return path
+
+
+def cached(source: str, name: str, revision: str = "") -> Path | None:
+    """A file of a hub repository where it is on this machine; the network is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(source, name, revision=revision or assets.pinned(source) or None)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def present(source: str, patterns: Sequence[str], revision: str = "") -> Path | None:
+    """The folder of a hub repository in the cache, where it has files of each pattern, and weights."""
+    top = _snapshot(source, revision or assets.pinned(source))
+    if top is None:
+        return None
+    names = [path.relative_to(top).as_posix() for path in top.rglob("*") if path.is_file()]
+    if any(not _matching(names, [pattern]) for pattern in patterns):
+        return None
+    parts = [top / name for name in _matching(names, patterns) if name.endswith("config.json")]
+    networks = [part.parent for part in parts if part.name == "config.json"]
+    return top if all(any(one.glob("*.safetensors")) for one in networks) else None
+
+
+def preferred(names: Iterable[str]) -> list[str]:
+    """Of weights that are there in fp16 as well, only those."""
+    found = {name: _WEIGHTS.fullmatch(name) for name in names}
+    halves = {match["stem"] for match in found.values() if match and match["half"]}
+    return [n for n, match in found.items() if not match or match["half"] or match["stem"] not in halves]
+
+
+def revision_of(path: Path | str) -> str:
+    """The commit that a path in the hub's cache belongs to; "" for others."""
+    for before, name in pairwise(Path(path).parts):
+        if before == "snapshots" and _COMMIT.fullmatch(name):
+            return name
+    return ""
+
+
+def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    plain = (name for name in names if name.endswith(ENDINGS))
+    return [name for name in plain if any(fnmatch(name, pattern) for pattern in patterns)]
+
+
+def _snapshot(source: str, revision: str) -> Path | None:
+    """The folder of one commit in the cache, complete or not."""
+    from huggingface_hub import constants
+
+    top = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{source.replace('/', '--')}"
+    if not _COMMIT.fullmatch(revision):
+        reference = top / "refs" / (revision or "main")
+        if not reference.is_file():
+            return None
+        revision = reference.read_text().strip()
+    found = top / "snapshots" / revision
+    return found if found.is_dir() else None
+
+
+def _downloaded(source: str, patterns: Sequence[str], revision: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        about = HfApi().model_info(source, revision=revision or None)
+        names = [file.rfilename for file in about.siblings or ()]
+        wanted = preferred(_matching(names, patterns))
+        if wanted:
+            return Path(snapshot_download(source, revision=revision or None, allow_patterns=wanted))
+    except Exception as error:  # of the hub, of the HTTP library in use, of the disk
+        found = present(source, patterns, revision)
+        if found is not None:
+            return found
+        raise ModelNotFoundError(_missing(source, patterns, error)) from error
+    raise ModelNotFoundError(f"{source!r} on the hub has no {', '.join(patterns)} as safetensors")
+
+
+def _missing(source: str, patterns: Sequence[str], error: Exception) -> str:
+    """What is missing, how large it is, and what to type."""
+    known = assets.holding(source, patterns[0])
+    what = f"{patterns[0]} of {source!r}" if len(patterns) == 1 else repr(source)
+    size = f" ({gigabytes(known.bytes)})" if known is not None and known.bytes else ""
+    pull = f"type fewstep models pull {known.name}" if known is not None else "check the name and the network"
+    return (
+        f"{what}{size} is not on this machine and could not be downloaded ({told(error)}): "
+        f"{pull}, or give a local folder or file"
+    )
+
+
+def gigabytes(size: int) -> str:
+    """`6.9 GB`, `394 MB`; 0 is not known."""
+    if size >= 10**9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size else "size not known"

@@ -1,0 +1,345 @@
+"""Model files by name: the catalog's table, licences, the hub's cache, and the command `fewstep models`.
+
+No network: the cache is written here as huggingface_hub leaves it, and the hub's answers are played.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from fewstep import backends, cli
+from fewstep.errors import ModelNotFoundError, RequestError
+from fewstep.models import assets, hub, licences
+from fewstep.models.assets import ASSETS, PARTS
+from fewstep.models.catalog import FP16_VAE, FP16_VAE_REVISION, HUB, describe
+from fewstep.models.weights import choose
+
+COMMIT, OTHER = 40 * "a", 40 * "b"
+FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def put(cache: Path, repo: str, names: Sequence[str], commit: str = COMMIT, ref: str = "main") -> Path:
+    """A snapshot with these files, as a download leaves it."""
+    top = cache / f"models--{repo.replace('/', '--')}"
+    for name in names:
+        path = top / "snapshots" / commit / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    (top / "refs").mkdir(exist_ok=True)
+    (top / "refs" / ref).write_text(commit)
+    return top / "snapshots" / commit
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch, cache: Path) -> dict[str, Any]:
+    """A hub of one repository; `names` are its files, `asked` what was downloaded."""
+    played: dict[str, Any] = {"names": [], "asked": []}
+
+    def info(self: object, repo: str, revision: str | None = None) -> SimpleNamespace:
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in played["names"]])
+
+    def download(repo: str, revision: str | None = None, allow_patterns: Sequence[str] = ()) -> str:
+        played["asked"].append((repo, revision, list(allow_patterns)))
+        return str(put(cache, repo, allow_patterns, revision or COMMIT))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return played
+
+
+# --- the table
+
+
+def test_every_row_says_where_it_comes_from() -> None:
+    for name, asset in ASSETS.items():
+        assert asset.name == name
+        assert asset.revision == "" or (len(asset.revision) == 40 and int(asset.revision, 16))
+        assert all(file.endswith((".safetensors", ".json", "/*")) for file in asset.files)
+        assert asset.terms.terms.endswith(".")
+        assert bool(asset.repo) == bool(asset.files)
+
+
+def test_revisions_that_are_pinned() -> None:
+    assert {name for name, asset in ASSETS.items() if asset.repo and not asset.revision} == {
+        "lcm", "lcm-ssd-1b", "lcm-lora-ssd-1b", "tcd", "flash", "pcm-2", "pcm-4", "pcm-8", "pcm-16",
+        "pcm-normal-4", "pcm-normal-8", "pcm-normal-16", "pcm-lcm", "canny", "depth", "union",
+        "ip-adapter", "ip-adapter-plus", "ip-adapter-plus-face", "ip-adapter-bigg",
+    }  # fmt: skip
+    assert HUB["sdxl"].revision == "462165984030d82259a11f4367a4eed129e94a7b"
+    assert describe("stabilityai/sdxl-turbo").revision == "71153311d3dbb46851df1931d3ca6e939de83304"
+    assert describe("owner/name").revision == ""
+    assert (FP16_VAE, FP16_VAE_REVISION[:8]) == ("madebyollin/sdxl-vae-fp16-fix", "207b116d")
+
+
+@pytest.mark.parametrize("mode", [mode for mode in backends.modes() if mode not in ("merge", "dmd2-1step")])
+def test_all_weights_of_a_mode_have_a_name(mode: str) -> None:
+    """And the licence of the mode."""
+    for count in (None, *backends.recipe(mode).steps.only):
+        for family, model in (("sdxl", "sdxl"), ("ssd-1b", "ssd-1b")):
+            about, recipe = backends.chosen(model, mode, count)
+            if family in recipe.weights:
+                own = choose(about, recipe, "")
+                assert own is not None
+                asset = assets.holding(own.source, own.file)
+                assert asset is not None
+                assert mode in asset.modes
+                assert asset.family == family
+                assert family == "ssd-1b" or asset.licence == recipe.licence
+                assert not own.file or own.file in asset.files
+
+
+# --- licences
+
+
+def refused(model: str, mode: str, accelerator: str = "", others: Sequence[str] = ()) -> str:
+    """What commercial=True says; "" is nothing."""
+    about, recipe = backends.chosen(model, mode)
+    try:
+        used = licences.used(about, recipe, choose(about, recipe, accelerator))
+        licences.check_commercial(used | {repr(other): "unknown" for other in others})
+    except RequestError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("model", "mode"),
+    [("tiny", "lcm"), ("tiny", "base"), ("sdxl", "base"), ("sdxl", "lcm"), ("sdxl", "lcm-lora"),
+     ("sdxl", "lightning"), ("sdxl", "tcd"), ("ssd-1b", "lcm-lora")],
+)  # fmt: skip
+def test_what_may_be_used_commercially(model: str, mode: str) -> None:
+    assert refused(model, mode) == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "mode", "says"),
+    [
+        ("sdxl", "turbo", "'stabilityai/sdxl-turbo' of mode='turbo' cannot be used: its licence is sai-nc"),
+        ("sdxl", "dmd2", "its licence is cc-by-nc-4.0. With attribution, and not commercially"),
+        ("sdxl", "flash", "its licence is cc-by-nc-nd-4.0"),
+        ("sdxl", "hyper", "its licence is not known. No tag on the hub"),
+        ("sdxl", "pcm", "its licence is not known"),
+        ("owner/finetune", "lcm-lora", "model='owner/finetune' cannot be used: its licence is not known"),
+    ],
+)
+def test_what_may_not(model: str, mode: str, says: str) -> None:
+    said = refused(model, mode)
+    assert said.startswith("commercial=True, but ")
+    assert says in said
+    assert "\n" not in said
+
+
+def test_files_of_the_user_have_no_known_licence() -> None:
+    assert "'owner/unet' of mode='lcm'" in refused("sdxl", "lcm", "owner/unet")
+    assert "'style.safetensors' cannot be used" in refused("sdxl", "lcm", others=["style.safetensors"])
+
+
+# --- the cache
+
+
+def test_a_pinned_folder_is_taken_from_the_cache(cache: Path) -> None:
+    """Without asking the network, which these tests do not have."""
+    top = put(cache, "owner/name", FILES)
+    assert hub.folder("owner/name", FILES, COMMIT) == top
+    assert hub.file("owner/name", "config.json", COMMIT) == top / "config.json"
+    assert hub.cached("owner/name", "config.json") == top / "config.json"
+    assert hub.cached("owner/name", "other.json") is None
+    assert hub.cached("./no id", "config.json") is None
+    assert hub.revision_of(top / "config.json") == COMMIT
+    assert hub.revision_of("models/snapshots/main") == ""
+
+
+def test_the_catalogs_revision_is_the_default(cache: Path) -> None:
+    asset = ASSETS["taesdxl"]
+    put(cache, asset.repo, asset.files, OTHER)
+    assert hub.present(asset.repo, asset.files) is None
+    top = put(cache, asset.repo, asset.files, asset.revision)
+    assert hub.present(asset.repo, asset.files) == top
+    assert hub.folder(asset.repo, asset.files) == top
+
+
+@pytest.mark.parametrize("lost", FILES)
+def test_half_a_download_is_none(cache: Path, lost: str) -> None:
+    put(cache, "owner/name", [name for name in (*FILES, "README.txt") if name != lost])
+    assert hub.present("owner/name", ("config.json", "*.safetensors")) is None
+
+
+def test_a_model_without_one_partss_weights_is_incomplete(cache: Path) -> None:
+    names = [f"{part}/{file}" for part in PARTS for file in ("config.json", "model.safetensors")]
+    put(cache, "owner/name", [*names[:-1], "model_index.json"])
+    assert hub.present("owner/name", assets.FOLDER) is None
+    put(cache, "owner/name", names)
+    assert hub.present("owner/name", assets.FOLDER) is not None
+
+
+def test_local_ones_come_first(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    assert hub.folder(str(tmp_path), FILES) == tmp_path
+    assert hub.file(str(tmp_path), "config.json") == tmp_path / "config.json"
+    with pytest.raises(ModelNotFoundError, match="is a file, where a folder is needed"):
+        hub.folder(str(tmp_path / "config.json"), FILES)
+    assert hub.file(str(tmp_path / "config.json"), "other.json") == tmp_path / "config.json"
+    with pytest.raises(ModelNotFoundError, match=r"holds no other\.json"):
+        hub.file(str(tmp_path), "other.json")
+
+
+# --- the network
+
+
+def test_fp16_is_preferred_where_there_is_one(online: dict[str, Any]) -> None:
+    online["names"] = [
+        "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.bin",
+        "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "vae/convert.py", "vae/model.onnx",
+        "text_encoder/model-00001-of-00002.safetensors", "text_encoder/model.fp16-00001-of-00002.safetensors",
+        "other/model.safetensors", "model_index.json",
+    ]  # fmt: skip
+    hub.folder("owner/name", assets.FOLDER)
+    assert online["asked"] == [
+        (
+            "owner/name",
+            None,
+            [
+                "unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors", "vae/config.json",
+                "vae/diffusion_pytorch_model.safetensors",
+                "text_encoder/model.fp16-00001-of-00002.safetensors", "model_index.json",
+            ],
+        )
+    ]  # fmt: skip
+
+
+def test_a_file_is_downloaded_at_the_catalogs_revision(online: dict[str, Any]) -> None:
+    asset = ASSETS["lightning-4"]
+    online["names"] = [*asset.files, "sdxl_lightning_8step_unet.safetensors"]
+    path = hub.file(asset.repo, asset.files[0])
+    assert path.name == asset.files[0]
+    assert hub.revision_of(path) == asset.revision
+    assert online["asked"] == [(asset.repo, asset.revision, list(asset.files))]
+    assert hub.file(asset.repo, asset.files[0]) == path
+    assert len(online["asked"]) == 1  # once
+
+
+def test_pickles_are_never_asked_for(online: dict[str, Any]) -> None:
+    online["names"] = ["weights.bin", "config.json", "run.py"]
+    with pytest.raises(ModelNotFoundError, match=r"has no weights.bin as safetensors"):
+        hub.file("owner/name", "weights.bin")
+    with pytest.raises(ModelNotFoundError, match=r"has no \*.bin, run.py as safetensors"):
+        hub.folder("owner/name", ("*.bin", "run.py"))
+    assert online["asked"] == []
+
+
+@pytest.mark.parametrize(
+    ("repo", "file", "says"),
+    [
+        (ASSETS["sdxl"].repo, "", "'stabilityai/stable-diffusion-xl-base-1.0' (6.9 GB) is not on this"),
+        ("ByteDance/SDXL-Lightning", "sdxl_lightning_4step_lora.safetensors",
+         "sdxl_lightning_4step_lora.safetensors of 'ByteDance/SDXL-Lightning' (394 MB)"),
+        ("owner/name", "", "'owner/name' is not on this machine"),
+    ],
+)  # fmt: skip
+def test_offline_says_what_to_type(
+    repo: str, file: str, says: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    known = {
+        "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+        "ByteDance/SDXL-Lightning": "lightning-lora-4",
+    }
+    with pytest.raises(ModelNotFoundError) as caught:
+        hub.file(repo, file) if file else hub.folder(repo, assets.FOLDER)
+    said = str(caught.value)
+    assert says in said
+    assert "could not be downloaded (OfflineModeIsEnabled: " in said
+    assert (f"type fewstep models pull {known.get(repo)}," in said) == (repo in known)
+    assert said.endswith(", or give a local folder or file")
+    assert "\n" not in said
+
+
+def test_offline_the_newest_that_is_here_serves(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    top = put(cache, "owner/name", FILES)
+    assert hub.folder("owner/name", FILES) == top
+    assert hub.file("owner/name", FILES[0], "main") == top / FILES[0]
+
+
+def test_whatever_the_network_does_is_one_line(cache: Path) -> None:
+    """These tests have none: the socket itself is refused."""
+    with pytest.raises(ModelNotFoundError) as caught:
+        hub.file("owner/name", "model.safetensors")
+    assert str(caught.value).startswith("model.safetensors of 'owner/name' is not on this machine and could")
+    assert "\n" not in str(caught.value)
+
+
+# --- the command
+
+
+def test_models_are_listed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(cache, ASSETS["taesdxl"].repo, FILES, ASSETS["taesdxl"].revision)
+    assert cli.main(["models"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert set(lines) >= set(ASSETS)
+    for name, words in {
+        "tiny": "31 MB  bundled          Apache-2.0",
+        "sdxl": "6.9 GB  hub              openrail++",
+        "lcm": "5.1 GB  hub, not pinned  openrail++",
+        "taesdxl": "10 MB  here             MIT",
+        "dmd2": "394 MB  hub              cc-by-nc-4.0",
+    }.items():
+        assert words in lines[name]
+    assert lines["MIT:"] == "MIT: Free to use, also commercially."
+
+
+def test_one_model_in_full(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "turbo", "lcm"]) == 0
+    turbo, lcm = capsys.readouterr().out.split("\n\n")
+    assert turbo.splitlines()[0] == "turbo"
+    for words in (
+        "https://huggingface.co/stabilityai/sdxl-turbo",
+        "71153311d3dbb46851df1931d3ca6e939de83304",
+        "forbidden",
+        "stability.ai/license",
+        "no: type fewstep models pull turbo",
+        "7.7 GB on a GPU",
+    ):
+        assert words in turbo  # fmt: skip
+    assert "not known: the newest is taken" in lcm
+
+
+def test_models_as_json(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "--json"]) == 0
+    listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert [*listed] == [*ASSETS]
+    assert listed["sdxl"] == {
+        "name": "sdxl", "title": "Stable Diffusion XL base 1.0", "kind": "base",
+        "repo": "stabilityai/stable-diffusion-xl-base-1.0", "files": list(assets.FOLDER),
+        "licence": "openrail++", "revision": "462165984030d82259a11f4367a4eed129e94a7b",
+        "bytes": 6_940_000_000, "memory": 8.1, "size": 1024, "modes": ["base"], "family": "sdxl",
+        "terms": licences.LICENCES["openrail++"].terms, "commercial": True, "path": "",
+    }  # fmt: skip
+
+
+def test_pull(online: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    online["names"] = FILES
+    assert cli.main(["models", "pull", "taesdxl", "vae-fp16", "tiny"]) == 0
+    out, err = capsys.readouterr()
+    assert [repo for repo, _, _ in online["asked"]] == [
+        "madebyollin/taesdxl",
+        "madebyollin/sdxl-vae-fp16-fix",
+    ]
+    assert [Path(line).is_dir() for line in out.splitlines()] == [True, True, True]
+    assert err.splitlines()[0] == "taesdxl: 10 MB; MIT: Free to use, also commercially."
