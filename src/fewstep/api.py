@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack, cast
 
-from fewstep import backends, limits, request
+from fewstep import backends, inspection, limits
+from fewstep.calls import checked
 from fewstep.cancel import CancelToken, in_thread
-from fewstep.models import weights
-from fewstep.request import Job, Options, Plan, Prompts
+from fewstep.errors import RequestError
+from fewstep.key import EngineKey
+from fewstep.models import adapting, guides, licences, weights
+from fewstep.request import File, Job, Options, Plan, Prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,19 +30,27 @@ if TYPE_CHECKING:
 class Place(TypedDict, total=False):
     """Which engine serves a call; `fewstep.generate` says what each is."""
 
-    model: str | Path
-    accelerator: str | Path
+    model: File
+    accelerator: File
+    embeddings: Sequence[File]
+    revision: str
+    commercial: bool
     device: str
     precision: str
     offload: str
+
+
+_PLACE: Place = {
+    "model": "tiny", "accelerator": "", "embeddings": (), "revision": "", "commercial": False,
+    "device": "auto", "precision": "auto", "offload": "auto",
+}  # fmt: skip
 
 
 class Everything(Options, Place, total=False):
     """All keywords of `fewstep.generate` that choose pictures or the engine."""
 
 
-_Key = tuple[str, str, str, str, str, str]  # the arguments of `_load_engine`
-_resident: dict[_Key, Engine] = {}  # at most one
+_resident: dict[EngineKey, Engine] = {}  # at most one
 _lock = threading.Lock()
 
 
@@ -48,7 +59,7 @@ def generate(  # noqa: PLR0913  the public call names every choice
     steps: int | None = None,
     mode: str | None = None,
     *,
-    model: str | Path = "tiny",
+    model: File = "tiny",
     prompt_2: str | Sequence[str] | None = None,
     negative_prompt: str | Embedding = "",
     long_prompt: str = "chunk",
@@ -58,14 +69,20 @@ def generate(  # noqa: PLR0913  the public call names every choice
     count: int = 1,
     width: int | None = None,
     height: int | None = None,
-    image: str | Path | Image | None = None,
-    mask: str | Path | Image | None = None,
+    image: File | Image | None = None,
+    mask: File | Image | None = None,
     strength: float | None = None,
     scheduler: str | None = None,
     sampler: str | None = None,
     eta: float | None = None,
     timesteps: Sequence[int] | None = None,
-    accelerator: str | Path = "",
+    loras: Sequence[File | tuple[File, float]] = (),
+    control: Sequence[tuple[File, File | Image, float]] = (),
+    reference: Sequence[tuple[File, File | Image, float]] = (),
+    accelerator: File = "",
+    embeddings: Sequence[File] = (),
+    revision: str = "",
+    commercial: bool = False,
     device: str = "auto",
     precision: str = "auto",
     offload: str = "auto",
@@ -78,7 +95,8 @@ def generate(  # noqa: PLR0913  the public call names every choice
         (extra: fewstep[prompt]). An `Embedding`, as `Engine.embed` makes, may stand for any.
     steps: how many steps are run, exactly, in every task. Default and range are the mode's.
     mode: how steps are saved, one of `fewstep modes`; the default is the model's.
-    model: whose pictures: "tiny" (bundled), "sdxl", "ssd-1b", a hub id or a diffusers folder.
+    model: whose pictures: "tiny" (bundled), "sdxl", "ssd-1b", a hub id, a diffusers folder or one
+        .safetensors file.
     prompt_2: another prompt for the second text encoder, one or as many as `prompt`.
     negative_prompt: what to keep away from; acts only where guidance is classifier-free and above 1.
     long_prompt: over 77 tokens, "chunk" reads all in windows, "refuse" is an error, "cut" reads the
@@ -94,26 +112,33 @@ def generate(  # noqa: PLR0913  the public call names every choice
     strength: in (0, 1], with `image`: the noise level to start from, 0.6 by default; never changes `steps`.
     scheduler, sampler, eta: other noise levels, another step rule, its share of fresh noise.
     timesteps: exactly these levels, falling, in [0, 999].
-    accelerator: the mode's own weights, where not the usual ones: a UNet folder, or a LoRA file.
+    loras: LoRA files or hub ids, each alone or with its weight; the mode has a usual weight.
+    control: (ControlNet, picture, scale) each: the pictures' edges, depths or poses are followed.
+    reference: (IP-Adapter, picture, scale) each: what the pictures show is taken up.
+    accelerator: the mode's own weights, where not the usual ones: a UNet, or a LoRA file.
+    embeddings: textual inversions; a file's name without its ending is the word to write in prompts.
+    revision: of a model on the hub, 40 hex digits; the default is pinned for known names.
+    commercial: True refuses weights whose licence forbids commercial use, or is not known.
     device: "auto", "cuda", "cuda:1", "mps" or "cpu". precision: "auto", "fp32", "fp16" or "bf16".
     offload: what waits in main memory on a GPU too small: "auto", "none", "model" or "sequential".
     cancel: stops the call at its next step, from any thread.
     progress: None shows a bar on stderr at a terminal and in a notebook; True and False insist; a
         function is called with each `Step`.
 
-    The engine stays loaded for the next call with the same model, mode, accelerator, device,
-    precision and offload; another evicts it first. Raises `RequestError` for what cannot be done,
-    `ModelError` for bad or missing files, `GenerationError` where pictures did not come out, with
-    those that did in its `survivors`, and `GenerationCancelledError`.
+    The engine stays loaded for the next call with the same model, mode, accelerator, embeddings,
+    revision, device, precision and offload; another evicts it first. Raises `RequestError` for what
+    cannot be done, `ModelError` for bad or missing files, `GenerationError` where pictures did not
+    come out, with those that did in its `survivors`, and `GenerationCancelledError`.
     """
-    key, job = _checked(
+    wanted, job = _checked(
         prompt, steps, mode, model=model, prompt_2=prompt_2, negative_prompt=negative_prompt,
         long_prompt=long_prompt, guidance=guidance, guidance_rescale=guidance_rescale, seed=seed, count=count,
         width=width, height=height, image=image, mask=mask, strength=strength, scheduler=scheduler,
-        sampler=sampler, eta=eta, timesteps=timesteps, accelerator=accelerator, device=device,
-        precision=precision, offload=offload,
+        sampler=sampler, eta=eta, timesteps=timesteps, loras=loras, control=control, reference=reference,
+        accelerator=accelerator, embeddings=embeddings, revision=revision, commercial=commercial,
+        device=device, precision=precision, offload=offload,
     )  # fmt: skip
-    return _engine(key).run(job, cancel=cancel, progress=progress)
+    return _engine(*wanted).run(job, cancel=cancel, progress=progress)
 
 
 async def agenerate(
@@ -126,25 +151,33 @@ async def agenerate(
     **how: Unpack[Everything],
 ) -> Result:
     """`generate` beside an event loop; cancelling the task stops it at its next step."""
-    key, job = _checked(prompt, steps, mode, **how)
-    return await in_thread(lambda token: _engine(key).run(job, cancel=token, progress=progress), cancel)
+    wanted, job = _checked(prompt, steps, mode, **how)
+    return await in_thread(lambda token: _engine(*wanted).run(job, cancel=token, progress=progress), cancel)
 
 
-def load(
-    model: str | Path = "tiny",
+def load(  # noqa: PLR0913  as `generate`
+    model: File = "tiny",
     mode: str | None = None,
     *,
-    accelerator: str | Path = "",
+    steps: int | None = None,
+    accelerator: File = "",
+    embeddings: Sequence[File] = (),
+    revision: str = "",
+    commercial: bool = False,
     device: str = "auto",
     precision: str = "auto",
     offload: str = "auto",
 ) -> Engine:
-    """Load a model for one mode and keep it until `close`; arguments as in `generate`."""
+    """Load a model for one mode and keep it until `close`; arguments as in `generate`.
+
+    `steps` chooses between the weights of a mode that has them for certain numbers of steps, as
+    "lightning" has for 2, 4 and 8; in other modes each call says its own.
+    """
     place: Place = {
-        "model": model, "accelerator": accelerator, "device": device, "precision": precision,
-        "offload": offload,
+        "model": model, "accelerator": accelerator, "embeddings": embeddings, "revision": revision,
+        "commercial": commercial, "device": device, "precision": precision, "offload": offload,
     }  # fmt: skip
-    return _load_engine(*_placed(mode, place)[0])
+    return _load_engine(*_wanted(mode, steps, place))
 
 
 def plan(
@@ -152,49 +185,95 @@ def plan(
     steps: int | None = None,
     mode: str | None = None,
     *,
-    model: str | Path = "tiny",
+    model: File = "tiny",
     **options: Unpack[Options],
 ) -> Plan:
     """What `generate` would run: timesteps, sigmas, guidance meaning, size, warnings. Loads nothing."""
-    about, recipe = backends.chosen(model, mode)
-    return request.resolve(about, recipe, prompt, steps, options).plan
+    about, recipe = _chosen(model, mode, _count(steps, options))
+    return checked(about, recipe, prompt, steps, options).plan
+
+
+def _chosen(model: File, mode: str | None, steps: int | None) -> tuple[Model, Recipe]:
+    """The model, and the recipe of the mode, which a file or folder of the user's may itself tell."""
+    about, recipe = backends.chosen(model, mode, steps)
+    if mode is not None or not about.local or about.carries:
+        return about, recipe
+    found = inspection.inspect(about.source)
+    if found.modes and not found.mode:
+        raise RequestError(f"model={about.name!r}: {found.notes[-1]}")
+    return backends.chosen(model, found.mode, steps) if found.mode else (about, recipe)
+
+
+def _count(steps: int | None, options: Options) -> int | None:
+    """The number of steps, as far as it is said; a list of timesteps says it too."""
+    levels = options.get("timesteps")
+    return len(levels) if steps is None and isinstance(levels, list | tuple) and levels else steps
+
+
+class _Wanted(NamedTuple):
+    """Which engine serves a call."""
+
+    key: EngineKey
+    about: Model
+    recipe: Recipe
 
 
 def _checked(
     prompt: Prompts, steps: int | None, mode: str | None, **how: Unpack[Everything]
-) -> tuple[_Key, Job]:
+) -> tuple[_Wanted, Job]:
     """Which engine, and what for: everything is checked here, before torch is imported."""
     place = cast(Place, {name: value for name, value in how.items() if name in Place.__annotations__})
     options = cast(Options, {name: value for name, value in how.items() if name not in place})
-    key, about, recipe = _placed(mode, place)
-    return key, request.resolve(about, recipe, prompt, steps, options)
+    wanted = _wanted(mode, _count(steps, options), place)
+    job = checked(wanted.about, wanted.recipe, prompt, steps, options)
+    if place.get("commercial"):
+        loras, control, reference = (
+            [source for source, _ in each]
+            for each in (job.request.loras, job.request.control, job.request.reference)
+        )
+        licences.check_commercial(dict.fromkeys(map(repr, loras), "unknown"))
+        licences.check_commercial(guides.licences(control, reference))
+    return wanted, job
 
 
-def _placed(mode: str | None, place: Place) -> tuple[_Key, Model, Recipe]:
-    """The key of an engine, its model and its recipe."""
-    model, accelerator = place.get("model", "tiny"), place.get("accelerator", "")
-    device, precision = place.get("device", "auto"), place.get("precision", "auto")
-    offload = place.get("offload", "auto")
-    limits.check_names(device, precision, offload)
-    about, recipe = backends.chosen(model, mode)
-    weights.choose(about, recipe, accelerator)
-    return (str(model), recipe.mode, str(accelerator), device, precision, offload), about, recipe
+def _wanted(mode: str | None, steps: int | None, place: Place) -> _Wanted:
+    """Completed, and checked as far as names and configuration files tell."""
+    place = {**_PLACE, **place}
+    limits.check_names(place["device"], place["precision"], place["offload"])
+    about, recipe = _chosen(place["model"], mode, steps)
+    if place["revision"]:
+        about = replace(about, revision=place["revision"])
+    own = weights.choose(about, recipe, place["accelerator"])
+    adapting.check_embeddings(tuple(map(str, place["embeddings"])), about)
+    if place["commercial"]:
+        beside = {repr(str(file)): "unknown" for file in place["embeddings"]}
+        licences.check_commercial(licences.used(about, recipe, own) | beside)
+    key = EngineKey(
+        model=str(place["model"]),
+        mode=recipe.mode,
+        steps=recipe.steps.high if recipe.steps.low == recipe.steps.high else 0,
+        accelerator=str(place["accelerator"]),
+        embeddings=tuple(map(str, place["embeddings"])),
+        revision=about.revision,
+        device=place["device"],
+        precision=place["precision"],
+        offload=place["offload"],
+    )
+    return _Wanted(key, about, recipe)
 
 
-def _load_engine(
-    model: str, mode: str | None, accelerator: str, device: str, precision: str, offload: str
-) -> Engine:
+def _load_engine(key: EngineKey, about: Model, recipe: Recipe) -> Engine:
     """The one way to an engine; `fewstep.testing.fake` puts another in its place."""
     from fewstep import engine
 
-    return engine.load(model, mode, accelerator, device, precision, offload)
+    return engine.load(key, about, recipe)
 
 
-def _engine(key: _Key) -> Engine:
+def _engine(key: EngineKey, about: Model, recipe: Recipe) -> Engine:
     """The resident engine, or a new one in its place."""
     with _lock:
         if key not in _resident:
             _resident.clear()  # a call still running on it keeps it until it ends
             gc.collect()
-            _resident[key] = _load_engine(*key)
+            _resident[key] = _load_engine(key, about, recipe)
         return _resident[key]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack
 
 from fewstep import request
 from fewstep.cancel import CancelToken, in_thread
+from fewstep.models import adapting, guides
 from fewstep.request import Job, Options, Plan, Prompts
 from fewstep.result import Result
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from fewstep.recipe import Recipe
 
 S = TypeVar("S")
+
+
+def checked(about: Model, recipe: Recipe, prompt: Prompts, steps: int | None, options: Options) -> Job:
+    """Everything checked that needs no weights, the pictures given read; nothing is computed yet."""
+    job = request.resolve(about, recipe, prompt, steps, options)
+    adapting.check(job.request.loras, about)
+    guides.check(*([source for source, _ in each] for each in (job.request.control, job.request.reference)))
+    return job
 
 
 class Calls(ABC, Generic[S]):
@@ -82,8 +91,7 @@ class Calls(ABC, Generic[S]):
         """The steps of a job."""
 
     def _job(self, prompt: Prompts, steps: int | None, options: Options) -> Job:
-        """Check everything and read the pictures given; nothing is computed yet."""
-        return request.resolve(self.model, self.recipe, prompt, steps, options)
+        return checked(self.model, self.recipe, prompt, steps, options)
 
     def __enter__(self) -> Self:
         return self

@@ -17,7 +17,8 @@ from fewstep import api, backends
 from fewstep.calls import Calls
 from fewstep.cancel import CancelToken
 from fewstep.errors import FewstepError
-from fewstep.models import weights
+from fewstep.key import EngineKey
+from fewstep.models import licences, weights
 from fewstep.models.catalog import Model
 from fewstep.progress import Progress, shown
 from fewstep.prompts import Embedding
@@ -57,12 +58,13 @@ class FakeEngine(Calls[FakeStep]):
         mode: str | None = "lcm",
         model: str | Path = "tiny",
         *,
+        steps: int | None = None,
         accelerator: str | Path = "",
         error: BaseException | None = None,
         delay: float = 0.0,
     ):
-        about, recipe = backends.chosen(model, mode)
-        weights.choose(about, recipe, accelerator)
+        about, recipe = backends.chosen(model, mode, steps)
+        self._licence = licences.named(about, recipe, weights.choose(about, recipe, accelerator))
         self.model: Model = about
         self.recipe: Recipe = recipe
         self.requests: list[Request] = []
@@ -86,7 +88,7 @@ class FakeEngine(Calls[FakeStep]):
             timings={"steps": seconds, "decode": 0.0, "total": seconds},
             warnings=job.plan.warnings,
             model=self.model.source,
-            licence=self.model.licence,
+            licence=self._licence,
             device="fake",
             precision="fp32",
             edited=job.image is not None,
@@ -107,8 +109,15 @@ def fake(*, error: BaseException | None = None, delay: float = 0.0) -> Iterator[
     """Inside, `fewstep.generate`, `agenerate` and `load` use fakes; `requests` of the one given lists all."""
     engine = FakeEngine(error=error, delay=delay)
 
-    def load(model: str, mode: str | None, accelerator: str, *place: str) -> FakeEngine:
-        loaded = FakeEngine(mode, model, accelerator=accelerator, error=error, delay=delay)
+    def load(key: EngineKey, about: Model, recipe: Recipe) -> FakeEngine:
+        loaded = FakeEngine(
+            key.mode,
+            key.model,
+            steps=key.steps or None,
+            accelerator=key.accelerator,
+            error=error,
+            delay=delay,
+        )
         loaded.requests = engine.requests
         return loaded
 
@@ -137,7 +146,8 @@ def _steps(job: Job, token: CancelToken, delay: float, error: BaseException | No
 def _picture(job: Job, index: int) -> Image.Image:
     """Colours from a hash of all that was asked for this picture; outside a mask, what was given."""
     asked = json.dumps(job.plan.only([index]).to_dict(), sort_keys=True).encode()
-    given = b"" if job.image is None else job.image.tobytes()
+    pictures = (job.image, *job.control, *job.reference)
+    given = b"".join(one.tobytes() for one in pictures if one is not None)
     colours = hashlib.shake_256(asked + given).digest(3 * BLOCKS * BLOCKS)
     size = (job.request.width, job.request.height)
     made = Image.frombytes("RGB", (BLOCKS, BLOCKS), colours).resize(size, Image.Resampling.NEAREST)

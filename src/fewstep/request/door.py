@@ -1,25 +1,22 @@
-"""What is asked (`Options`), completed and checked (`Request`), and what it means (`Plan`, `Job`).
-
-Defaults are filled once, here; below this door there is no None. Nothing the user gave is
-changed: what cannot be done is a `RequestError` that says what can.
-"""
+"""Options → `Job`: the one door. All is completed and checked; what cannot be done is refused."""
 
 from __future__ import annotations
 
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from fewstep import limits, prompts
 from fewstep.errors import RequestError
-from fewstep.prompts import Embedding, Prompt
+from fewstep.prompts import Prompt
 from fewstep.recipe import Recipe
+from fewstep.request import extras
+from fewstep.request.options import Options, Prompts
+from fewstep.request.schema import PICTURES, Job, Plan, Request
 from fewstep.schedulers import Schedule, explicit, leading
 
 if TYPE_CHECKING:
@@ -27,99 +24,7 @@ if TYPE_CHECKING:
 
     from fewstep.models.catalog import Model
 
-Prompts: TypeAlias = str | Embedding | Sequence[str | Embedding]
-
 SEED_LIMIT = 2**64
-PICTURES = 1024  # in one request
-
-
-class Options(TypedDict, total=False):
-    """What may be asked of a loaded engine beside prompt and steps; `fewstep.generate` says what each is."""
-
-    prompt_2: str | Sequence[str] | None
-    negative_prompt: str | Embedding
-    long_prompt: str
-    guidance: float | None
-    guidance_rescale: float
-    seed: int | Sequence[int] | None
-    count: int
-    width: int | None
-    height: int | None
-    image: str | Path | Image | None
-    mask: str | Path | Image | None
-    strength: float | None
-    scheduler: str | None
-    sampler: str | None
-    eta: float | None
-    timesteps: Sequence[int] | None
-
-
-class Request(BaseModel):
-    """One complete order. The same for Python calls, the command line and files."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False
-    )
-
-    prompts: tuple[str, ...] = Field(min_length=1, max_length=PICTURES)  # one per picture
-    prompts_2: tuple[str, ...] = ()  # the second text encoder's, where they are others
-    mode: str
-    model: str
-    steps: int = Field(ge=1, le=1000)
-    negative_prompt: str = ""
-    long_prompt: Literal["chunk", "refuse", "cut"] = "chunk"
-    guidance: float = Field(ge=0, le=100)
-    guidance_rescale: float = Field(default=0.0, ge=0, le=1)
-    seeds: tuple[int, ...]  # one per picture
-    width: int = Field(ge=8, le=8192)
-    height: int = Field(ge=8, le=8192)
-    strength: float = Field(default=1.0, gt=0, le=1)
-    scheduler: str
-    sampler: str
-    eta: float = Field(ge=0, le=1)
-    timesteps: tuple[int, ...] = ()  # instead of the scheduler's, where given
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a request resolves to; making one needs no weights."""
-
-    request: Request
-    schedule: Schedule
-    start: float  # standard deviation of the first noise
-    guidance: str  # what the number means in this mode
-    warnings: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
-        return {
-            **self.request.model_dump(mode="json"),
-            "schedule": asdict(self.schedule),
-            "guidance_meaning": self.guidance,
-            "warnings": list(self.warnings),
-        }
-
-    def only(self, pictures: Sequence[int]) -> Plan:
-        """The plan of some of its pictures, by their places in it."""
-        asked = self.request
-        lists = {"prompts": asked.prompts, "prompts_2": asked.prompts_2, "seeds": asked.seeds}
-        some = {name: tuple(each[i] for i in pictures) for name, each in lists.items() if each}
-        return replace(self, request=asked.model_copy(update=some))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A plan, and what goes into it that is not plain data."""
-
-    plan: Plan
-    prompts: tuple[Prompt | Embedding, ...]  # one per picture
-    negative: Prompt | Embedding
-    image: Image | None  # at the request's size, as is the mask
-    mask: Image | None
-
-    @property
-    def request(self) -> Request:
-        return self.plan.request
 
 
 def resolve(about: Model, recipe: Recipe, prompt: Prompts, steps: int | None, options: Options) -> Job:
@@ -128,6 +33,8 @@ def resolve(about: Model, recipe: Recipe, prompt: Prompts, steps: int | None, op
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     image, mask = (_opened(given.pop(name, None), name) for name in ("image", "mask"))
     limits.check_pictures(image, mask, given.get("strength"))
+    control, control_images = extras.pictured(given.pop("control", ()), "control")
+    reference, reference_images = extras.pictured(given.pop("reference", ()), "reference")
     second, count = given.pop("prompt_2", None), _count(given.pop("count", 1))
     told = tuple(one for one in prompts.told(prompt, second) for _ in range(count))
     against = prompts.told_against(given.pop("negative_prompt", ""))
@@ -139,6 +46,9 @@ def resolve(about: Model, recipe: Recipe, prompt: Prompts, steps: int | None, op
         "prompts": tuple(one.name for one in told),
         "prompts_2": () if second is None else tuple(one.second for one in told if isinstance(one, Prompt)),
         "negative_prompt": against.name,
+        "loras": extras.loras(given.pop("loras", ()), recipe.style_scale),
+        "control": control,
+        "reference": reference,
     }
     request = complete(recipe, steps, defaults | given)
     limits.check(request, recipe, about.size)
@@ -148,6 +58,8 @@ def resolve(about: Model, recipe: Recipe, prompt: Prompts, steps: int | None, op
         negative=against,
         image=_fitted(image, request, "image"),
         mask=_fitted(mask, request, "mask"),
+        control=extras.sized(control_images, (request.width, request.height)),
+        reference=reference_images,
     )
 
 
@@ -187,7 +99,7 @@ def plan(request: Request, recipe: Recipe) -> Plan:
         schedule=schedule,
         start=_start(schedule.sigmas[0], request, recipe),
         guidance=_meaning(request, recipe),
-        warnings=_warnings(request, schedule),
+        warnings=_warnings(request, recipe, schedule),
     )
 
 
@@ -277,9 +189,10 @@ def _meaning(request: Request, recipe: Recipe) -> str:
     return f"classifier-free, scale {request.guidance:g}: two UNet evaluations a step"
 
 
-def _warnings(request: Request, schedule: Schedule) -> tuple[str, ...]:
+def _warnings(request: Request, recipe: Recipe, schedule: Schedule) -> tuple[str, ...]:
     first = schedule.timesteps[0]
-    if request.strength == 1 and first < 900:
+    meant = request.scheduler in recipe.own_schedulers and not request.timesteps  # made for such a start
+    if request.strength == 1 and first < 900 and not meant:
         return (
             f"the first timestep is {first:g}, far from pure noise (999): expect a washed-out picture; "
             "scheduler='trailing' starts at 999",

@@ -1,0 +1,69 @@
+"""What goes beside a model: LoRAs, and pictures that steer through a ControlNet or an IP-Adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.errors import RequestError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Scaled = tuple[str, float]  # a file, folder or hub id, and its share
+
+LORA_WEIGHT = 10.0  # either way; sliders go to some 5
+SCALE = 2.0  # of a ControlNet or an IP-Adapter; 1 is as trained
+_SHAPES = {
+    "loras": "files, or (file, weight) pairs: loras=[('style.safetensors', 0.8)]",
+    "control": "(model, image, scale) triples: control=[('canny', 'edges.png', 0.6)]",
+    "reference": "(adapter, image, scale) triples: reference=[('ip-adapter', 'cat.png', 0.6)]",
+}
+
+
+def loras(given: object, weight: float) -> tuple[Scaled, ...]:
+    """Each file with its weight, which is `weight` where none was given."""
+    pairs = [(each, weight) if isinstance(each, str | Path) else each for each in _listed(given, "loras")]
+    for pair in pairs:
+        _check(pair, 2, "loras", -LORA_WEIGHT, LORA_WEIGHT)
+    return tuple((str(source), float(scale)) for source, scale in pairs)
+
+
+def pictured(given: object, name: str) -> tuple[tuple[Scaled, ...], tuple[Image, ...]]:
+    """Each model with its scale, and the pictures, opened."""
+    from fewstep.picture import opened
+
+    triples = _listed(given, name)
+    for triple in triples:
+        _check(triple, 3, name, 0.0, SCALE)
+    scaled = tuple((str(source), float(scale)) for source, _, scale in triples)
+    return scaled, tuple(opened(image, name) for _, image, _ in triples)
+
+
+def sized(images: Sequence[Image], size: tuple[int, int]) -> tuple[Image, ...]:
+    """Pictures for ControlNets, at the request's (width, height)."""
+    from fewstep.picture import fitted
+
+    return tuple(fitted(image, size, "control") for image in images)
+
+
+def _listed(given: object, name: str) -> list[Any]:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise RequestError(f"{name}={given!r}: give a list of {_SHAPES[name]}")
+    return list(given)
+
+
+def _check(entry: Any, length: int, name: str, low: float, high: float) -> None:
+    """A source first, a number within [low, high] last."""
+    if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != length:
+        raise RequestError(f"{name} has {entry!r}: give a list of {_SHAPES[name]}")
+    source, scale = entry[0], entry[-1]
+    if not isinstance(source, str | Path) or str(source) in ("", "."):
+        raise RequestError(f"{name} has {source!r}: give a file, a folder, or a hub id such as 'owner/name'")
+    number = isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale)
+    if not number or not low <= scale <= high:
+        raise RequestError(
+            f"{name} has {scale!r} beside {str(source)!r}: give a number from {low:g} to {high:g}"
+        )
