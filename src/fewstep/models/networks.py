@@ -1,0 +1,166 @@
+"""A network from its class, its configuration and its stored weights: built on no memory, filled once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.devices import Placement
+from fewstep.errors import CorruptModelError, told
+from fewstep.models.stored import Stored, read
+
+# Every class that is ever built from a model's files; of transformers' the class of its configuration.
+CLASSES: MappingProxyType[str, str] = MappingProxyType(
+    {
+        "UNet2DConditionModel": "",
+        "AutoencoderKL": "",
+        "AutoencoderTiny": "",
+        "ControlNetModel": "",
+        "ControlNetUnionModel": "",
+        "CLIPTextModel": "CLIPTextConfig",
+        "CLIPTextModelWithProjection": "CLIPTextConfig",
+        "CLIPVisionModelWithProjection": "CLIPVisionConfig",
+    }
+)
+# Of a CLIP's configuration no more is passed on: "attn_implementation" may name a hub repository of code.
+CLIP = (
+    "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers",
+    "num_attention_heads", "max_position_embeddings", "hidden_act", "layer_norm_eps", "bos_token_id",
+    "eos_token_id", "pad_token_id", "image_size", "patch_size",
+)  # fmt: skip
+# The most in any configuration: SDXL's have numbers to 49,408, lists of 4, and 32 layers in bigG; the
+# vision encoder ViT-bigG has 48.
+NUMBER, ENTRIES, DEPTH = 2**17, 16, 64
+DEPTHS = (
+    "layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block",
+    "num_hidden_layers", "num_trans_layer", "num_encoder_blocks", "num_decoder_blocks",
+)  # fmt: skip
+# Kept in older files, computed by newer code: places of tokens, and CLIP's temperature.
+NEEDLESS = ("position_ids", "logit_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """A network that is not built yet."""
+
+    kind: str  # one of CLASSES
+    config: Mapping[str, Any]
+    weights: Mapping[str, Stored]  # by diffusers' and transformers' names
+    source: str  # for errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A model that is not built yet."""
+
+    parts: Mapping[str, Blueprint]  # by diffusers' names: unet, vae (not in every file), text_encoder, …_2
+    tokenizers: Callable[[], tuple[Any, Any]]
+    prediction: str  # epsilon, v_prediction or sample
+    zero_empty: bool  # an empty prompt is all zeros
+
+    def with_part(self, name: str, part: Blueprint) -> Whole:
+        """The same with another network in a place."""
+        return replace(self, parts={**self.parts, name: part})
+
+
+def build(drawn: Blueprint, placement: Placement, dtype: torch.dtype, *, home: bool = True) -> Any:
+    """The network, in evaluation mode; `CorruptModelError` names what is missing or too much.
+
+    It is put where weights are between uses or, without `home`, on the device.
+    """
+    module, place = _skeleton(drawn), placement.home if home else placement.device
+    slots = dict(module.named_parameters())
+    weights = _named_as(slots, drawn)
+    _require_fit(slots, weights, drawn)
+    for name, tensor in read(weights, dtype, place):
+        owner, _, leaf = name.rpartition(".")
+        shaped = tensor.to(memory_format=placement.memory_format) if tensor.ndim == 4 else tensor
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(shaped, requires_grad=False))
+    return module.requires_grad_(False).eval().to(place)
+
+
+def configuration(drawn: Blueprint) -> dict[str, Any]:
+    """What a network is built with: every argument of its class, from its file or by default."""
+    import diffusers
+
+    if CLASSES[drawn.kind]:
+        own = str(drawn.config.get("model_type", "clip"))
+        if not own.startswith("clip"):
+            raise CorruptModelError(f"{drawn.source} is a {own!r:.80}, and a CLIP is needed")
+        config = {name: drawn.config[name] for name in CLIP if name in drawn.config}
+    else:
+        known = inspect.signature(getattr(diffusers, drawn.kind).__init__).parameters
+        config = {n: drawn.config.get(n, one.default) for n, one in known.items() if n != "self"}
+    for name, value in config.items():
+        flat, most = list(_flat(value)), DEPTH if name in DEPTHS else NUMBER
+        large = any(isinstance(one, int | float) and not abs(one) <= most for one in flat)
+        if large or len(flat) > ENTRIES:
+            raise CorruptModelError(f"{drawn.source}: its configuration has {name}={value!r:.80}")
+    return config
+
+
+def _flat(value: Any) -> list[Any]:
+    """A value of a configuration, whatever lists it is in."""
+    if not isinstance(value, list | tuple):
+        return [value]
+    return [one for each in value[: ENTRIES + 1] for one in _flat(each)]
+
+
+def _skeleton(drawn: Blueprint) -> Any:
+    """The network without weights."""
+    config = configuration(drawn)
+    try:
+        with torch.device("meta"):
+            module = _of_class(drawn.kind, config)
+    except Exception as error:
+        raise CorruptModelError(
+            f"{drawn.source}: its configuration is not one of {drawn.kind} ({told(error)})"
+        ) from error
+    for owner in module.modules():  # the only buffer in any of CLASSES: the places of tokens or patches
+        if "position_ids" in owner._buffers:
+            places = torch.arange(owner.position_ids.shape[-1])
+            owner.register_buffer("position_ids", places.expand((1, -1)), persistent=False)
+    return module
+
+
+def _of_class(kind: str, config: Mapping[str, Any]) -> Any:
+    import diffusers
+    import transformers
+
+    if CLASSES[kind]:
+        return getattr(transformers, kind)(getattr(transformers, CLASSES[kind])(**config))
+    return getattr(diffusers, kind)(**config)
+
+
+def _named_as(slots: Iterable[str], drawn: Blueprint) -> dict[str, Stored]:
+    """The weights by the names of these slots: transformers has dropped a prefix that files have."""
+    slots, prefix = set(slots), "text_model."
+    weights = {name: stored for name, stored in drawn.weights.items() if not name.endswith(NEEDLESS)}
+    if drawn.kind == "CLIPTextModel" and not any(slot.startswith(prefix) for slot in slots):
+        weights = {name.removeprefix(prefix): stored for name, stored in weights.items()}
+    return weights
+
+
+def _require_fit(slots: Mapping[str, nn.Parameter], weights: Mapping[str, Stored], drawn: Blueprint) -> None:
+    """A weight for every slot, of its shape, and none over."""
+    missing, surplus = sorted(slots.keys() - weights.keys()), sorted(weights.keys() - slots.keys())
+    if missing:
+        raise CorruptModelError(f"{drawn.source} lacks {some(missing)}")
+    if surplus:
+        raise CorruptModelError(f"{drawn.source} has {some(surplus)}, for which {drawn.kind} has no place")
+    for name, slot in slots.items():
+        if weights[name].shape != slot.shape:
+            shape, needed = tuple(weights[name].shape), tuple(slot.shape)
+            raise CorruptModelError(f"{drawn.source}: {name} is {shape}, and {drawn.kind} needs {needed}")
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,194 @@
+"""Hostile model folders: each is refused in one line, and nothing of it is imported or run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+Spoil = Callable[[Path], Any]
+
+
+def edit(name: str, **changes: Any) -> Spoil:
+    """Change a JSON file."""
+    return lambda root: (root / name).write_text(json.dumps(json.loads((root / name).read_text()) | changes))
+
+
+def program(name: str) -> Spoil:
+    """Code that would touch the canary, if anybody ran it."""
+    return lambda root: (root / name).write_text(f"open({str(root / 'canary')!r}, 'w')\n")
+
+
+def fifo(name: str) -> Spoil:
+    def replace(root: Path) -> None:
+        (root / name).unlink(missing_ok=True)
+        os.mkfifo(root / name)
+
+    return replace
+
+
+def device(name: str) -> Spoil:
+    """A file without end."""
+
+    def replace(root: Path) -> None:
+        (root / name).unlink()
+        (root / name).symlink_to("/dev/zero")
+
+    return replace
+
+
+def shards(weight_map: dict[str, str], make: Spoil | None = None) -> Spoil:
+    """The UNet's weights behind an index of the attacker's."""
+
+    def write(root: Path) -> None:
+        weights = load_file(root / UNET)
+        (root / UNET).unlink()
+        save_file(weights, root / "unet" / "diffusion_pytorch_model-00001-of-00001.safetensors")
+        places = dict.fromkeys(weights, "diffusion_pytorch_model-00001-of-00001.safetensors") | weight_map
+        index = {"metadata": {}, "weight_map": places}
+        (root / f"{UNET}.index.json").write_text(json.dumps(index))
+        if make is not None:
+            make(root)
+
+    return write
+
+
+def pickled(name: str) -> Spoil:
+    """Weights as a pickle that would touch the canary."""
+
+    def write(root: Path) -> None:
+        target = root / name
+        for other in target.parent.glob("*.safetensors"):
+            other.unlink()
+        target.write_bytes(b"cbuiltins\nopen\n(V" + str(root / "canary").encode() + b"\nVw\ntR.")
+
+    return write
+
+
+def both(*spoils: Spoil) -> Spoil:
+    return lambda root: [spoil(root) for spoil in spoils]
+
+
+REPOS: dict[str, Spoil] = {
+    "a list as _class_name": edit("model_index.json", _class_name=["pipeline", "Evil"]),
+    "an object as _class_name": edit("model_index.json", _class_name={"evil": 1}),
+    "a path as _class_name": edit("model_index.json", _class_name="../evil.Evil"),
+    "a pipeline of its own": edit("model_index.json", custom_pipeline="evil/pipeline"),
+    "auto_map in the index": edit("model_index.json", auto_map={"AutoModel": "evil.Evil"}),
+    "a foreign library for the UNet": both(
+        edit("model_index.json", unet=["evil", "Evil"]), program("evil.py")
+    ),
+    "a file beside it as library": both(
+        edit("model_index.json", unet=["unet", "Evil"]), program("unet/evil.py")
+    ),
+    "subprocess as library": edit("model_index.json", unet=["subprocess", "Popen"]),
+    "os as text encoder": edit("model_index.json", text_encoder=["os", "system"]),
+    "another class of diffusers": edit("model_index.json", unet=["diffusers", "DiffusionPipeline"]),
+    "another class of transformers": edit("model_index.json", text_encoder=["transformers", "AutoModel"]),
+    "a tokenizer that fetches code": edit("model_index.json", tokenizer=["transformers", "AutoTokenizer"]),
+    "a scheduler of another library": edit("model_index.json", scheduler=["evil", "EvilScheduler"]),
+    "a scheduler with a path": edit("model_index.json", scheduler=["diffusers", "../EvilScheduler"]),
+    "one part more": edit("model_index.json", evil=["evil", "Evil"]),
+    "a safety checker": edit("model_index.json", safety_checker=["evil", "Evil"]),
+    "three entries": edit("model_index.json", vae=["diffusers", "AutoencoderKL", "evil"]),
+    "auto_map in the UNet": edit("unet/config.json", auto_map={"AutoModel": "evil.Evil"}),
+    "auto_map in a tokenizer": edit(
+        "tokenizer/tokenizer_config.json", auto_map={"AutoTokenizer": "evil.Evil"}
+    ),
+    "auto_map in a text encoder": edit("text_encoder/config.json", auto_map={"AutoModel": "evil.Evil"}),
+    "another _class_name in the UNet": edit("unet/config.json", _class_name="DiffusionPipeline"),
+    "a list as the UNet's _class_name": edit("unet/config.json", _class_name=["os", "system"]),
+    "a program in a part": program("unet/modeling_evil.py"),
+    "a program beside the tokenizer": program("tokenizer_2/tokenization_evil.py"),
+    "a shard outside": shards({"conv_in.bias": "../../secret.safetensors"}),
+    "an absolute shard": shards({"conv_in.bias": "/etc/passwd"}),
+    "a FIFO as shard": shards(
+        {"conv_in.bias": "pipe.safetensors"}, lambda root: os.mkfifo(root / "unet" / "pipe.safetensors")
+    ),
+    "a FIFO as weights": fifo(UNET),
+    "a FIFO as configuration": fifo("vae/config.json"),
+    "a FIFO as index": fifo("model_index.json"),
+    "a FIFO as vocabulary": fifo("tokenizer/tokenizer.json"),
+    "pickled weights": pickled("unet/diffusion_pytorch_model.bin"),
+    "a pickle named safetensors": pickled(UNET),
+    "a device as weights": device(UNET),
+    "a configuration nested deep": lambda root: (root / "unet/config.json").write_text("[" * 100_000),
+    "a text encoder of a foreign kernel": edit("text_encoder/config.json", attn_implementation="evil/kernel"),
+    "endless layers": edit("unet/config.json", layers_per_block=10**9),
+    "endless layers of text": edit("text_encoder_2/config.json", num_hidden_layers=10**9),
+    "endless blocks": edit("unet/config.json", block_out_channels=[32] * 10**5),
+    "not a number": edit("vae/config.json", norm_num_groups=float("nan")),
+    "a huge architecture": edit("unet/config.json", block_out_channels=[320, 640, 10**7]),
+    "a negative architecture": edit("unet/config.json", block_out_channels=[-320, 640, 1280]),
+    "a norm without channels": edit("vae/config.json", norm_num_groups=0),
+}  # fmt: skip
+# Loads in a process of its own, with bounded memory and time, where nothing may be imported from the folder.
+LOADER = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30,) * 2)
+import fewstep, torch, diffusers.loaders.single_file_utils, transformers
+from fewstep.engine import load
+before = set(sys.modules)
+for root in sys.argv[1:]:
+    sys.path.insert(0, root)
+    try:
+        fewstep.load(root, "base", device="cpu", precision="fp32")
+    except fewstep.FewstepError as error:
+        print("refused", len(str(error).splitlines()), str(error)[:200])
+    except BaseException as error:
+        print("raised", type(error).__name__, str(error)[:200].replace(chr(10), " "))
+    else:
+        print("loaded")
+print("imported", sorted(name for name in set(sys.modules) - before if "evil" in name))
+"""
+
+
+@pytest.fixture(scope="module")
+def hostile(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {}
+    for what, spoil in REPOS.items():
+        root = Path(shutil.copytree(sdxl_folder, tmp_path_factory.mktemp("hostile") / "repo"))
+        spoil(root)
+        made[what] = root
+    return made
+
+
+def test_hostile_folders_are_refused(hostile: dict[str, Path]) -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", LOADER, *map(str, hostile.values())],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    *answers, imported = said.stdout.splitlines()
+    told = dict(zip(hostile, answers, strict=True))
+    executed = [what for what, root in hostile.items() if (root / "canary").exists()]
+    refused = [what for what, answer in told.items() if answer.startswith("refused 1 ")]
+    assert told.keys() == set(refused), (told, said.stderr[-2000:])
+    assert (len(REPOS), len(refused), executed) == (len(told), len(told), [])
+    assert len(told) >= 30
+    assert imported == "imported []"
+
+
+def test_the_folder_they_were_made_from_loads(sdxl_folder: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", LOADER, str(sdxl_folder)], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.splitlines() == ["loaded", "imported []"]
+
+
+def test_a_canary_would_sing(tmp_path: Path) -> None:
+    """The pickle of these tests does run, where somebody unpickles it."""
+    (tmp_path / "unet").mkdir()
+    pickled("unet/weights.bin")(tmp_path)
+    code = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "unet/weights.bin")], check=False)
+    assert (tmp_path / "canary").exists()
