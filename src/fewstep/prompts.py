@@ -192,19 +192,27 @@ class Reading:
 def read(tokenizer: Any, prompt: str) -> Reading:
     """Tokens of a prompt of any length, by a CLIP tokenizer of transformers. Fragments share no token."""
     kept, words = list[Fragment](), ""
-    ids, starts = list[int](), list[int]()
+    ids, spans = list[int](), list[tuple[int, int]]()
     for fragment in fragments(prompt):
         found = tokenizer(fragment.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         kept += [fragment] if found.input_ids else []
         ids += found.input_ids
-        starts += [len(words) + start for start, _ in found.offset_mapping]
+        spans += [(len(words) + start, len(words) + stop) for start, stop in found.offset_mapping]
         words += fragment.text
     return Reading(
         fragments=tuple(kept),
         ids=ids,
         ends=[token.endswith("</w>") for token in tokenizer.convert_ids_to_tokens(ids)],
-        rest=words[starts[ROOM] :] if len(ids) > ROOM else "",
+        rest=_rest(words, spans),
     )
+
+
+def _rest(words: str, spans: Sequence[tuple[int, int]]) -> str:
+    """What follows the tokens that fit. Bytes of one character, and vectors of one word, share a span."""
+    if len(spans) <= ROOM:
+        return ""
+    whole = [stop for start, stop in spans[:ROOM] if (start, stop) != spans[ROOM]]
+    return words[whole[-1] if whole else 0 :].lstrip()
 
 
 def windows(ends: Sequence[bool], room: int = ROOM) -> tuple[slice, ...]:

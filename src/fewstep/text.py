@@ -11,7 +11,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from fewstep.conditioning import Conditioning
 from fewstep.errors import RequestError
 from fewstep.limits import check_prompt
 from fewstep.prompts import ROOM, WINDOW, Embedding, Prompt, read, windows, worded
@@ -26,36 +26,6 @@ from fewstep.prompts import ROOM, WINDOW, Embedding, Prompt, read, windows, word
 Size = tuple[int, int]  # height, width in pixels
 Said = str | Prompt | Embedding  # a string is for both encoders
 _Row = tuple[Tensor, Tensor]  # one prompt's tokens (77 k, C) and summary (P,)
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """An encoded batch of prompts."""
-
-    tokens: Tensor  # (B, 77 k, C): the penultimate layers of both encoders, joined; zeros fill short rows
-    pooled: Tensor  # (B, P): the second encoder's summary
-    size_ids: Tensor  # (B, 6): original height and width, crop top and left, target height and width
-    windows: tuple[int, ...] = ()  # how many of 77 tokens each row has; where not given, all have k
-
-    def __post_init__(self) -> None:
-        if not self.windows:
-            filled = -(-self.tokens.shape[1] // WINDOW)
-            object.__setattr__(self, "windows", (filled,) * len(self.tokens))
-
-    def joined(self, other: Conditioning) -> Conditioning:
-        """This batch, then `other`."""
-        return Conditioning(
-            pad_sequence([*self.tokens, *other.tokens], batch_first=True),
-            torch.cat([self.pooled, other.pooled]),
-            torch.cat([self.size_ids, other.size_ids]),
-            self.windows + other.windows,
-        )
-
-    def of(self, rows: Sequence[int]) -> Conditioning:
-        """These rows, as long as the longest of them."""
-        chosen, kept = list(rows), tuple(self.windows[row] for row in rows)
-        tokens = self.tokens[chosen, : WINDOW * max(kept)]
-        return Conditioning(tokens, self.pooled[chosen], self.size_ids[chosen], kept)
 
 
 class TextEncoder:
@@ -79,18 +49,24 @@ class TextEncoder:
         self.encoders: tuple[nn.Module, nn.Module] = encoders
         self._zero_empty, self._limit = zero_empty, cache
         self._cache: OrderedDict[tuple[Prompt, str], _Row] = OrderedDict()
-        self._lock = threading.RLock() if lock is None else lock
+        self.lock: AbstractContextManager[Any] = threading.RLock() if lock is None else lock
+
+    def forget(self) -> None:
+        """Encode everything anew: the encoders' weights are others."""
+        with self.lock:
+            self._cache.clear()
+            self.__dict__.pop("_blank", None)
 
     def encode(self, said: Sequence[Said], size: Size, long_prompt: str = "chunk") -> Conditioning:
         """Encode without gradients, each distinct prompt once; `size` is the target's."""
-        with self._lock:
+        with self.lock:
             return _batched([self._row(one, long_prompt) for one in said], size)
 
     def encode_pairs(
         self, negatives: Sequence[Said], positives: Sequence[Said], size: Size, long_prompt: str = "chunk"
     ) -> tuple[Conditioning, Conditioning]:
         """Both sides of classifier-free guidance, each picture's two with as many windows."""
-        with self._lock:
+        with self.lock:
             pairs = [
                 self._even(self._row(negative, long_prompt), self._row(positive, long_prompt))
                 for negative, positive in zip(negatives, positives, strict=True)
@@ -101,7 +77,7 @@ class TextEncoder:
     def embed(self, prompt: str) -> Embedding:
         """What `encode` makes of a prompt, all of it, to keep or to change; in RAM."""
         check_prompt(prompt)
-        with self._lock:
+        with self.lock:
             tokens, pooled = self._row(prompt, "chunk")
         return Embedding(tokens=tokens.to("cpu", copy=True), pooled=pooled.to("cpu", copy=True), text=prompt)
 
@@ -121,7 +97,7 @@ class TextEncoder:
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Both tokenizers' ids, cut or padded to 77."""
         device = next(self.encoders[0].parameters()).device
-        with self._lock:
+        with self.lock:
             first, second = (
                 tokenizer(
                     list(prompts), padding="max_length", truncation=True,
@@ -137,7 +113,7 @@ class TextEncoder:
             self._check_shape(one)
         elif long_prompt != "chunk":
             for tokenizer, text in zip(self.tokenizers, _prompt(one), strict=True):
-                with self._lock:
+                with self.lock:
                     reading = read(tokenizer, text)
                 if long_prompt == "refuse":
                     reading.refuse()

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from fewstep import Engine, backends
 from fewstep.devices import Placement, place
+from fewstep.key import EngineKey
 from fewstep.models.load import Parts, load
 from fewstep.runtimes import offload
 
 from .machines import TINY, machine
 
+KEY = EngineKey(model="", mode="")  # with nothing of its own
 CPU, META = torch.device("cpu"), torch.device("meta")
 WAYS = ["model", "sequential"]
 
@@ -30,14 +32,16 @@ def placed(how: str, device: torch.device = CPU) -> Placement:
 
 def loaded(folder: Path, mode: str, accelerator: Path | str, placement: Placement) -> Engine:
     about, recipe = backends.chosen(str(folder), mode)
-    return Engine(about, recipe, placement, load(about, recipe, str(accelerator), placement))
+    return Engine(
+        about, recipe, placement, load(about, recipe, replace(KEY, accelerator=str(accelerator)), placement)
+    )
 
 
 @pytest.fixture(params=WAYS)
 def waiting(request: pytest.FixtureRequest, sdxl_folder: Path) -> Parts:
     """A model whose weights visit torch's meta device: nothing there may meet a weight that stayed in RAM."""
     about, recipe = backends.chosen(str(sdxl_folder), "turbo")
-    return load(about, recipe, "", placed(request.param, META))
+    return load(about, recipe, KEY, placed(request.param, META))
 
 
 def weights(*networks: nn.Module) -> list[Tensor]:
@@ -89,7 +93,7 @@ def test_every_weight_is_fetched_in_time(waiting: Parts) -> None:
 
 def test_one_network_at_a_time(sdxl_folder: Path) -> None:
     about, recipe = backends.chosen(str(sdxl_folder), "turbo")
-    parts = load(about, recipe, "", placed("model", META))
+    parts = load(about, recipe, KEY, placed("model", META))
     networks: Sequence[Any] = (*parts.text.encoders, parts.unet, parts.vae)
     before = [weight.clone() for weight in weights(*networks)]
     ids = torch.zeros(1, 77, dtype=torch.long)
@@ -128,7 +132,7 @@ def test_one_layer_at_a_time(sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(offload._Waiting, "fetch", counted)
     about, recipe = backends.chosen(str(sdxl_folder), "turbo")
-    parts = load(about, recipe, "", placed("sequential", META))
+    parts = load(about, recipe, KEY, placed("sequential", META))
     step(parts.unet)
     largest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in parts.unet.modules())
     assert max(alive) <= (2, largest)  # weight and bias
@@ -139,7 +143,7 @@ def test_one_layer_at_a_time(sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_layer_that_fails_leaves_too(sdxl_folder: Path) -> None:
     about, recipe = backends.chosen(str(sdxl_folder), "turbo")
-    parts = load(about, recipe, "", placed("sequential", META))
+    parts = load(about, recipe, KEY, placed("sequential", META))
     with pytest.raises(RuntimeError):
         parts.unet.conv_in(torch.zeros(1, 5, 8, 8, device=META))
     assert places(parts.unet) == {"cpu"}
@@ -147,6 +151,6 @@ def test_a_layer_that_fails_leaves_too(sdxl_folder: Path) -> None:
 
 def test_without_offload_nothing_is_hooked(sdxl_folder: Path) -> None:
     about, recipe = backends.chosen(str(sdxl_folder), "turbo")
-    parts = load(about, recipe, "", placed("none"))
+    parts = load(about, recipe, KEY, placed("none"))
     networks = (parts.unet, parts.vae, *parts.text.encoders)
     assert not any(m._forward_pre_hooks or hasattr(m, "_hf_hook") for n in networks for m in n.modules())

@@ -4,8 +4,8 @@ Inference writes no weight, so that copies on the device are dropped after use a
 back; nothing is copied to RAM. accelerate's hooks would copy both ways (`CpuOffload`), or leave
 tensors without memory behind, which do not say where they are (`AlignDevicesHook`).
 
-The networks of one engine must be used one at a time, as `Parts.lock` sees to, and adapters
-attached before.
+The networks of one engine must be used one at a time, as `Parts.lock` sees to. What changes the
+weights calls `leave` first, and finds the ones in RAM in their places.
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ def by_layer(networks: Sequence[nn.Module], device: torch.device) -> None:
             layer.register_forward_hook(own.release, always_call=True)
 
 
+def leave(network: nn.Module) -> None:
+    """Have a network's own tensors in it, in RAM, where it visits the device: now they may be changed."""
+    turn = getattr(network, "_hf_hook", None)
+    if isinstance(turn, _Turn):
+        turn.leave()
+
+
 class _Waiting:
     """Modules' own tensors in RAM, which copies on the device can stand in for."""
 
@@ -86,6 +93,9 @@ class _Turn:
         for other in self._others:
             other.release()
         self._own.fetch(self._device)
+
+    def leave(self) -> None:
+        self._own.release()
 
 
 def _sending(device: torch.device) -> Callable[[nn.Module, Any, Any], Any]:

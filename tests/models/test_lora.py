@@ -11,7 +11,7 @@ from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import load_file, save_file
 
 import fewstep
-from fewstep import CorruptModelError, Engine, ModelNotFoundError
+from fewstep import CorruptModelError, Engine, ModelNotFoundError, RequestError
 
 Load = Callable[..., Engine]
 
@@ -90,7 +90,7 @@ ADAPTERS: dict[str, Callable[[Path], object]] = {
 def test_a_file_that_is_no_adapter_here(name: str, sdxl_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     ADAPTERS[name](path)
-    with pytest.raises(CorruptModelError, match=r"lora\.safetensors"):
+    with pytest.raises((CorruptModelError, RequestError), match=r"lora\.safetensors"):
         load(sdxl_folder, "lcm-lora", path)
 
 
