@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fewstep.conditioning import Conditioning
 from fewstep.schedulers import timestep_of
-from fewstep.text import Conditioning
 
 
 class Unet(Protocol):

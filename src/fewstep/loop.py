@@ -21,6 +21,8 @@ from fewstep.codec import Codec, finite
 from fewstep.denoiser import Cfg, Denoiser, Unet, guidance_embedding
 from fewstep.devices import Placement
 from fewstep.errors import BackendError, DeviceMemoryError, Failure
+from fewstep.models.control import Control, controlled
+from fewstep.models.reference import Reference, referring
 from fewstep.picture import as_mask, as_tensor
 from fewstep.recipe import Recipe
 from fewstep.request import Job
@@ -66,7 +68,11 @@ class Call:
     job: Job
     recipe: Recipe
     token: CancelToken
+    dress: Callable[[], None]  # puts this call's adapters on the networks, under their lock
+    undress: Callable[[], None]  # leaves them as they are to be found after it
     say: Say  # takes what had to be done to get through, for the result's warnings
+    controls: tuple[Control, ...] = ()
+    references: tuple[Reference, ...] = ()
 
 
 @torch.no_grad()
@@ -75,7 +81,8 @@ def steps(networks: Networks, call: Call) -> Iterator[Step]:
     call.token.check()
     asked, schedule, codec = call.job.request, call.job.plan.schedule, networks.codec
     sampler, device, image = call.recipe.sampler(asked.sampler), networks.placement.device, call.job.image
-    with told_as_memory("while prompts were encoded"):
+    with told_as_memory("while prompts were encoded"), networks.lock, networks.text.lock:
+        call.dress()
         denoise: Denoise = _denoiser(networks, call)
     shape = (1, 4, asked.height // 8, asked.width // 8)
     posterior, first, *noise = draw(asked.seeds, shape, 2 + schedule.steps * sampler.draws, image is None)
@@ -129,17 +136,21 @@ def _denoiser(networks: Networks, call: Call) -> Denoiser:
     """The UNet of this call, told its prompts and guidance."""
     asked, place = call.job.request, networks.placement
     told, size, pictures = call.job.prompts, (asked.height, asked.width), len(asked.prompts)
+    looks = [reference.tokens() for reference in call.references]  # without its pictures, and with them
     cfg, embedding = None, None
     if call.recipe.guidance.kind == "cfg" and asked.guidance > 1:
         against = [call.job.negative] * pictures
         negative, conditioning = networks.text.encode_pairs(against, told, size, asked.long_prompt)
+        negative = negative.beside([without for without, _ in looks])
         cfg = Cfg(negative=negative, scale=asked.guidance, rescale=asked.guidance_rescale)
     else:
         conditioning = networks.text.encode(told, size, asked.long_prompt)
     if networks.guidance_width:
         w = torch.full((pictures,), asked.guidance - 1, device=place.device)
         embedding = guidance_embedding(w, networks.guidance_width).to(place.dtype)
-    unet = halving(in_turn(networks.unet, networks.lock, call.token), place.batch, call.say)
+    conditioning = conditioning.beside([seen for _, seen in looks])
+    unet = controlled(referring(networks.unet, call.references), call.controls)
+    unet = halving(in_turn(unet, networks.lock, call.token, call.dress), place.batch, call.say)
     return Denoiser(unet, conditioning, prediction=networks.prediction, cfg=cfg, embedding=embedding)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.conditioning import Conditioning
 from fewstep.denoiser import Unet
-from fewstep.text import Conditioning
 
 
 def eager_unet(module: Callable[..., Any]) -> Unet:
@@ -17,13 +17,25 @@ def eager_unet(module: Callable[..., Any]) -> Unet:
 
     def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
         extra = {"text_embeds": conditioning.pooled, "time_ids": conditioning.size_ids}
+        *down, middle = conditioning.residuals or (None,)
         answer: Tensor = module(
-            x, timestep, conditioning.tokens, timestep_cond=embedding,
-            added_cond_kwargs=extra, return_dict=False,
+            x, timestep, _read(conditioning), timestep_cond=embedding, added_cond_kwargs=extra,
+            down_block_additional_residuals=down or None, mid_block_additional_residual=middle,
+            return_dict=False,
         )[0]  # fmt: skip
         return answer
 
     return call
+
+
+def _read(conditioning: Conditioning) -> Any:
+    """What cross-attention reads: text alone, or beside it what IP-Adapters' processors take apart.
+
+    That is the pair that diffusers' UNet makes of text and pictures (`process_encoder_hidden_states`)
+    where its own `encoder_hid_proj` projects them; here they are projected once a call.
+    """
+    tokens, references = conditioning.tokens, list(conditioning.references)
+    return (tokens, references) if references else tokens
 
 
 def in_batches(unet: Unet, limit: int) -> Unet:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fewstep.conditioning import Conditioning
 from fewstep.denoiser import Unet
 from fewstep.errors import DeviceMemoryError, FewstepError, ran_out
 from fewstep.runtimes.eager import in_batches
-from fewstep.text import Conditioning
 
 Say = Callable[[str], None]  # takes a sentence for the result's warnings
 
