@@ -6,6 +6,8 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -16,8 +18,12 @@ from fewstep.cancel import CancelToken
 from fewstep.codec import Codec
 from fewstep.devices import Placement
 from fewstep.errors import DeviceMemoryError, Failure, FewstepError, GenerationError, RequestError
+from fewstep.key import EngineKey
 from fewstep.loop import Call, Networks, Step
 from fewstep.models import load as loading
+from fewstep.models import pipe as pipes
+from fewstep.models.adapters import Adapters
+from fewstep.models.beside import Beside
 from fewstep.models.catalog import Model
 from fewstep.models.load import Parts
 from fewstep.models.need import need_of
@@ -35,16 +41,19 @@ _log = logging.getLogger("fewstep")
 class Engine(Calls[Step]):
     """A model kept loaded: `generate`, `agenerate`, `stream`, `plan`, as in `Calls`, until `close`.
 
-    No call leaves anything behind on it but encoded prompts, so that calls in any order, or
-    from several threads, give the same pictures; those that run at once take turns, step by step.
+    No call leaves anything behind on it but encoded prompts, and what it had loaded, so that calls
+    in any order, or from several threads, give the same pictures; those that run at once take turns,
+    step by step.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, placement: Placement, parts: Parts):
-        """Use `fewstep.load`."""
+    def __init__(
+        self, model: Model, recipe: Recipe, placement: Placement, parts: Parts, *, borrowed: bool = False
+    ):
+        """Use `fewstep.load`. `borrowed` networks are left as they were after every call."""
         self.model: Model = model
         self.recipe: Recipe = recipe
         self.placement: Placement = placement
-        self._process = os.getpid()
+        self._process, self._borrowed = os.getpid(), borrowed
         networks = Networks(
             text=parts.text,
             unet=eager_unet(parts.unet),
@@ -54,18 +63,36 @@ class Engine(Calls[Step]):
             placement=placement,
             lock=parts.lock,
         )
-        self._loaded: tuple[Parts, Networks] | None = (parts, networks)
+        beside = Beside(parts.unet, placement)
+        self._loaded: tuple[Parts, Networks, Adapters, Beside] | None = (
+            parts, networks, Adapters(parts), beside
+        )  # fmt: skip
+
+    @classmethod
+    def from_pipe(cls, pipe: Any, mode: str | None = None, *, steps: int | None = None) -> Self:
+        """An engine on the networks of a diffusers SDXL pipeline, which stays as it is, and usable.
+
+        mode: None is what its UNet shows, "lcm" or "base". Where a mode's weights are an adapter or
+            a checkpoint, the pipeline is taken at the caller's word to have them, fused or active.
+        steps: as in `fewstep.load`: which of the weights these are, where each has its own.
+        """
+        about = pipes.describe(pipe)
+        named = backends.recipe(pipes.mode_of(pipe) if mode is None else mode)
+        recipe = named.on(about.family).for_steps(steps)
+        return cls(pipes.sized(about, recipe), recipe, *pipes.placed(pipe, about, recipe), borrowed=True)
 
     def embed(self, prompt: str) -> Embedding:
         """Encode a prompt, to keep or to change; it may stand for a prompt in every call on this model."""
-        return self._networks.text.embed(prompt)
+        with self._networks.lock:
+            self._adapters.wear(())
+            return self._networks.text.embed(prompt)
 
     def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
         started = time.perf_counter()
-        networks, notes = self._networks, dict[str, None]()  # in order, each sentence once
+        (parts, networks, *_), notes = self._open, dict[str, None]()  # in order, each sentence once
         call = self._call(job, cancel, notes.setdefault)
         with shown(progress, job.request.steps) as tell:
-            for step in loop.steps(networks, call):
+            for step in self._steps(networks, call):
                 tell(step)
         stepped = time.perf_counter()
         made = loop.finish(networks, call, step.latents)
@@ -77,7 +104,8 @@ class Engine(Calls[Step]):
             timings={"steps": stepped - started, "decode": ended - stepped, "total": ended - started},
             warnings=(*job.plan.warnings, *notes),
             model=self.model.source,
-            licence=self.model.licence,
+            licence=parts.licence,
+            revision=parts.revision,
             device=str(self.placement.device),
             precision=str(self.placement.dtype).removeprefix("torch."),
             edited=job.image is not None,
@@ -116,7 +144,15 @@ class Engine(Calls[Step]):
         return self._open[1]
 
     @property
-    def _open(self) -> tuple[Parts, Networks]:
+    def _adapters(self) -> Adapters:
+        return self._open[2]
+
+    @property
+    def _beside(self) -> Beside:
+        return self._open[3]
+
+    @property
+    def _open(self) -> tuple[Parts, Networks, Adapters, Beside]:
         if os.getpid() != self._process:
             raise FewstepError(
                 "this engine was loaded before a fork, which torch's threads and CUDA do not survive: "
@@ -127,7 +163,15 @@ class Engine(Calls[Step]):
         return self._loaded
 
     def _stepping(self, job: Job, cancel: CancelToken | None) -> Iterator[Step]:
-        return loop.steps(self._networks, self._call(job, cancel, _log.warning))
+        return self._steps(self._networks, self._call(job, cancel, _log.warning))
+
+    @staticmethod
+    def _steps(networks: Networks, call: Call) -> Iterator[Step]:
+        try:
+            yield from loop.steps(networks, call)
+        finally:
+            with networks.lock:
+                call.undress()
 
     def _call(self, job: Job, cancel: CancelToken | None, say: Say) -> Call:
         """A job under way; what of its prompts will not be read is refused or said."""
@@ -135,15 +179,32 @@ class Engine(Calls[Step]):
             raise RequestError(f"cancel={cancel!r}: give a fewstep.CancelToken()")
         for sentence in self._networks.text.check((*job.prompts, job.negative), job.request.long_prompt):
             say(sentence)
-        return Call(job=job, recipe=self.recipe, token=CancelToken() if cancel is None else cancel, say=say)
+        with told_as_memory("while ControlNets or IP-Adapters were loaded"):
+            controls, references = self._beside.controls(job), self._beside.references(job)
+        adapters = self._adapters
+        return Call(
+            job=job,
+            recipe=self.recipe,
+            token=CancelToken() if cancel is None else cancel,
+            dress=partial(adapters.wear, adapters.read(job.request.loras)),
+            undress=partial(adapters.wear, ()) if self._borrowed else _as_it_is,
+            say=say,
+            controls=controls,
+            references=references,
+        )
 
 
-def load(model: str, mode: str | None, accelerator: str, device: str, precision: str, offload: str) -> Engine:
+def _as_it_is() -> None:
+    """The next call will likely want the same adapters."""
+
+
+def load(key: EngineKey, about: Model, recipe: Recipe) -> Engine:
     """See `fewstep.load`."""
-    about, recipe = backends.chosen(model, mode)
-    placement = devices.place(devices.probe(device), need_of(about), device, precision, offload)
+    placement = devices.place(
+        devices.probe(key.device), need_of(about), key.device, key.precision, key.offload
+    )
     devices.limit_threads(placement)
     for reason in placement.reasons:
         _log.info("%s", reason)
     with told_as_memory("while the model was loaded"):
-        return Engine(about, recipe, placement, loading.load(about, recipe, accelerator, placement))
+        return Engine(about, recipe, placement, loading.load(about, recipe, key, placement))

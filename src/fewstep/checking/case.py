@@ -1,0 +1,165 @@
+"""`Case`: a pipeline, the recipe that it is held against, and how it is to be called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import isfinite
+from pathlib import PurePath
+
+from fewstep import backends
+from fewstep.checking.report import Finding
+from fewstep.checking.seen import Pipeline
+from fewstep.errors import RequestError
+from fewstep.models.pipe import FAMILIES, side, usual_mode
+from fewstep.recipe import Recipe, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepper:
+    """diffusers' class for one of our samplers."""
+
+    name: str
+    levels: tuple[str, ...]  # which of our schedulers it is when configured so
+    explicit: bool = False  # does it take timesteps= in the call?
+
+
+SPACED = ("trailing", "leading")
+SHAPED = (*SPACED, "karras", "exponential")
+# By sampler. `explicit` is read off the signatures of `set_timesteps` (diffusers 0.42.1).
+STEPPERS: Mapping[str, Stepper] = {
+    "euler": Stepper(name="EulerDiscreteScheduler", levels=SHAPED, explicit=True),
+    "euler_ancestral": Stepper(name="EulerAncestralDiscreteScheduler", levels=SPACED),
+    "lcm": Stepper(name="LCMScheduler", levels=("lcm",), explicit=True),
+    "tcd": Stepper(name="TCDScheduler", levels=("lcm",), explicit=True),
+    "ddim": Stepper(name="DDIMScheduler", levels=SPACED),
+    "dpmpp_2m": Stepper(name="DPMSolverMultistepScheduler", levels=SHAPED, explicit=True),
+    "dpmpp_sde": Stepper(name="DPMSolverSDEScheduler", levels=SHAPED),
+}
+# By scheduler: the arguments that make a class run its levels.
+LEVELS: Mapping[str, Mapping[str, object]] = {
+    "trailing": {"timestep_spacing": "trailing"},
+    "leading": {"timestep_spacing": "leading", "steps_offset": 1},
+    "lcm": {"original_inference_steps": 50},
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+}
+UNDISTILLED = 50  # steps: a mode that goes beyond has a model that every solver gets to the same picture
+_COUNT = re.compile(r"(\d+)[ _-]?steps?", re.IGNORECASE)  # as in "sdxl_lightning_4step_lora"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The call, in diffusers' words, as far as it was told; None is not told."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    strength: float | None = None
+    timesteps: Sequence[int] | None = None
+    eta: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "width", "height"):
+            given = getattr(self, name)
+            if given is not None and (type(given) is not int or given < 1):
+                raise RequestError(f"{name}={given!r}: give a whole number from 1, or leave it out")
+        for name in ("guidance", "strength", "eta"):
+            given = getattr(self, name)
+            number = type(given) in (int, float) and isfinite(given) and given >= 0
+            if given is not None and not number:
+                raise RequestError(f"{name}={given!r}: give a number from 0, or leave it out")
+
+    @property
+    def told(self) -> bool:
+        """Was anything said of the call?"""
+        return any(getattr(self, field.name) not in (None, "") for field in fields(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What every check looks at."""
+
+    pipeline: Pipeline
+    recipe: Recipe
+    family: str
+    asked: Asked
+
+    @property
+    def mode(self) -> str:
+        return self.recipe.mode
+
+    @property
+    def weights(self) -> Weights | None:
+        """The mode's own; for a smaller UNet that it has none for, SDXL's show what kind they are."""
+        ours = self.recipe.weights
+        return ours.get(self.family) or (None if self.bundled else ours.get("sdxl"))
+
+    @property
+    def bundled(self) -> bool:
+        """fewstep's own small model has a VAE, tokenizers and a prediction type of its own."""
+        return self.family == "tiny"
+
+    @property
+    def distilled(self) -> bool:
+        return self.recipe.steps.high <= UNDISTILLED
+
+    @property
+    def steppers(self) -> list[Stepper]:
+        """Classes that step by the mode's rules, its first first; none for rules of a plug-in's own."""
+        return [STEPPERS[name] for name in self.recipe.samplers if name in STEPPERS]
+
+    @property
+    def stepper(self) -> Stepper | None:
+        """The pipeline's own class where it fits, else the mode's first."""
+        own = [one for one in self.steppers if one.name == self.pipeline.scheduler]
+        return next(iter([*own, *self.steppers]), None)
+
+    @property
+    def level(self) -> str:
+        """The first of the mode's schedulers that this class can be configured to; "" is none."""
+        known = self.stepper.levels if self.stepper else ()
+        own = self.recipe.own_schedulers
+        return next((name for name in self.recipe.schedulers if name in known and name not in own), "")
+
+    @property
+    def size(self) -> int:
+        """Pixels: the side that the weights were trained at."""
+        own, weights = side(self.pipeline.parts["unet"]), self.weights
+        return min(own, weights.size) if weights and weights.size else own
+
+    def steps_fit(self, steps: int) -> bool:
+        return self.recipe.steps.low <= steps <= self.recipe.steps.high
+
+    def rescheduled(self, **config: object) -> str:
+        """The line that gives the pipeline the right class, configured so."""
+        name = self.stepper.name if self.distilled and self.stepper else self.pipeline.scheduler
+        given = "".join(f", {key}={value!r}" for key, value in config.items())
+        return f"pipe.scheduler = diffusers.{name}.from_config(pipe.scheduler.config{given})"
+
+
+Check = Callable[[Case], Iterator[Finding]]
+
+
+def case_of(pipeline: Pipeline, mode: str | None, asked: Asked) -> Case:
+    """The recipe of a mode (None: what the pipeline shows), for as many steps as its weights are for."""
+    embedded = bool(pipeline.parts.get("unet", {}).get("time_cond_proj_dim"))
+    scheduler = str(pipeline.parts.get("scheduler", {}).get("_class_name"))
+    name = usual_mode(pipeline.source, scheduler, embedded) if mode is None else mode
+    family = FAMILIES.get(pipeline.source, "sdxl")
+    recipe = backends.recipe(name).on(family)
+    only = recipe.steps.only
+    known = [*_counts(pipeline), asked.steps]
+    recipe = recipe.for_steps(next((count for count in known if count in only), None))
+    return Case(pipeline=pipeline, recipe=recipe, family=family, asked=asked)
+
+
+def _counts(pipeline: Pipeline) -> Iterator[int]:
+    """Numbers of steps that the names of its weights say."""
+    names = [adapter.name for adapter in pipeline.adapters if adapter.active]
+    unet = str(pipeline.parts.get("unet", {}).get("_name_or_path", ""))
+    for name in (*names, PurePath(unet).name, PurePath(pipeline.source).name):
+        yield from map(int, _COUNT.findall(name))
