@@ -6,6 +6,7 @@ until prompt, timestep and guidance each change the answer; tests/test_parity.py
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -29,6 +30,9 @@ import fewstep
 from fewstep import Engine
 from fewstep.train import vocabulary
 from fewstep.train.data import Caption
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # each worker has a core of its own
 
 SIDE = 96  # pixels: the size "trained at"
 WIDTHS = (32, 48)  # of the two text encoders

@@ -68,7 +68,9 @@ def test_the_package_of_a_page_works(tmp_path: Path) -> None:
         )  # fmt: skip
         assert ran.returncode == 0, ran.stdout + ran.stderr
         said += ran.stdout
-    assert all(words in said for words in ("Successfully installed", "golden     LCM on levels", "2 passed"))
+    assert all(
+        words in said for words in ("Successfully installed", "golden          LCM on levels", "2 passed")
+    )
     facts = metadata.read(folder / "sun.png")
     assert (facts["mode"], facts["sampler"], facts["eta"]) == ("golden", "mix", 0.8)
     assert facts["schedule"]["timesteps"] == [999, 617, 381, 235, 145]

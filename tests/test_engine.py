@@ -195,4 +195,4 @@ def test_generate_keeps_one_engine(sdxl_folder: Path, engine: Load) -> None:
     del kept
     fewstep.generate("a red fox", 2, "base", seed=1, **where)
     assert gone() is None
-    assert [key[1] for key in api._resident] == ["base"]
+    assert [key.mode for key in api._resident] == ["base"]

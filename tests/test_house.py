@@ -24,19 +24,23 @@ FLOORS = (
     "picture",
     "limits",
     "request",
+    "key",
     "devices",
     "weighting",
+    "conditioning",
     "text",
     "denoiser",
     "runtimes",
     "codec",
     "models",
     "backends",
+    "inspection",
     "metadata",
     "result",
     "progress",
     "calls",
     "loop",
+    "checking",
     "engine",
     "api",
     "testing",
@@ -131,7 +135,22 @@ def test_import_is_cheap_and_bare() -> None:
     assert run_python(code).split()[1:] == ["False", "False"]
 
 
-@pytest.mark.parametrize("floor", [*WORDS, "backends", "models.weights", "metadata", "result", "testing"])
+@pytest.mark.parametrize(
+    "floor",
+    [
+        *WORDS,
+        "backends",
+        "checking",
+        "inspection",
+        "models.assets",
+        "models.licences",
+        "models.hub",
+        "models.weights",
+        "metadata",
+        "result",
+        "testing",
+    ],
+)
 def test_words_need_no_torch(floor: str) -> None:
     code = f"import sys, fewstep.{floor}; print('torch' in sys.modules)"
     assert run_python(code) == "False"

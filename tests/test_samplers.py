@@ -20,10 +20,10 @@ from diffusers import (
 )
 from torch import Tensor
 
+from fewstep.conditioning import Conditioning
 from fewstep.denoiser import Denoiser
 from fewstep.samplers import SAMPLERS
 from fewstep.schedulers import SCHEDULERS, Schedule, explicit
-from fewstep.text import Conditioning
 
 TOLERANCE = 1e-4  # of the largest value, at every step
 STEPS = (1, 2, 3, 4, 8)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fewstep.api import agenerate, generate, load, plan
     from fewstep.cancel import CancelToken
+    from fewstep.checking import Finding, Report, check
     from fewstep.engine import Engine
     from fewstep.errors import (
         BackendError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         OutputError,
         RequestError,
     )
+    from fewstep.inspection import Inspection, inspect
     from fewstep.loop import Step
     from fewstep.prompts import Embedding
     from fewstep.recipe import Guidance, Recipe, Steps, Weights
@@ -40,12 +42,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "fewstep.api": ("agenerate", "generate", "load", "plan"),
     "fewstep.cancel": ("CancelToken",),
+    "fewstep.checking": ("Finding", "Report", "check"),
     "fewstep.engine": ("Engine",),
     "fewstep.errors": (
         "BackendError", "CorruptModelError", "DeviceMemoryError", "Failure", "FewstepError",
         "GenerationCancelledError", "GenerationError", "ModelError", "ModelNotFoundError", "OutputError",
         "RequestError",
     ),
+    "fewstep.inspection": ("Inspection", "inspect"),
     "fewstep.loop": ("Step",),
     "fewstep.prompts": ("Embedding",),
     "fewstep.recipe": ("Guidance", "Recipe", "Steps", "Weights"),
@@ -64,14 +68,17 @@ __all__ = [
     "Engine",
     "Failure",
     "FewstepError",
+    "Finding",
     "GenerationCancelledError",
     "GenerationError",
     "Guidance",
+    "Inspection",
     "ModelError",
     "ModelNotFoundError",
     "OutputError",
     "Plan",
     "Recipe",
+    "Report",
     "Request",
     "RequestError",
     "Result",
@@ -80,7 +87,9 @@ __all__ = [
     "Steps",
     "Weights",
     "agenerate",
+    "check",
     "generate",
+    "inspect",
     "load",
     "plan",
 ]

@@ -25,10 +25,11 @@ class Result(Sequence[Image.Image]):
     timings: Mapping[str, float]  # seconds: steps, decode, total
     warnings: tuple[str, ...]
     model: str  # where the weights came from
-    licence: str
+    licence: str  # of all that was used
     device: str
     precision: str
     edited: bool = False  # made from a given picture
+    revision: str = ""  # the commit on the hub that the model came from; "" for what is not from there
     places: tuple[int, ...] = ()  # of these pictures in their call, where others of it failed
 
     @property
@@ -83,6 +84,7 @@ class Result(Sequence[Image.Image]):
         return {
             **self.plan.only([index]).to_dict(),
             "licence": self.licence,
+            "revision": self.revision,
             "device": self.device,
             "precision": self.precision,
         }

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from fewstep import Engine
+from fewstep.conditioning import Conditioning
 from fewstep.prompts import fragments
-from fewstep.text import Conditioning, TextEncoder
+from fewstep.text import TextEncoder
 
 SIZE = (96, 64)  # height, width
 LONG = "red fox " * 60 + "and an owl"

@@ -11,9 +11,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from fewstep.conditioning import Conditioning
 from fewstep.denoiser import Cfg, Denoiser, Unet
 from fewstep.runtimes.eager import alike, eager_unet, in_batches
-from fewstep.text import Conditioning, TextEncoder
+from fewstep.text import TextEncoder
 
 from .sentences import LONG, SIZE, foxes
 

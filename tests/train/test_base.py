@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from fewstep.conditioning import Conditioning
 from fewstep.denoiser import Denoiser
 from fewstep.schedulers import TRAIN_SIGMAS
-from fewstep.text import Conditioning
 from fewstep.train import augment, base, loop
 from fewstep.train.latents import Latents
 from fewstep.train.loop import Draw, Hyper

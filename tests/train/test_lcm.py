@@ -12,8 +12,8 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from fewstep.conditioning import Conditioning
 from fewstep.denoiser import guidance_embedding
-from fewstep.text import Conditioning
 from fewstep.train import augment, base, lcm, loop
 from fewstep.train.latents import Latents
 from fewstep.train.loop import Draw, Hyper

@@ -14,11 +14,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from fewstep.conditioning import Conditioning
 from fewstep.denoiser import Cfg, Denoiser, Unet, guidance_embedding
 from fewstep.runtimes.eager import eager_unet
 from fewstep.samplers import Denoise
 from fewstep.schedulers import sigma_of
-from fewstep.text import Conditioning, TextEncoder
+from fewstep.text import TextEncoder
 from fewstep.train import augment
 from fewstep.train.base import PREDICTION, build_unet
 from fewstep.train.data import SIZE
