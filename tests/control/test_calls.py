@@ -126,7 +126,9 @@ def test_lacking_memory_halves_the_rows(
 
 
 def test_scale_zero_loads_nothing(engine: Load, orders: Orders, edges: Image.Image) -> None:
-    nobody: dict[str, Any] = {name: [("nobody/nothing", edges, 0)] for name in ("control", "reference")}
+    nobody: dict[str, Any] = {
+        "control": [("nobody/nothing", edges, 0)], "reference": [("nobody/nothing/ip.safetensors", edges, 0)]
+    }  # fmt: skip
     assert drawn(engine("turbo"), {**FOX, **nobody}) == drawn(engine("turbo"), orders["plain"])
 
 

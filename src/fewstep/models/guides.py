@@ -48,8 +48,8 @@ VIEWS: MappingProxyType[str, int] = MappingProxyType(
 
 def split(source: str) -> tuple[str, str]:
     """`union:depth` → "union" and the view that it asks for; "" is none."""
-    name, _, view = source.rpartition(":")
-    return (name, view) if view in VIEWS else (source, "")
+    name, colon, view = source.rpartition(":")
+    return (name, view) if colon and view in VIEWS else (source, "")
 
 
 def check(control: Iterable[str], reference: Iterable[str]) -> None:
