@@ -142,7 +142,7 @@ def _by_weight(outfit: Outfit, network: str) -> dict[str, _Added]:
 
 
 def _kept(weight: nn.Parameter) -> Tensor:
-    """A weight as it is: itself in RAM, where it may be mapped to its file; a copy of one on a device."""
+    """A weight as it is: itself in RAM; a copy of one on a device."""
     return weight.data if weight.device.type == "cpu" else weight.data.to("cpu", copy=True)
 
 

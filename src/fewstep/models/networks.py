@@ -13,7 +13,8 @@ from torch import nn
 
 from fewstep.devices import Placement
 from fewstep.errors import CorruptModelError, told
-from fewstep.models.stored import Stored, read
+from fewstep.models.room import room
+from fewstep.models.stored import Stored, fill
 
 # Every class that is ever built from a model's files; of transformers' the class of its configuration.
 CLASSES: MappingProxyType[str, str] = MappingProxyType(
@@ -78,10 +79,12 @@ def build(drawn: Blueprint, placement: Placement, dtype: torch.dtype, *, home: b
     slots = dict(module.named_parameters())
     weights = _named_as(slots, drawn)
     _require_fit(slots, weights, drawn)
-    for name, tensor in read(weights, dtype, place):
+    shapes = {name: slot.shape for name, slot in slots.items()}
+    filled = room(shapes, dtype, place, placement.memory_format)
+    fill(filled, weights)
+    for name, tensor in filled.items():
         owner, _, leaf = name.rpartition(".")
-        shaped = tensor.to(memory_format=placement.memory_format) if tensor.ndim == 4 else tensor
-        setattr(module.get_submodule(owner), leaf, nn.Parameter(shaped, requires_grad=False))
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
     return module.requires_grad_(False).eval().to(place)
 
 

@@ -5,11 +5,14 @@ Converters between layouts rename, cut and transpose; done on `Stored` tensors, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from io import FileIO
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,9 +22,13 @@ from fewstep.errors import CorruptModelError
 from fewstep.models import header
 from fewstep.models.catalog import reading
 
-ALIGNED = 64  # bytes, as torch's own memory: kernels round otherwise where a weight begins elsewhere
-MAPPED = 256 * 2**20  # bytes of a file in memory beside what was cast from them
-
+# Of which networks are made; whole numbers would be quantised weights.
+DTYPES: MappingProxyType[str, torch.dtype] = MappingProxyType(
+    {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    }
+)  # fmt: skip
 
 Step = Callable[[Tensor], Tensor]
 
@@ -35,9 +42,19 @@ class Stored:
 
     path: Path
     name: str  # in the file
-    begin: int  # where in the file
+    begin: int  # where in the file, bytes
+    dtype: str  # as safetensors calls it
     whole: torch.Size  # in the file
     steps: tuple[Step, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """In the file; `CorruptModelError` for what no network is made of."""
+        if self.dtype not in DTYPES:
+            raise CorruptModelError(
+                f"{self.path}: {self.name} holds {self.dtype}: quantised weights cannot be used"
+            )
+        return math.prod(self.whole) * DTYPES[self.dtype].itemsize
 
     @cached_property
     def shape(self) -> torch.Size:
@@ -75,41 +92,38 @@ def listed(paths: Iterable[Path]) -> dict[str, Stored]:
     """Every tensor of these files; `CorruptModelError` where one is there twice."""
     found: dict[str, Stored] = {}
     for path in paths:
-        for name, entry in header.read(path).tensors.items():
+        content = header.read(path)
+        start = content.bytes - max((entry.end for entry in content.tensors.values()), default=0)
+        for name, entry in content.tensors.items():
             if name in found:
                 raise CorruptModelError(f"{path}: {name} is in {found[name].path.name} as well")
-            found[name] = Stored(path, name, entry.begin, torch.Size(entry.shape))
+            found[name] = Stored(path, name, start + entry.begin, entry.dtype, torch.Size(entry.shape))
     return found
 
 
-def read(
-    wanted: Mapping[str, Stored], dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor by its new name, cast once.
+def fill(slots: Mapping[str, Tensor], wanted: Mapping[str, Stored]) -> None:
+    """Read each tensor into the slot of its new name: cast, laid out and moved in one copy.
 
-    What needs neither cast nor copy stays mapped to its file; beside the rest no more than `MAPPED`
-    bytes of a file are in memory at a time.
+    Files are read, not mapped: pages come in one by one otherwise, at twice the time where all are
+    needed, and a file may be changed while its weights are in use.
     """
-    from safetensors import safe_open
-
-    # Backwards in each file, so that `pop` goes forwards.
-    ordered = sorted(wanted.items(), key=lambda item: (str(item[1].path), -item[1].begin))
-    for path, group in groupby(ordered, key=lambda item: item[1].path):
-        rest = list(group)
-        while rest:
-            copied = 0
-            with reading(path), safe_open(path, framework="pt") as file:
-                while rest and copied < MAPPED:
-                    name, stored = rest.pop()
-                    tensor = file.get_tensor(stored.name)
-                    made = _ready(stored, tensor, dtype, device)
-                    copied += tensor.nbytes if made.data_ptr() != tensor.data_ptr() else 0
-                    yield name, made
+    in_files = sorted(wanted.items(), key=lambda item: (str(item[1].path), item[1].begin))
+    buffer = torch.empty(max((s.bytes for s in wanted.values()), default=0), dtype=torch.uint8)
+    for path, group in groupby(in_files, key=lambda item: item[1].path):
+        with reading(path), path.open("rb", buffering=0) as file:
+            for name, stored in group:
+                slots[name].copy_(stored.of(_content(file, stored, buffer)))
 
 
-def _ready(stored: Stored, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of a file as a network's weight."""
-    if not tensor.is_floating_point():
-        raise ValueError(f"{stored.name} holds {tensor.dtype}: quantised weights cannot be used")
-    made = stored.of(tensor).to(device=device, dtype=dtype)
-    return made.clone() if made.data_ptr() % ALIGNED else made
+def _content(file: FileIO, stored: Stored, buffer: Tensor) -> Tensor:
+    """The tensor as it is in the file, until the buffer is used again."""
+    own = buffer[: stored.bytes]
+    raw: Any = own.numpy()  # numpy's types do not say that it is a buffer
+    rest = memoryview(raw)
+    file.seek(stored.begin)
+    while rest:
+        count = file.readinto(rest)  # at most 2 GiB at a time on Linux
+        if not count:
+            raise ValueError(f"{stored.name} is cut off")
+        rest = rest[count:]
+    return own.view(DTYPES[stored.dtype]).view(stored.whole)
