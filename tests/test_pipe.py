@@ -22,10 +22,12 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep import Engine, RequestError
 from fewstep.models.pipe import usual_mode
+from tests.models import loras
 from tests.test_parity import BASE, FEW, IMAGE, TOLERANCE, ours, rounded, theirs
 
 Make = Callable[..., Any]
@@ -100,6 +102,46 @@ def test_loras_of_a_call_do_not_stay_on_the_pipe(make: Make, lora_file: Path, en
         next(stream)
         stream.close()  # type: ignore[attr-defined]  # it is a generator
     assert torch.equal(drawn(pipe), before)
+
+
+@pytest.fixture
+def worded(sdxl_folder: Path, tmp_path: Path) -> Path:
+    """A LoRA for the text encoders."""
+    made = loras.states(sdxl_folder, 5, "text_encoder", "text_encoder_2")
+    named = {f"{network}.{name}": t for network, state in made.items() for name, t in state.items()}
+    save_file(named, tmp_path / "worded.safetensors")
+    return tmp_path / "worded.safetensors"
+
+
+def fox(engine: Engine, **how: Any) -> bytes:
+    return engine.generate("a red fox", 2, seed=1, **how)[0].tobytes()
+
+
+def test_prompts_are_read_by_the_encoders_as_they_are(make: Make, worded: Path) -> None:
+    """Another engine's LoRA, or the owner's, changes encoders behind this one's back."""
+    pipe = make()
+    one, other = Engine.from_pipe(pipe), Engine.from_pipe(pipe)
+    plain = fox(one)
+    stream = other.stream("a red fox", 2, seed=1, loras=[worded])
+    next(stream)
+    assert fox(one) == plain
+    stream.close()  # type: ignore[attr-defined]  # it is a generator
+    assert fox(other) == plain
+    pipe.load_lora_weights(worded.parent, weight_name=worded.name)
+    assert fox(one) == fox(Engine.from_pipe(pipe)) != plain
+
+
+def test_a_forgotten_stream_does_not_undress_a_call(make: Make, lora_file: Path) -> None:
+    """It is collected, here, in the middle of the call's UNet, on the thread that has the lock."""
+    pipe = make()
+    engine, held = Engine.from_pipe(pipe), []
+    wanted = fox(engine, loras=[lora_file])
+    held.append(engine.stream("a fox", 2, seed=3, loras=[lora_file]))
+    next(held[0])
+    hook = pipe.unet.down_blocks[0].register_forward_pre_hook(lambda *_: held.clear())
+    assert fox(engine, loras=[lora_file]) == wanted
+    hook.remove()
+    assert not held
 
 
 @pytest.mark.parametrize("kind", [StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline])

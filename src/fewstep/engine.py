@@ -43,17 +43,15 @@ class Engine(Calls[Step]):
 
     No call leaves anything behind on it but encoded prompts, and what it had loaded, so that calls
     in any order, or from several threads, give the same pictures; those that run at once take turns,
-    step by step.
+    step by step. Where their LoRAs differ each turn puts its own on first, which takes time.
     """
 
-    def __init__(
-        self, model: Model, recipe: Recipe, placement: Placement, parts: Parts, *, borrowed: bool = False
-    ):
-        """Use `fewstep.load`. `borrowed` networks are left as they were after every call."""
+    def __init__(self, model: Model, recipe: Recipe, placement: Placement, parts: Parts):
+        """Use `fewstep.load`."""
         self.model: Model = model
         self.recipe: Recipe = recipe
         self.placement: Placement = placement
-        self._process, self._borrowed = os.getpid(), borrowed
+        self._process = os.getpid()
         networks = Networks(
             text=parts.text,
             unet=eager_unet(parts.unet),
@@ -79,7 +77,7 @@ class Engine(Calls[Step]):
         about = pipes.describe(pipe)
         named = backends.recipe(pipes.mode_of(pipe) if mode is None else mode)
         recipe = named.on(about.family).for_steps(steps)
-        return cls(pipes.sized(about, recipe), recipe, *pipes.placed(pipe, about, recipe), borrowed=True)
+        return cls(pipes.sized(about, recipe), recipe, *pipes.placed(pipe, about, recipe))
 
     def embed(self, prompt: str) -> Embedding:
         """Encode a prompt, to keep or to change; it may stand for a prompt in every call on this model."""
@@ -170,8 +168,7 @@ class Engine(Calls[Step]):
         try:
             yield from loop.steps(networks, call)
         finally:
-            with networks.lock:
-                call.undress()
+            call.undress()
 
     def _call(self, job: Job, cancel: CancelToken | None, say: Say) -> Call:
         """A job under way; what of its prompts will not be read is refused or said."""
@@ -187,15 +184,11 @@ class Engine(Calls[Step]):
             recipe=self.recipe,
             token=CancelToken() if cancel is None else cancel,
             dress=partial(adapters.wear, adapters.read(job.request.loras)),
-            undress=partial(adapters.wear, ()) if self._borrowed else _as_it_is,
+            undress=adapters.leave,
             say=say,
             controls=controls,
             references=references,
         )
-
-
-def _as_it_is() -> None:
-    """The next call will likely want the same adapters."""
 
 
 def load(key: EngineKey, about: Model, recipe: Recipe) -> Engine:

@@ -69,7 +69,7 @@ class Call:
     recipe: Recipe
     token: CancelToken
     dress: Callable[[], None]  # puts this call's adapters on the networks, under their lock
-    undress: Callable[[], None]  # leaves them as they are to be found after it
+    undress: Callable[[], None]  # leaves the networks as they are to be found after it
     say: Say  # takes what had to be done to get through, for the result's warnings
     controls: tuple[Control, ...] = ()
     references: tuple[Reference, ...] = ()

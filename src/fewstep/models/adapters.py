@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fewstep.models import adapting, layers, lora
 from fewstep.models.load import Parts
 from fewstep.models.lora import Delta, Lora
+from fewstep.models.pipe import Together
 from fewstep.runtimes import offload
 
 Outfit = tuple[tuple[Lora, float], ...]  # each with its weight
@@ -37,12 +38,15 @@ class Adapters:
         networks = (getattr(n, "_orig_mod", n) for n in (parts.unet, *parts.text.encoders))  # if compiled
         self._networks: dict[str, nn.Module] = dict(zip(layers.NETWORKS, networks, strict=True))
         self._text, self._config = parts.text, parts.unet.config
+        # Only a pipeline's networks have such a lock: they are its owner's, who may change them too.
+        self._borrowed = parts.lock if isinstance(parts.lock, Together) else None
         self._files: OrderedDict[tuple[Any, ...], Lora] = OrderedDict()
         self._reading = threading.Lock()
         self._layers: layers.Layers | None = None
         if parts.accelerator is not None:
             with parts.lock:
                 self.wear(self.read((parts.accelerator,)))
+            with _guard:
                 for network in self._networks.values():
                     _wardrobes.pop(network, None)  # what it was loaded with need not be kept
             self._files.clear()
@@ -58,8 +62,18 @@ class Adapters:
         with self._text.lock:
             for name, network in self._networks.items():
                 changed = _wardrobe(network).change(network, outfit, name)
-                if changed and name != layers.UNET:
+                if (changed and name != layers.UNET) or self._borrowed is not None:
                     self._text.forget()
+
+    def leave(self) -> None:
+        """At the end of a call: borrowed networks are left as they were, others as they are.
+
+        Not where a stream that nobody holds is collected in the middle of another call: that one
+        puts on what it needs, and leaves them in its turn.
+        """
+        if self._borrowed is not None and not self._borrowed.held:
+            with self._borrowed:
+                self.wear(())
 
     def _file(self, source: str) -> Lora:
         """From those kept, where the file is the same still."""

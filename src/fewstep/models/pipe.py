@@ -61,6 +61,12 @@ class Together:
         for lock in reversed(self._locks):
             lock.release()
 
+    @property
+    def held(self) -> bool:
+        """Has this thread any of them? Then a network may be in the middle of its work below us."""
+        locks: list[Any] = self._locks
+        return any(lock._is_owned() for lock in locks)
+
 
 def describe(pipe: Any) -> Model:
     """Whose pictures a pipeline makes; `RequestError` where it is not a whole one of SDXL's architecture."""
