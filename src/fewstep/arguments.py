@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -29,11 +30,15 @@ def number(text: str) -> float:
 
 
 def with_weight(text: str) -> str | tuple[str, float]:
-    """The type of `PATH` and `PATH:WEIGHT`; what follows a colon and is no number is the path's."""
+    """The type of `PATH` and `PATH:WEIGHT`; a colon may be the path's own."""
     path, colon, weight = text.rpartition(":")
+    if not colon or not path or os.path.exists(text):
+        return text
     try:
-        return (path, float(weight)) if colon and path else text
+        return path, float(weight)
     except ValueError:
+        if os.path.exists(path):
+            raise argparse.ArgumentTypeError(f"{weight!r} is no weight: type {path}:0.8") from None
         return text
 
 

@@ -21,7 +21,7 @@ def opened(given: str | Path | Image.Image, name: str) -> Image.Image:
     if isinstance(given, Image.Image):
         return ImageOps.exif_transpose(given)
     if not isinstance(given, str | Path):
-        raise RequestError(f"{name}={given!r}: give a path or a PIL image")
+        raise RequestError(f"{name}={given!r:.80}: give a path or a PIL image")
     try:
         with Image.open(given, formats=FORMATS) as image:
             if image.width * image.height > PIXELS:

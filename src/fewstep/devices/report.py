@@ -16,7 +16,7 @@ from fewstep.devices.probe import Probe
 from fewstep.devices.rules import NAMES, left
 from fewstep.errors import RequestError
 
-PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub")
+PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "safetensors", "huggingface_hub")
 
 
 def report(seen: Probe, needs: Mapping[str, Need]) -> dict[str, Any]:

@@ -25,6 +25,26 @@ if TYPE_CHECKING:
     from fewstep.models.catalog import Model
 
 SEED_LIMIT = 2**64
+# What `Request` takes, in words.
+ALLOWED = {
+    "steps": "give a whole number from 1 to 1000",
+    "guidance": "give a number from 0 to 100",
+    "guidance_rescale": "give a number from 0 to 1",
+    "strength": "give a number above 0, up to 1",
+    "eta": "give a number from 0 to 1",
+    "width": "give a whole number of pixels from 8 to 8192",
+    "height": "give a whole number of pixels from 8 to 8192",
+    "long_prompt": "choose one of chunk, refuse, cut",
+    "scheduler": "give a name; `fewstep modes` lists each mode's",
+    "sampler": "give a name; `fewstep modes` lists each mode's",
+    "timesteps": "give whole numbers, for example [999, 749, 499, 249]",
+}
+# diffusers' names for what goes by another here.
+ELSEWHERE = {
+    "num_inference_steps": "steps", "guidance_scale": "guidance", "num_images_per_prompt": "count",
+    "generator": "seed", "mask_image": "mask", "prompt_embeds": "prompt", "negative_prompt_embeds":
+    "negative_prompt", "control_image": "control", "ip_adapter_image": "reference",
+}  # fmt: skip
 
 
 def resolve(about: Model, recipe: Recipe, prompt: Prompts, steps: int | None, options: Options) -> Job:
@@ -83,8 +103,9 @@ def complete(recipe: Recipe, steps: int | None, given: Mapping[str, Any]) -> Req
         return Request(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        name, said = ".".join(map(str, first["loc"])), first["msg"]
-        raise RequestError(f"{name}={first['input']!r}: {said[0].lower()}{said[1:]}") from None
+        name = str(first["loc"][0])
+        allowed = ALLOWED.get(name, f"{first['msg'][0].lower()}{first['msg'][1:]}")
+        raise RequestError(f"{name}={first['input']!r:.200}: {allowed}") from None
 
 
 def plan(request: Request, recipe: Recipe) -> Plan:
@@ -127,10 +148,11 @@ def _fitted(image: Image | None, request: Request, name: str) -> Image | None:
 
 
 def _known(options: Options) -> None:
+    known = list(Options.__annotations__)
     for name in options:
-        if name not in Options.__annotations__:
-            near = get_close_matches(name, Options.__annotations__, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(Options.__annotations__)}"
+        if name not in known:
+            near = [ELSEWHERE[name]] if name in ELSEWHERE else get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
             raise RequestError(f"{name}= is not an option: {hint}")
 
 

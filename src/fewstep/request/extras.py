@@ -31,6 +31,15 @@ def loras(given: object, weight: float) -> tuple[Scaled, ...]:
     return tuple((str(source), float(scale)) for source, scale in pairs)
 
 
+def files(given: object, name: str) -> tuple[str, ...]:
+    """Files, folders or hub ids."""
+    listed = isinstance(given, Sequence) and not isinstance(given, str)
+    for each in given if listed else (given,):  # type: ignore[attr-defined]  # mypy does not follow `listed`
+        if not listed or not isinstance(each, str | Path) or str(each) in ("", "."):
+            raise RequestError(f"{name}={given!r:.120}: give a list of files: {name}=['cozy.safetensors']")
+    return tuple(map(str, given))  # type: ignore[call-overload]
+
+
 def pictured(given: object, name: str) -> tuple[tuple[Scaled, ...], tuple[Image, ...]]:
     """Each model with its scale, and the pictures, opened."""
     from fewstep.picture import opened
@@ -51,19 +60,21 @@ def sized(images: Sequence[Image], size: tuple[int, int]) -> tuple[Image, ...]:
 
 def _listed(given: object, name: str) -> list[Any]:
     if isinstance(given, str) or not isinstance(given, Sequence):
-        raise RequestError(f"{name}={given!r}: give a list of {_SHAPES[name]}")
+        raise RequestError(f"{name}={given!r:.120}: give a list of {_SHAPES[name]}")
     return list(given)
 
 
 def _check(entry: Any, length: int, name: str, low: float, high: float) -> None:
     """A source first, a number within [low, high] last."""
     if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != length:
-        raise RequestError(f"{name} has {entry!r}: give a list of {_SHAPES[name]}")
+        raise RequestError(f"{name} has {entry!r:.120}: give a list of {_SHAPES[name]}")
     source, scale = entry[0], entry[-1]
     if not isinstance(source, str | Path) or str(source) in ("", "."):
-        raise RequestError(f"{name} has {source!r}: give a file, a folder, or a hub id such as 'owner/name'")
+        raise RequestError(
+            f"{name} has {source!r:.120}: give a file, a folder, or a hub id such as 'owner/name'"
+        )
     number = isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale)
     if not number or not low <= scale <= high:
         raise RequestError(
-            f"{name} has {scale!r} beside {str(source)!r}: give a number from {low:g} to {high:g}"
+            f"{name} has {scale!r:.40} beside {str(source)!r}: give a number from {low:g} to {high:g}"
         )
