@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -218,7 +219,7 @@ def test_options_that_choose_the_engine(
 ) -> None:
     words = ("--embedding", "a.safetensors", "--embedding", "b", "--revision", "main", "--commercial")
     monkeypatch.setattr("fewstep.generate", fewstep.plan, raising=False)
-    monkeypatch.setattr("fewstep.plan", FakeEngine().plan, raising=False)
+    monkeypatch.setattr("fewstep.plan", lambda said, **_: FakeEngine().plan(said), raising=False)
     run(capsys, "generate", "a fox", *words, "-o", "no-such-fox.png")
     assert passed == {"embeddings": ["a.safetensors", "b"], "revision": "main", "commercial": True}
 
@@ -240,6 +241,17 @@ def test_interrupt_is_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
     monkeypatch.setattr("fewstep.plan", stop, raising=False)
     assert run(capsys, "plan", "x")[0] == 130
+
+
+def test_a_reader_that_leaves_is_no_fault() -> None:
+    """As `head` does; an end of a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run(
+        [sys.executable, "-m", "fewstep", "modes"], stdout=writing, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize(

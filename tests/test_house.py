@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import fewstep
+
 SRC = Path(__file__).parent.parent / "src" / "fewstep"
 FILES = sorted(SRC.rglob("*.py"))
 
@@ -133,6 +135,11 @@ def test_import_is_cheap_and_bare() -> None:
     best = min(float(run_python(code).split()[0]) for _ in range(3))
     assert best < 0.3  # seconds
     assert run_python(code).split()[1:] == ["False", "False"]
+
+
+def test_only_public_names_are_listed() -> None:
+    """Whatever has been imported."""
+    assert [name for name in dir(fewstep) if not name.startswith("__")] == sorted(fewstep.__all__)
 
 
 @pytest.mark.parametrize(

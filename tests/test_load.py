@@ -83,7 +83,7 @@ def test_an_accelerator_may_be_a_whole_models_folder(
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere/at/all", "/nowhere", "a/b/c"])
 def test_a_missing_folder(name: str) -> None:
-    with pytest.raises(ModelNotFoundError, match="neither an alias"):
+    with pytest.raises(ModelNotFoundError, match=r"neither an alias|no such file or folder"):
         load(name)
 
 
@@ -91,6 +91,13 @@ def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelNotFoundError, match="'nobody/nothing' is not on this machine"):
         load("nobody/nothing", "base")
+
+
+def test_a_modes_own_checkpoint_is_all_that_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of sdxl is used in turbo."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelNotFoundError, match=r"'stabilityai/sdxl-turbo' \(6\.9 GB\) is not on this"):
+        load("sdxl", "turbo")
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ WORDS: dict[tuple[str, ...], tuple[int, str, str]] = {
     ("generate", "a fox", "-o", "fox.jpg"): (73, "'fox.jpg'", "type 'fox.png'"),
     ("generate", "a fox", "-o", "taken.png"): (73, "'taken.png' exists", "--overwrite"),
     ("generate", "a fox", "-o", "nowhere/fox.png"): (73, "'nowhere/fox.png'", "make it, or choose another"),
-    ("plan", "a fox", "--device", "cpu"): (2, "'--device'", "see fewstep plan --help"),
+    ("plan", "a fox", "--output", "x"): (2, "'--output'", "see fewstep plan --help"),
     ("modes", "lcm"): (2, "'lcm' is a word too many", "see fewstep modes --help"),
     ("models", "sdlx"): (2, "'sdlx'", "did you mean sdxl?"),
     ("models", "pull"): (2, "the name is missing", "type fewstep models pull sdxl"),

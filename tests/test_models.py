@@ -14,13 +14,18 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from PIL import Image
 
+import fewstep
 from fewstep import backends, cli
 from fewstep.errors import ModelNotFoundError, RequestError
-from fewstep.models import assets, hub, licences
+from fewstep.models import adapting, assets, hub, licences
 from fewstep.models.assets import ASSETS, PARTS
 from fewstep.models.catalog import FP16_VAE, FP16_VAE_REVISION, HUB, describe
 from fewstep.models.weights import choose
+from fewstep.testing import fake
+from tests.models.headers import PEFT, adapter, modules
+from tests.models.headers import write as write_header
 
 COMMIT, OTHER = 40 * "a", 40 * "b"
 FILES = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -142,6 +147,27 @@ def test_what_may_not(model: str, mode: str, says: str) -> None:
     assert said.startswith("commercial=True, but ")
     assert says in said
     assert "\n" not in said
+
+
+def test_the_licence_of_the_weights_themselves_counts() -> None:
+    """Not that of the mode's usual ones."""
+    assert "'latent-consistency/lcm-ssd-1b' of mode='lcm' cannot be used" in refused("ssd-1b", "lcm")
+    assert refused("sdxl", "lcm-lora", "latent-consistency/lcm-lora-sdxl") == ""
+    assert "sai-nc-community" in refused("stabilityai/sdxl-turbo", "base")
+
+
+def test_an_engine_stays_commercial(tmp_path: Path) -> None:
+    style = write_header(tmp_path / "style.safetensors", adapter(modules("sdxl"), "unet.{}", 4, PEFT))
+    picture = Image.new("RGB", (1024, 1024))
+    with fake():
+        orders: list[dict[str, Any]] = [{"loras": [style]}, {"control": [("owner/net", picture, 1.0)]}]
+        for order in orders:
+            fewstep.load("sdxl").generate("a fox", **order)
+            engine = fewstep.load("sdxl", commercial=True)
+            engine.generate("a fox")
+            for call in (engine.generate, engine.stream):
+                with pytest.raises(RequestError, match=r"commercial=True, but .* its licence is not known"):
+                    call("a fox", **order)
 
 
 def test_files_of_the_user_have_no_known_licence() -> None:
@@ -283,6 +309,56 @@ def test_whatever_the_network_does_is_one_line(cache: Path) -> None:
         hub.file("owner/name", "model.safetensors")
     assert str(caught.value).startswith("model.safetensors of 'owner/name' is not on this machine and could")
     assert "\n" not in str(caught.value)
+
+
+# --- adapters
+
+
+def test_an_adapters_repository_is_asked_once(
+    online: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online["names"] = ["README.md", "adapter_model.safetensors", "other.safetensors"]
+    peft = adapting.fetched("owner/peft")
+    online["names"] = ["style.safetensors", "style.bin"]
+    style = adapting.fetched("owner/style")
+    word = adapting.fetched("owner/word", "embeddings")
+    assert [peft.name, style.name, word.name] == ["adapter_model.safetensors", *2 * ["style.safetensors"]]
+    monkeypatch.undo()  # the hub is away
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(peft.parents[3]))
+    assert adapting.fetched("owner/peft") == peft
+    assert adapting.fetched("owner/style") == style
+    assert adapting.fetched("owner/word", "embeddings") == word
+
+
+def test_one_of_several_that_is_here_by_chance_is_not_meant(online: dict[str, Any], cache: Path) -> None:
+    put(cache, "ByteDance/SDXL-Lightning", ASSETS["lightning-lora-4"].files, ASSETS["lightning-4"].revision)
+    online["names"] = [*ASSETS["lightning-lora-4"].files, *ASSETS["lightning-lora-8"].files]
+    with pytest.raises(ModelNotFoundError, match="or several: download the file that is meant"):
+        adapting.fetched("ByteDance/SDXL-Lightning")
+
+
+class ConnectError(Exception):
+    """httpx's, which is no OSError."""
+
+
+@pytest.mark.parametrize("name", ["loras", "embeddings"])
+def test_without_a_network_an_adapter_is_missed_in_one_line(
+    name: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def away(self: object, repo: str, revision: str | None = None) -> None:
+        asked.append(repo)
+        raise ConnectError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", away)
+    with pytest.raises(ModelNotFoundError) as caught:
+        adapting.fetched("owner/name", name)
+    said = str(caught.value)
+    assert "could not be downloaded (ConnectError: no route to host): check the name and the network" in said
+    assert "\n" not in said
+    assert "lora" not in said
+    assert asked == ["owner/name"]
 
 
 # --- the command

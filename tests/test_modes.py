@@ -260,7 +260,7 @@ def test_lcm_on_a_plain_folder(sdxl_folder: Path) -> None:
 
 
 def test_lcm_with_a_plain_unet(sdxl_folder: Path) -> None:
-    with pytest.raises(RequestError, match="has no guidance embedding: use mode='base'"):
+    with pytest.raises(RequestError, match="whose UNet has no guidance embedding: give another"):
         load(sdxl_folder, "lcm", sdxl_folder / "unet")
 
 

@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+import fewstep
 from fewstep import Engine, OutputError, RequestError, Result, metadata
+from fewstep.testing import fake
+from tests.conftest import WIDTHS
 
 Load = Callable[..., Engine]
 PAYLOADS = [
@@ -181,6 +186,32 @@ def test_facts_are_the_plan_and_the_place(result: Result, tmp_path: Path) -> Non
     assert facts["schedule"]["timesteps"] == [999, 499]
     assert (facts["device"], facts["precision"]) == ("cpu", "float32")
     assert facts["licence"] == result.licence
+    assert (facts["accelerator"], facts["embeddings"]) == ("", [])
+
+
+def test_all_that_was_used_is_told(lora_file: Path, sdxl_folder: Path, tmp_path: Path) -> None:
+    """And the licence of each, which is not known of somebody's own files."""
+    word = tmp_path / "word.safetensors"
+    save_file({"clip_l": torch.zeros(1, WIDTHS[0]), "clip_g": torch.zeros(1, WIDTHS[1])}, word)
+    place: dict[str, Any] = {"accelerator": lora_file, "embeddings": [word], "device": "cpu"}
+    with fewstep.load(sdxl_folder, "lcm-lora", **place) as loaded:
+        facts = loaded.generate("word", 2, seed=7).facts()
+    assert (facts["accelerator"], facts["embeddings"]) == (str(lora_file), [str(word)])
+    picture = Image.new("RGB", (1024, 1024))
+    with fake():
+        plain = fewstep.generate("a fox", model="sdxl")
+        assert (plain.licence, plain.facts()["accelerator"]) == ("openrail++", "")
+        for order, licence in (
+            ({"control": [("union:depth", picture, 1.0)]}, "openrail++, Apache-2.0"),
+            ({"reference": [("ip-adapter", picture, 1.0)]}, "openrail++, Apache-2.0"),
+            ({"loras": ["owner/style"]}, "openrail++, unknown"),
+            ({"loras": ["latent-consistency/lcm-lora-sdxl"]}, "openrail++"),
+            ({"embeddings": ["owner/word"]}, "openrail++, unknown"),
+        ):
+            given: dict[str, Any] = order
+            made = fewstep.generate("a fox", model="sdxl", **given)
+            assert made.licence == licence
+            assert made.facts()["embeddings"] == given.get("embeddings", [])
 
 
 @pytest.mark.parametrize(

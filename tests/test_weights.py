@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import fewstep
 from fewstep import Recipe, Weights, backends
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
+from fewstep.models import adapting
+from fewstep.models.adapting import LORA
+from fewstep.models.assets import ACCELERATORS, BASES
 from fewstep.models.catalog import describe, is_hub_id, local
-from fewstep.models.weights import LORA, adapter_file, choose, unet_file, unet_folder
+from fewstep.models.weights import adapter_file, choose, unet_file, unet_folder
+from fewstep.testing import fake
 
 
 def write(path: Path, **content: object) -> Path:
@@ -98,10 +106,15 @@ def test_an_lcm_folder_is_for_lcm(lcm_folder: Path, mode: str) -> None:
 
 
 def test_a_plain_unet_is_not_for_lcm(folder: Path) -> None:
-    with pytest.raises(RequestError, match="has no guidance embedding: use mode='base'"):
+    with pytest.raises(RequestError, match="has no guidance embedding: give another"):
         chosen("sdxl", "lcm", folder / "unet")
     with pytest.raises(RequestError, match="use mode='lcm-lora', or give the UNet's folder"):
         chosen(folder, "lcm")
+
+
+def test_a_whole_lcm_may_be_on_the_hub() -> None:
+    """Its files tell when they are here."""
+    assert chosen("owner/my-lcm", "lcm") is None
 
 
 @pytest.mark.parametrize(
@@ -115,7 +128,7 @@ def test_a_plain_unet_is_not_for_lcm(folder: Path) -> None:
     ],
 )
 def test_a_finetune_keeps_its_unet(folder: Path, mode: str, instead: str) -> None:
-    for model in (folder, "owner/finetune"):
+    for model in (folder, "owner/finetune")[: 1 if mode == "lcm" else 2]:
         with pytest.raises(RequestError) as caught:
             chosen(model, mode)
         assert f"mode={mode!r} would replace the UNet of model=" in str(caught.value)
@@ -203,3 +216,94 @@ def test_where_files_are(folder: Path, tmp_path: Path) -> None:
     (tmp_path / LORA).touch()
     assert adapter_file(Weights(attach="adapter", source=str(tmp_path))) == tmp_path / LORA
     assert adapter_file(Weights(attach="adapter", source="owner/name")) is None
+
+
+def test_a_lora_folder_means_the_same_everywhere(tmp_path: Path) -> None:
+    """PEFT's name for the file, and the only file of any name."""
+    lora = "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"
+    for name in ("adapter_model.safetensors", "mine.safetensors"):
+        (tmp_path / name[0]).mkdir()
+        save(tmp_path / name[0] / name, lora)
+        folder = str(tmp_path / name[0])
+        assert chosen("sdxl", "lcm-lora", folder) == Weights(attach="adapter", source=folder)
+        assert adapter_file(Weights(attach="adapter", source=folder)) == adapting.file(folder)
+    assert chosen("sdxl", "lightning", tmp_path / "a") == Weights(
+        attach="adapter", source=str(tmp_path / "a")
+    )
+
+
+def test_a_folder_of_learned_words_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"embeddings has .* holds 0 \.safetensors files") as told:
+        adapting.file(str(tmp_path), "embeddings")
+    assert "lora" not in str(told.value).replace(str(tmp_path), "")
+
+
+# --- known models
+
+
+def test_a_known_repository_is_its_alias() -> None:
+    for asset in (*BASES[1:], ACCELERATORS[0]):
+        found = describe(asset.repo)
+        assert (found.name, found.source, found.revision) == (asset.repo, asset.repo, asset.revision)
+        assert (found.family, found.size, found.licence) == (asset.family, asset.size, asset.licence)
+        assert found.default_mode == asset.modes[0]
+    sdxl = describe("stabilityai/stable-diffusion-xl-base-1.0")
+    assert replace(sdxl, name="sdxl") == describe("sdxl")
+    assert describe("latent-consistency/lcm-sdxl").licence == "unknown"  # no whole model
+
+
+def test_turbo_by_its_repository_is_turbo() -> None:
+    """And is not fetched once more; another mode's UNet would leave nothing of it."""
+    turbo = "stabilityai/sdxl-turbo"
+    about, own = backends.chosen(turbo, None)
+    assert (own.mode, about.size, choose(about, own, "")) == ("turbo", 512, None)
+    assert chosen(turbo, "base") is None
+    with pytest.raises(RequestError, match="would replace the UNet"):
+        chosen(turbo, "lightning")
+
+
+@pytest.mark.parametrize(
+    ("depths", "middle", "family"),
+    [
+        ([1, 2, 4], "UNetMidBlock2D", "ssd-1b"),
+        ([1, 2, 10], "UNetMidBlock2DCrossAttn", "sdxl"),
+        ([1, 2, 4], "UNetMidBlock2DCrossAttn", "sdxl"),
+        (4, "UNetMidBlock2D", "sdxl"),
+    ],
+)
+def test_a_folders_family(depths: object, middle: str, family: str, folder: Path) -> None:
+    write(
+        folder / "unet" / "config.json", addition_embed_type="text_time", mid_block_type=middle,
+        transformer_layers_per_block=depths,
+    )  # fmt: skip
+    assert describe(folder).family == family
+
+
+# --- a revision
+
+
+@pytest.mark.parametrize(
+    ("model", "mode", "revision", "says"),
+    [
+        ("sdxl", "base", "main", "revision='main': give a commit of the hub, 40 hex digits"),
+        ("sdxl", "base", 7, "revision=7: give a commit"),
+        ("sdxl", "base", None, "revision=None: give a commit"),
+        ("tiny", "base", "nonsense", "give a commit"),
+        ("tiny", "base", 40 * "a", "model='tiny' is here: leave revision out"),
+        ("folder", "base", 40 * "a", "is here: leave revision out"),
+        ("sdxl", "turbo", 40 * "a", "or type model='stabilityai/sdxl-turbo'"),
+    ],
+)
+def test_a_revision_that_cannot_act(
+    model: str, mode: str, revision: Any, says: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    given = folder if model == "folder" else model
+    with fake(), pytest.raises(RequestError, match=re.escape(says)):
+        fewstep.load(given, mode, revision=revision)
+
+
+def test_a_revision_that_can() -> None:
+    with fake():
+        for model, mode in (("sdxl", "lcm"), ("stabilityai/sdxl-turbo", "turbo"), ("owner/name", "base")):
+            fewstep.load(model, mode, revision=40 * "a")

@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack, cast
 
 from fewstep import backends, inspection, limits
@@ -13,8 +14,8 @@ from fewstep.calls import checked
 from fewstep.cancel import CancelToken, in_thread
 from fewstep.errors import RequestError
 from fewstep.key import EngineKey
-from fewstep.models import adapting, guides, licences, weights
-from fewstep.request import File, Job, Options, Plan, Prompts
+from fewstep.models import adapting, licences, weights
+from fewstep.request import File, Job, Options, Plan, Prompts, extras
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -177,31 +178,38 @@ def load(  # noqa: PLR0913  as `generate`
         "model": model, "accelerator": accelerator, "embeddings": embeddings, "revision": revision,
         "commercial": commercial, "device": device, "precision": precision, "offload": offload,
     }  # fmt: skip
-    return _load_engine(*_wanted(mode, steps, place))
+    wanted = _wanted(mode, steps, place)
+    if steps is not None:
+        limits.check_steps(steps, wanted.recipe)
+    engine = _load_engine(*wanted)
+    engine.commercial = commercial
+    return engine
 
 
 def plan(
-    prompt: Prompts,
-    steps: int | None = None,
-    mode: str | None = None,
-    *,
-    model: File = "tiny",
-    **options: Unpack[Options],
+    prompt: Prompts, steps: int | None = None, mode: str | None = None, **how: Unpack[Everything]
 ) -> Plan:
-    """What `generate` would run: timesteps, sigmas, guidance meaning, size, warnings. Loads nothing."""
-    about, recipe = _chosen(model, mode, _count(steps, options))
-    return checked(about, recipe, prompt, steps, options).plan
+    """What `generate` would run with these arguments: timesteps, sigmas, guidance meaning, size, warnings.
+
+    All is checked as far as names and files here tell; nothing is loaded, nothing fetched.
+    """
+    return _checked(prompt, steps, mode, **how)[1].plan
 
 
 def _chosen(model: File, mode: str | None, steps: int | None) -> tuple[Model, Recipe]:
     """The model, and the recipe of the mode, which a file or folder of the user's may itself tell."""
     about, recipe = backends.chosen(model, mode, steps)
-    if mode is not None or not about.local or about.carries:
+    if mode is not None or not about.foreign or recipe.mode != "base":
         return about, recipe
-    found = inspection.inspect(about.source)
-    if found.modes and not found.mode:
-        raise RequestError(f"model={about.name!r}: {found.notes[-1]}")
-    return backends.chosen(model, found.mode, steps) if found.mode else (about, recipe)
+    found = inspection.inspect(about.source) if about.local else None
+    if found is not None and found.mode:
+        return backends.chosen(model, found.mode, steps)
+    told = inspection.doubt(Path(about.name).stem if about.local else about.name)
+    if found is not None and found.modes:
+        told = found.notes[-1]
+    if told:
+        raise RequestError(f"model={about.name!r}: {told}")
+    return about, recipe
 
 
 def _count(steps: int | None, options: Options) -> int | None:
@@ -225,15 +233,8 @@ def _checked(
     place = cast(Place, {name: value for name, value in how.items() if name in Place.__annotations__})
     options = cast(Options, {name: value for name, value in how.items() if name not in place})
     wanted = _wanted(mode, _count(steps, options), place)
-    job = checked(wanted.about, wanted.recipe, prompt, steps, options)
-    if place.get("commercial"):
-        loras, control, reference = (
-            [source for source, _ in each]
-            for each in (job.request.loras, job.request.control, job.request.reference)
-        )
-        licences.check_commercial(dict.fromkeys(map(repr, loras), "unknown"))
-        licences.check_commercial(guides.licences(control, reference))
-    return wanted, job
+    commercial = place.get("commercial", False)
+    return wanted, checked(wanted.about, wanted.recipe, prompt, steps, options, commercial)
 
 
 def _wanted(mode: str | None, steps: int | None, place: Place) -> _Wanted:
@@ -241,19 +242,20 @@ def _wanted(mode: str | None, steps: int | None, place: Place) -> _Wanted:
     place = {**_PLACE, **place}
     limits.check_names(place["device"], place["precision"], place["offload"])
     about, recipe = _chosen(place["model"], mode, steps)
-    if place["revision"]:
-        about = replace(about, revision=place["revision"])
     own = weights.choose(about, recipe, place["accelerator"])
-    adapting.check_embeddings(tuple(map(str, place["embeddings"])), about)
+    if place["revision"] != "":
+        weights.check_revision(place["revision"], about, own)
+        about = replace(about, revision=place["revision"])
+    words = extras.files(place["embeddings"], "embeddings")
+    adapting.check_embeddings(words, about)
     if place["commercial"]:
-        beside = {repr(str(file)): "unknown" for file in place["embeddings"]}
-        licences.check_commercial(licences.used(about, recipe, own) | beside)
+        licences.check_commercial(licences.used(about, recipe, own, words))
     key = EngineKey(
         model=str(place["model"]),
         mode=recipe.mode,
         steps=recipe.steps.high if recipe.steps.low == recipe.steps.high else 0,
         accelerator=str(place["accelerator"]),
-        embeddings=tuple(map(str, place["embeddings"])),
+        embeddings=words,
         revision=about.revision,
         device=place["device"],
         precision=place["precision"],

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack
 
 from fewstep import request
 from fewstep.cancel import CancelToken, in_thread
-from fewstep.models import adapting, guides
-from fewstep.request import Job, Options, Plan, Prompts
+from fewstep.models import adapting, guides, licences
+from fewstep.request import Job, Options, Plan, Prompts, Request
 from fewstep.result import Result
 
 if TYPE_CHECKING:
@@ -21,12 +21,27 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 
 
-def checked(about: Model, recipe: Recipe, prompt: Prompts, steps: int | None, options: Options) -> Job:
+def checked(
+    about: Model, recipe: Recipe, prompt: Prompts, steps: int | None, options: Options, commercial: bool
+) -> Job:
     """Everything checked that needs no weights, the pictures given read; nothing is computed yet."""
     job = request.resolve(about, recipe, prompt, steps, options)
     adapting.check(job.request.loras, about)
-    guides.check(*([source for source, _ in each] for each in (job.request.control, job.request.reference)))
+    guides.check(*_guides(job.request))
+    if commercial:
+        licences.check_commercial(beside(job.request))
     return job
+
+
+def beside(asked: Request) -> dict[str, str]:
+    """What a call puts beside an engine's weights → its licence."""
+    loras = licences.adapters([source for source, _ in asked.loras])
+    return loras | guides.licences(*_guides(asked))
+
+
+def _guides(asked: Request) -> tuple[list[str], list[str]]:
+    """ControlNets and IP-Adapters."""
+    return [source for source, _ in asked.control], [source for source, _ in asked.reference]
 
 
 class Calls(ABC, Generic[S]):
@@ -34,6 +49,7 @@ class Calls(ABC, Generic[S]):
 
     model: Model
     recipe: Recipe
+    commercial: bool = False  # as `fewstep.load` was told: is what calls bring with them looked at too?
 
     def plan(self, prompt: Prompts, steps: int | None = None, **options: Unpack[Options]) -> Plan:
         """What `generate` would run; the options are those of `fewstep.generate`."""
@@ -91,7 +107,7 @@ class Calls(ABC, Generic[S]):
         """The steps of a job."""
 
     def _job(self, prompt: Prompts, steps: int | None, options: Options) -> Job:
-        return checked(self.model, self.recipe, prompt, steps, options)
+        return checked(self.model, self.recipe, prompt, steps, options, self.commercial)
 
     def __enter__(self) -> Self:
         return self

@@ -140,7 +140,9 @@ class Codec:
 def tiled(vae: Any) -> Any:
     """The same networks, worked in tiles of about half the side that the VAE was trained at."""
     twin = copy.copy(vae)  # shares every weight; only the three settings are its own
-    side = max(64, vae.config.get("sample_size", 512) // 2 // 32 * 32)  # overlaps are quarters of 8 pixels
+    trained = vae.config.get("sample_size", 512)
+    trained = max(trained) if isinstance(trained, list | tuple) else trained
+    side = max(64, trained // 2 // 32 * 32)  # overlaps are quarters of 8 pixels
     twin.use_tiling, twin.tile_sample_min_size, twin.tile_latent_min_size = True, side, side // 8
     return twin
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fewstep import backends, devices, loop
-from fewstep.calls import Calls
+from fewstep.calls import Calls, beside
 from fewstep.cancel import CancelToken
 from fewstep.codec import Codec
 from fewstep.devices import Placement
@@ -25,6 +25,7 @@ from fewstep.models import pipe as pipes
 from fewstep.models.adapters import Adapters
 from fewstep.models.beside import Beside
 from fewstep.models.catalog import Model
+from fewstep.models.licences import joined
 from fewstep.models.load import Parts
 from fewstep.models.need import need_of
 from fewstep.progress import Progress, shown
@@ -102,7 +103,9 @@ class Engine(Calls[Step]):
             timings={"steps": stepped - started, "decode": ended - stepped, "total": ended - started},
             warnings=(*job.plan.warnings, *notes),
             model=self.model.source,
-            licence=parts.licence,
+            licence=joined((parts.licence, *beside(job.request).values())),
+            accelerator=parts.given,
+            embeddings=parts.embeddings,
             revision=parts.revision,
             device=str(self.placement.device),
             precision=str(self.placement.dtype).removeprefix("torch."),

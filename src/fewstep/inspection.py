@@ -13,13 +13,12 @@ from typing import Any
 from fewstep import backends
 from fewstep.errors import BackendError, ModelNotFoundError, RequestError
 from fewstep.models import kinds
-from fewstep.models.adapting import KIN, MERGED
+from fewstep.models.adapting import KIN, LORA, MERGED
 from fewstep.models.catalog import HUB
 from fewstep.models.families import SAYING
 from fewstep.models.header import Header, read, shown
 from fewstep.models.kinds import Kind
 from fewstep.models.shards import STEMS, files, read_index
-from fewstep.models.weights import LORA
 from fewstep.recipe import Recipe
 
 PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")  # of a diffusers folder
@@ -221,7 +220,19 @@ def _possible(recipe: Recipe, kind: Kind, word: str) -> bool:
 def _hint(header: Header) -> str:
     """The mode that a file's name or metadata speaks of: turbo, lightning, lcm …"""
     own = header.path.parent if header.path.name in _GENERIC else header.path
-    told = " ".join([own.stem, *(header.metadata.get(key, "") for key in _NAMES)])
+    return spoken(" ".join([own.stem, *(header.metadata.get(key, "") for key in _NAMES)]))
+
+
+def doubt(name: str) -> str:
+    """Why a model of this name needs its mode named, in a sentence; "" where its name speaks of none."""
+    word, plain = spoken(name), Kind(what="checkpoint", family="sdxl")
+    fitting = {mode: recipe for mode, recipe in _recipes() if _why(recipe, plain, False)}
+    choice = [mode for mode, recipe in fitting.items() if _possible(recipe, plain, word)]
+    return f"its name says {word}: name the mode, one of {', '.join(choice)}" if word else ""
+
+
+def spoken(told: str) -> str:
+    """The mode that a text speaks of; "" for none."""
     words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", told)}
     for name in dict.fromkeys(mode.split("-")[0].rstrip("0123456789") for mode in backends.modes()):
         # A long name counts inside a word too (turbovision); a short one would be found in many.

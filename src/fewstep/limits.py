@@ -28,7 +28,7 @@ def check(request: Request, recipe: Recipe, size: int) -> None:
     """Is everything within what this mode was made for? `size` is the model's own side in pixels."""
     _check_choice("scheduler", request.scheduler, recipe.schedulers, recipe.mode)
     _check_choice("sampler", request.sampler, recipe.samplers, recipe.mode)
-    _check_steps(request.steps, recipe)
+    check_steps(request.steps, recipe)
     rule = recipe.sampler(request.sampler)
     if not rule.tunable and request.eta != rule.eta:
         raise RequestError(f"eta={request.eta:g}: sampler {request.sampler!r} has none; leave eta out")
@@ -44,8 +44,11 @@ def _check_choice(what: str, given: str, allowed: tuple[str, ...], mode: str) ->
         raise RequestError(f"{what}={given!r} does not fit mode {mode!r}: choose one of {', '.join(allowed)}")
 
 
-def _check_steps(given: int, recipe: Recipe) -> None:
+def check_steps(given: object, recipe: Recipe) -> None:
+    """Were the mode's weights made for so many?"""
     rule = recipe.steps
+    if type(given) is not int:
+        raise RequestError(f"steps={given!r}: give a whole number; type steps={rule.default}")
     if rule.low <= given <= rule.high:
         return
     if rule.low < rule.high:
@@ -100,10 +103,15 @@ def _check_guidance(request: Request, recipe: Recipe) -> None:
         raise RequestError("negative_prompt cannot act at guidance=1, which is off: raise guidance")
 
 
+def size_fits(width: int, height: int, size: int) -> bool:
+    """Sides of half to twice the trained one, in eights, and 2.25 times the area."""
+    sides = all(size // 2 <= side <= 2 * size and side % 8 == 0 for side in (width, height))
+    return sides and width * height <= 2.25 * size * size
+
+
 def _check_size(request: Request, size: int) -> None:
     width, height = request.width, request.height
-    sides = all(size // 2 <= side <= 2 * size and side % 8 == 0 for side in (width, height))
-    if not sides or width * height > 2.25 * size * size:
+    if not size_fits(width, height, size):
         raise RequestError(
             f"width={width}, height={height}: this model was trained at {size}x{size}; give sides "
             f"from {size // 2} to {2 * size} in eights, of an area up to {int(1.5 * size)}x{int(1.5 * size)}"

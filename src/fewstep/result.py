@@ -29,6 +29,8 @@ class Result(Sequence[Image.Image]):
     device: str
     precision: str
     edited: bool = False  # made from a given picture
+    accelerator: str = ""  # given in the place of the mode's own weights
+    embeddings: tuple[str, ...] = ()  # files of learned words
     revision: str = ""  # the commit on the hub that the model came from; "" for what is not from there
     places: tuple[int, ...] = ()  # of these pictures in their call, where others of it failed
 
@@ -83,6 +85,8 @@ class Result(Sequence[Image.Image]):
         """Everything needed to make picture `index` again, as plain data."""
         return {
             **self.plan.only([index]).to_dict(),
+            "accelerator": self.accelerator,
+            "embeddings": list(self.embeddings),
             "licence": self.licence,
             "revision": self.revision,
             "device": self.device,

@@ -139,7 +139,7 @@ def test_the_last_few_stay_loaded() -> None:
         asked.append(source)
         return source
 
-    get = guides.kept(load)
+    get = guides.kept(load, lambda source: guides.Guide(root=f"owner/{source}"))
     for names in ("a", "b", "ab", "c", "b", "a", "abc", "bca"):
         assert get(names) == {name: name for name in names}
     assert "".join(asked) == "abc" + "a" + "c"

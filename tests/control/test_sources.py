@@ -212,6 +212,16 @@ REFERENCE: dict[str, tuple[Callable[[Path], Path | str], type[FewstepError], str
     "an encoder without end": (
         lambda root: _encoder(root, num_hidden_layers=10**9), CorruptModelError, "hidden_layers=1000000000"
     ),
+    "an encoder of huge pictures": (
+        lambda root: _encoder(root, image_size=131_072, patch_size=65_536), CorruptModelError,
+        "image_size=131072 and patch_size=65536: it should have at most 1024 pixels",
+    ),
+    "an encoder of many patches": (
+        lambda root: _encoder(root, image_size=1024, patch_size=1), CorruptModelError, "64 patches a side"
+    ),
+    "an encoder of no pictures": (
+        lambda root: _encoder(root, image_size=0), CorruptModelError, "image_size=0 and"
+    ),
     "an encoder with code": (
         lambda root: _encoder(root, auto_map={"AutoModel": "x.Y"}), CorruptModelError, "auto_map"
     ),
@@ -281,6 +291,18 @@ def test_what_was_refused_can_be_mended(engine: Load, net: Path, edges: Image.Im
         drawn(engine("turbo"), "control", net, edges)
     (net / WEIGHTS).write_bytes(whole)
     assert drawn(engine("turbo"), "control", net, edges)
+
+
+def test_weights_that_change_on_disk_are_read_again(
+    engine: Load, net: Path, adapter: Path, edges: Image.Image
+) -> None:
+    loaded = engine("turbo")
+    file = adapter / "sdxl_models" / SUMMARY
+    for what, source, path in (("control", net, net / WEIGHTS), ("reference", file, file)):
+        before = drawn(loaded, what, source, edges)
+        assert drawn(loaded, what, source, edges) == before
+        changed(path, lambda state: {name: 3 * value for name, value in state.items()})
+        assert drawn(loaded, what, source, edges) != before
 
 
 def test_loading_draws_no_random_number(engine: Load, adapter: Path, net: Path) -> None:

@@ -7,12 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+
+import fewstep
+from fewstep.codec import tiled
+from fewstep.models.catalog import describe
+from tests.conftest import SIDE
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 Spoil = Callable[[Path], Any]
@@ -74,6 +80,25 @@ def pickled(name: str) -> Spoil:
     return write
 
 
+def renumbered(by: int) -> Spoil:
+    """A tokenizer whose words have other numbers."""
+
+    def write(root: Path) -> None:
+        path = root / "tokenizer" / "tokenizer.json"
+        told = json.loads(path.read_text())
+        told["model"]["vocab"] = {word: number + by for word, number in told["model"]["vocab"].items()}
+        for token in told["added_tokens"]:
+            token["id"] += by
+        path.write_text(json.dumps(told))
+
+    return write
+
+
+def padded(name: str, size: int) -> Spoil:
+    """A file with as many bytes of space behind its JSON."""
+    return lambda root: (root / name).write_text((root / name).read_text() + " " * size)
+
+
 def both(*spoils: Spoil) -> Spoil:
     return lambda root: [spoil(root) for spoil in spoils]
 
@@ -129,6 +154,31 @@ REPOS: dict[str, Spoil] = {
     "not a number": edit("vae/config.json", norm_num_groups=float("nan")),
     "a huge architecture": edit("unet/config.json", block_out_channels=[320, 640, 10**7]),
     "a negative architecture": edit("unet/config.json", block_out_channels=[-320, 640, 1280]),
+    "token numbers beyond the encoder": renumbered(100_000),
+    "one token number beyond the encoder": renumbered(1),
+    "a tokenizer of 17 MiB": padded("tokenizer/tokenizer.json", 17 * 2**20),
+    "merges of 17 MiB": lambda root: (root / "tokenizer_2/merges.txt").write_bytes(bytes(17 * 2**20)),
+    "layers in layers": edit("unet/config.json", layers_per_block=24, transformer_layers_per_block=64),
+    "layers in layers on the way up": edit(
+        "unet/config.json", layers_per_block=[24] * 3, reverse_transformer_layers_per_block=[[64] * 4] * 3
+    ),
+    "layers in levels of the VAE": edit(
+        "vae/config.json", layers_per_block=64, block_out_channels=[32] * 8
+    ),
+    "a side that is text": edit("unet/config.json", sample_size="abc"),
+    "a side that is a fraction": edit("unet/config.json", sample_size=12.5),
+    "three sides": edit("unet/config.json", sample_size=[12, 12, 12]),
+    "a side of 10^9": edit("unet/config.json", sample_size=10**9),
+    "a side below 1": edit("unet/config.json", sample_size=-1),
+    "a prediction that nobody has": edit(
+        "scheduler/scheduler_config.json", prediction_type="flow_prediction"
+    ),
+    "a list of predictions": edit("scheduler/scheduler_config.json", prediction_type=["epsilon"]),
+    "a scale that is text": edit("vae/config.json", scaling_factor="x"),
+    "a scale of 0": edit("vae/config.json", scaling_factor=0),
+    "no scale": edit("vae/config.json", scaling_factor=None),
+    "a mean of three": edit("vae/config.json", latents_mean=[0.0, 0.0, 0.0]),
+    "a deviation of 0": edit("vae/config.json", latents_std=[1.0, 1.0, 0.0, 1.0]),
     "a norm without channels": edit("vae/config.json", norm_num_groups=0),
 }  # fmt: skip
 # Loads in a process of its own, with bounded memory and time, where nothing may be imported from the folder.
@@ -183,6 +233,40 @@ def test_the_folder_they_were_made_from_loads(sdxl_folder: Path) -> None:
         [sys.executable, "-c", LOADER, str(sdxl_folder)], capture_output=True, text=True, check=True
     )
     assert said.stdout.splitlines() == ["loaded", "imported []"]
+
+
+# What some are told, so that none is refused for another's reason.
+TOLD = {
+    "token numbers beyond the encoder": "has a token of number 10",
+    "one token number beyond the encoder": "and its text encoder knows",
+    "a tokenizer of 17 MiB": "is larger than 16777216 bytes",
+    "merges of 17 MiB": "is larger than 16777216 bytes",
+    "layers in layers": "has 3 x 24 x 64 levels",
+    "layers in layers on the way up": "has 3 x 24 x 64 levels",
+    "layers in levels of the VAE": "has 8 x 64 x 1 levels",
+    "a side that is text": "sample_size='abc': it should be a whole number",
+    "a prediction that nobody has": "prediction_type='flow_prediction', none of epsilon, v_prediction",
+    "a scale that is text": "scaling_factor='x': it should be a number above 0",
+    "a mean of three": "it should be 4 numbers",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TOLD)
+def test_each_is_told_its_own_fault(hostile: dict[str, Path], what: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(fewstep.CorruptModelError) as refused:
+        fewstep.load(hostile[what], "base", device="cpu", precision="fp32")
+    assert TOLD[what] in str(refused.value)
+    assert time.perf_counter() - start < 10  # the layers took 22 s, and 944 MiB
+
+
+def test_two_sides_are_the_larger(copy: Path) -> None:
+    """Legal in diffusers, for the UNet and for the VAE, whose tiles follow it."""
+    edit("unet/config.json", sample_size=[8, 12])(copy)
+    edit("vae/config.json", sample_size=[64, 96])(copy)
+    assert describe(copy).size == SIDE
+    with fewstep.load(copy, "base", device="cpu", precision="fp32") as engine:
+        assert tiled(engine.parts.vae).tile_sample_min_size == 64
 
 
 def test_a_canary_would_sing(tmp_path: Path) -> None:

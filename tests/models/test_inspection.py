@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from fewstep import backends
+import fewstep
+from fewstep import backends, inspection
 from fewstep.backends import base, lcm, lcm_lora, turbo
 from fewstep.errors import BackendError, CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.inspection import AS_IT_IS, AT_WORD, BESIDE, OWN, STYLE, Inspection, inspect
@@ -328,3 +329,23 @@ def test_nothing_hostile_is_shown(tmp_path: Path) -> None:
         tmp_path / "a\x1b[2J\n.safetensors", {"\x7f\u202e.weight": (2,)}, {"modelspec.title": "\x1b"}
     )
     assert all(line.isprintable() for line in str(found).split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "modes"),
+    [
+        ("owner/dreamshaper-xl-lightning", "base, merge"),
+        ("owner/My_Turbo_v2", "base, merge, turbo"),
+        ("owner/realistic-vision", ""), ("RunDiffusionPhoto", ""),
+    ],
+)  # fmt: skip
+def test_a_name_that_speaks_of_a_mode_asks_for_it(name: str, modes: str) -> None:
+    told = inspection.doubt(name)
+    assert told.endswith(f"name the mode, one of {modes}") if modes else told == ""
+
+
+def test_a_hub_id_that_speaks_of_a_mode_must_be_told_it() -> None:
+    with pytest.raises(RequestError, match=r"owner/x-turbo.*its name says turbo: name the mode"):
+        fewstep.plan("a fox", model="owner/x-turbo")
+    assert fewstep.plan("a fox", 2, "turbo", model="owner/x-turbo").request.mode == "turbo"
+    assert fewstep.plan("a fox", model="stabilityai/sdxl-turbo").request.mode == "turbo"

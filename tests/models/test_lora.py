@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import fewstep
 from fewstep import CorruptModelError, Engine, ModelNotFoundError, RequestError
+from fewstep.models import lora
+from fewstep.models.layers import Layer
 
 Load = Callable[..., Engine]
 
@@ -99,6 +101,32 @@ def test_an_adapter_of_another_width(sdxl_folder: Path, lora_file: Path, tmp_pat
     save_file({key: value.repeat_interleave(2, dim=1) for key, value in load_file(lora_file).items()}, path)
     with pytest.raises(CorruptModelError, match=r"wide\.safetensors does not fit this model"):
         load(sdxl_folder, "lcm-lora", path)
+
+
+LAYER = "down_blocks_1_attentions_0_proj_in"
+PLACES = {("unet", LAYER): Layer("down_blocks.1.attentions.0.proj_in.weight", torch.Size((4, 4)))}
+
+
+def with_alpha(path: Path, alpha: torch.Tensor) -> Path:
+    factors = {"lora_down.weight": torch.ones(2, 4), "lora_up.weight": torch.ones(4, 2), "alpha": alpha}
+    save_file({f"lora_unet_{LAYER}.{role}": tensor for role, tensor in factors.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64, torch.int64]
+)
+def test_an_alpha_of_any_real_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    """torch cannot add float8."""
+    path = with_alpha(tmp_path / "lora.safetensors", torch.tensor(3.0).to(dtype))
+    (delta,) = lora.read(path, PLACES).deltas.values()
+    assert delta.scale == 1.5
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(3 + 0j), torch.tensor(float("nan")), torch.ones(2)])
+def test_an_alpha_that_is_no_number(tmp_path: Path, alpha: torch.Tensor) -> None:
+    with pytest.raises(CorruptModelError, match=r"lora\.safetensors has an alpha for .* no finite number"):
+        lora.read(with_alpha(tmp_path / "lora.safetensors", alpha), PLACES)
 
 
 def test_no_adapter_in_the_folder(sdxl_folder: Path, tmp_path: Path) -> None:

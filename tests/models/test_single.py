@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import fewstep
-from fewstep import ModelError
+from fewstep import CorruptModelError, ModelError
 from fewstep.models import shapes, vocabulary
 from fewstep.models import single as single_module
 from tests import full_size
@@ -255,6 +256,29 @@ def cut_vocabulary(weights: dict[str, Tensor]) -> None:
             weights[name] = weights[name][:1000].contiguous()
 
 
+BLOCK = "model.diffusion_model.input_blocks"
+
+
+def many(name: str) -> Callable[[dict[str, Tensor]], None]:
+    """As many of one name as a header may have."""
+    return lambda weights: weights.update({name.format(n): torch.zeros(0) for n in range(18_000)})
+
+
+def both(*changes: Callable[[dict[str, Tensor]], None]) -> Callable[[dict[str, Tensor]], None]:
+    def apply(weights: dict[str, Tensor]) -> None:
+        for change in changes:
+            change(weights)
+
+    return apply
+
+
+def flat_embedding(weights: dict[str, Tensor]) -> None:
+    """A token embedding without a width."""
+    weights["conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight"] = torch.ones(
+        9
+    )
+
+
 REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
     "one is missing": (
         without(DEEP), "lacks mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
@@ -266,6 +290,19 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
     "quantised": (holding(DEEP, torch.zeros(64, 128, dtype=torch.int8)), "quantised"),
     "no second text encoder": (without("conditioner.embedders.1"), "not a whole SDXL"),
     "no VAE": (without("first_stage_model"), "fewstep models pull vae-fp16"),
+    "endless blocks": (many(BLOCK + ".{}.0.weight"), "has no place in SDXL's architecture"),
+    "endless names of blocks": (many("model.diffusion_model.a{}.b.output_blocks.0"), "has no place"),
+    "endless levels of the VAE": (many("first_stage_model.encoder.down.{}.block.weight"), "levels, and"),
+    "a block without a number": (holding(f"{BLOCK}.x.0.op.weight", torch.zeros(2)), "has no place"),
+    "no downsampler": (
+        both(without(f"{BLOCK}.3.0.op"), without(f"{BLOCK}.6.0.op")), "lacks a downsampler"
+    ),
+    "half a downsampler": (without(f"{BLOCK}.3.0.op.bias"), "lacks down_blocks.0.downsamplers.0.conv.bias"),
+    "no summary of the text": (
+        without("conditioner.embedders.1.model.text_projection"), "lacks conditioner.embedders.1.model.text_"
+    ),
+    "no embedding of sizes": (without("model.diffusion_model.label_emb.0.0.weight"), "lacks label_emb.0.0"),
+    "an embedding without a width": (flat_embedding, "cannot be read"),
     "another vocabulary": (cut_vocabulary, "CLIP's vocabulary has 49408"),
 }  # fmt: skip
 
@@ -274,11 +311,23 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
 def test_a_broken_file_is_refused_by_name(single: Path, tmp_path: Path, what: str) -> None:
     change, said = REFUSED[what]
     path = broken(single, tmp_path, change)
+    start = time.perf_counter()
     with pytest.raises(ModelError) as refused:
         fewstep.load(path, "base", device="cpu", precision="fp32")
+    assert time.perf_counter() - start < 25  # 18,000 blocks took 40 s
     assert said in str(refused.value)
     assert "broken.safetensors" in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("what", [what for what in REFUSED if "block" in what or "downsampler" in what])
+def test_a_broken_unet_alone_is_refused_by_name(single: Path, tmp_path: Path, what: str) -> None:
+    change, said = REFUSED[what]
+    path = broken(single, tmp_path, change)
+    with pytest.raises(CorruptModelError) as refused:
+        single_module.unet(path, {})
+    assert said in str(refused.value)
+    assert "broken.safetensors" in str(refused.value)
 
 
 def test_half_precision_is_cast_once(single: Path, folder: Path, tmp_path: Path) -> None:

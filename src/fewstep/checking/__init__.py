@@ -6,6 +6,7 @@ What a mode needs is in its recipe; one table (`fewstep.checking.case`) says how
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from fewstep.checking.networks import check_dtypes, check_rest, check_unet, chec
 from fewstep.checking.report import Finding, Report
 from fewstep.checking.scheduler import check_scheduler
 from fewstep.checking.seen import seen
+from fewstep.models.guarded import guarded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -56,6 +58,11 @@ def check(  # noqa: PLR0913  the words of a diffusers call
         steps=steps, guidance=guidance, negative_prompt=negative_prompt, width=width, height=height,
         strength=strength, timesteps=timesteps, eta=eta,
     )  # fmt: skip
+    with guarded(Path(pipe_or_path)) if isinstance(pipe_or_path, str | Path) else nullcontext():
+        return _report(pipe_or_path, mode, asked)
+
+
+def _report(pipe_or_path: DiffusionPipeline | str | Path, mode: str | None, asked: Asked) -> Report:
     case = case_of(seen(pipe_or_path), mode, asked)
     lacking = tuple(check_whole(case))
     findings = lacking or tuple(finding for one in CHECKS for finding in one(case))

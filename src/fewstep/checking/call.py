@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from fewstep.checking.case import Case
 from fewstep.checking.report import Finding, Severity
 from fewstep.errors import RequestError
-from fewstep.models.pipe import side
+from fewstep.limits import size_fits
+from fewstep.models.said import side
 
 STRENGTHS = {"Img2Img": 0.3, "Inpaint": 0.9999}  # what diffusers' SDXL pipelines take where none is given
 PICTURES = {"Img2Img": ("image=image",), "Inpaint": ("image=image", "mask_image=mask")}
@@ -172,13 +173,12 @@ def _negative(case: Case) -> Told:
 
 
 def _size(case: Case) -> Told:
-    """The rule of `fewstep.limits`: sides of half to twice the trained one, 2.25 times the area."""
-    own = side(case.pipeline.parts["unet"])
+    """Where none is told, the picture's or the pipeline's own."""
+    own = side(case.pipeline.parts["unet"], case.pipeline.source)
     width, height, trained = case.asked.width or own, case.asked.height or own, case.size
     if _task(case) and not (case.asked.width or case.asked.height):
         return  # the picture's
-    fits = all(trained // 2 <= n <= 2 * trained and n % 8 == 0 for n in (width, height))
-    if not fits or width * height > 2.25 * trained**2:
+    if not size_fits(width, height, trained):
         unsaid = ", the pipeline's own default," if not (case.asked.width or case.asked.height) else ""
         yield (
             f"width={width}, height={height}{unsaid} is not what mode {case.mode!r} was trained at, "

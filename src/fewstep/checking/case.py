@@ -12,7 +12,8 @@ from fewstep import backends
 from fewstep.checking.report import Finding
 from fewstep.checking.seen import Pipeline
 from fewstep.errors import RequestError
-from fewstep.models.pipe import FAMILIES, side, usual_mode
+from fewstep.models.pipe import FAMILIES, usual_mode
+from fewstep.models.said import side
 from fewstep.recipe import Recipe, Weights
 
 
@@ -128,7 +129,7 @@ class Case:
     @property
     def size(self) -> int:
         """Pixels: the side that the weights were trained at."""
-        own, weights = side(self.pipeline.parts["unet"]), self.weights
+        own, weights = side(self.pipeline.parts["unet"], self.pipeline.source), self.weights
         return min(own, weights.size) if weights and weights.size else own
 
     def steps_fit(self, steps: int) -> bool:

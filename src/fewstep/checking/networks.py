@@ -9,6 +9,7 @@ from fewstep.checking.case import Case
 from fewstep.checking.report import Finding
 from fewstep.checking.seen import NETWORKS, TOKENIZERS
 from fewstep.models.catalog import FP16_VAE, HUB, TINY
+from fewstep.models.said import check_latents
 
 BASE = HUB["sdxl"].source
 CLASSES = {
@@ -79,6 +80,7 @@ def check_vae(case: Case) -> Iterator[Finding]:
     """Its latents, their scale, and fp16."""
     vae, dtype = case.pipeline.parts["vae"], case.pipeline.dtypes.get("vae", "")
     better = f"pipe.vae = {_fetched(CLASSES['vae'], FP16_VAE)}"
+    check_latents(vae, case.pipeline.source)
     channels = vae.get("latent_channels", 4)
     right, silent = SCALES.get(str(vae["_class_name"]), SCALES["AutoencoderKL"])
     scale = vae.get("scaling_factor", silent)

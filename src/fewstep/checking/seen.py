@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep.errors import ModelNotFoundError, RequestError
+from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.models import header, shards
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -51,7 +52,7 @@ class Pipeline:
 def seen(pipe_or_path: Any) -> Pipeline:
     """Look at a pipeline; `RequestError` where there is none, `ModelError` where a folder is broken."""
     if isinstance(pipe_or_path, str | Path):
-        return _folder(Path(pipe_or_path).expanduser())
+        return _folder(Path(os.path.expanduser(pipe_or_path)))  # which never raises, unlike Path's
     if not isinstance(getattr(pipe_or_path, "config", None), Mapping) or not hasattr(pipe_or_path, "unet"):
         raise RequestError(
             f"{type(pipe_or_path).__name__} is no diffusers pipeline with a UNet: give a "
@@ -121,9 +122,9 @@ def _folder(root: Path) -> Pipeline:
             f"{root} is not a diffusers folder here: give one with a model_index.json, or a pipeline"
         )
     index = header.read_json(root / "model_index.json")
-    named = {name for name, value in index.items() if isinstance(value, list) and all(value)}
+    named = {name for name in (*CONFIGS, *TOKENIZERS) if _class(root, index, name)}
     parts: dict[str, Mapping[str, Any]] = {
-        name: _class(index, name) | header.read_json(root / name / file)
+        name: {"_class_name": _class(root, index, name)} | header.read_json(root / name / file)
         for name, file in CONFIGS.items()
         if name in named and (root / name / file).is_file()
     }
@@ -140,9 +141,16 @@ def _folder(root: Path) -> Pipeline:
     )
 
 
-def _class(index: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """transformers' configurations do not say their class; the index does."""
-    return {"_class_name": index[name][1]}
+def _class(root: Path, index: Mapping[str, Any], name: str) -> str:
+    """transformers' configurations do not say their class; the index does. "" is no such part."""
+    named = index.get(name)
+    if not isinstance(named, list) or named == [None, None]:
+        return ""
+    if len(named) != 2 or not all(isinstance(word, str) and word for word in named):
+        raise CorruptModelError(
+            f"{root}: model_index.json has {name}={named!r:.80}: it should be a library and a class"
+        )
+    return str(named[1])
 
 
 def _dtype(folder: Path) -> str:
@@ -158,6 +166,9 @@ def _padding(folder: Path) -> str:
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / file).is_file():
             token = header.read_json(folder / file).get("pad_token", "")
-            if token:
-                return str(token["content"] if isinstance(token, dict) else token)
+            content = token.get("content") if isinstance(token, dict) else token or ""
+            if not isinstance(content, str):
+                raise CorruptModelError(f"{folder / file} has pad_token={token!r:.80}: it should be text")
+            if content:
+                return content
     return ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,17 +22,26 @@ GROUPS = (generating, listing, pulling, inspecting, training)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0 done, 1 failed, 2 usage, 73 cannot write, 130 interrupted."""
+    """Run the command; returns its exit code.
+
+    0 done, 1 failed, 2 usage, 73 cannot write, 130 interrupted, 141 its output is no longer read.
+    """
     try:
         with _warnings_shown():
-            asked = read(*_parser(), sys.argv[1:] if argv is None else argv)
-            code: int = asked.run(asked)
+            try:
+                asked = read(*_parser(), sys.argv[1:] if argv is None else argv)
+                code: int = asked.run(asked)
+            finally:
+                sys.stdout.flush()  # that nobody reads it is learned here, and not at Python's exit
     except FewstepError as error:
         print(f"fewstep: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("fewstep: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # as in `fewstep modes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
+        return 141
     return code
 
 

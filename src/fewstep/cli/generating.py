@@ -66,7 +66,7 @@ def add(commands: Any) -> None:
     generate.add_argument("-q", "--quiet", action="store_true", help="print nothing on success")
 
     plan = command(commands, "plan", _plan, "show what would run; loads no weights")
-    _add_options(plan, _OPTIONS)
+    _add_options(plan, _OPTIONS | _PLACES)
 
 
 def _add_options(to: Any, options: dict[str, dict[str, Any]]) -> None:
@@ -84,7 +84,7 @@ def _given(asked: argparse.Namespace, options: dict[str, dict[str, Any]]) -> dic
 def _generate(asked: argparse.Namespace) -> int:
     from fewstep import metadata
 
-    pictures = fewstep.plan(asked.prompt, **_given(asked, _OPTIONS)).request.prompts
+    pictures = fewstep.plan(asked.prompt, **_given(asked, _OPTIONS | _PLACES)).request.prompts
     places = range(len(pictures)) if len(pictures) > 1 else ()
     metadata.targets(asked.output, places, overwrite=asked.overwrite)  # not after the work
     try:
@@ -119,7 +119,7 @@ def _report(result: Result, asked: argparse.Namespace) -> None:
 
 
 def _plan(asked: argparse.Namespace) -> int:
-    plan = fewstep.plan(asked.prompt, **_given(asked, _OPTIONS))
+    plan = fewstep.plan(asked.prompt, **_given(asked, _OPTIONS | _PLACES))
     if asked.json:
         print(json.dumps(plan.to_dict()))
         return 0
@@ -129,6 +129,9 @@ def _plan(asked: argparse.Namespace) -> int:
     print(f"mode       {request.mode}: {request.steps} steps, {request.scheduler} levels, {request.sampler}")
     print(f"timesteps  {levels}")
     print(f"guidance   {plan.guidance}")
+    for name in ("loras", "control", "reference"):
+        for source, scale in getattr(request, name):
+            print(f"{name:10} {source}, {scale:g}")
     for warning in plan.warnings:
         print(f"warning    {warning}")
     return 0

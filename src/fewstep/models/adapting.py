@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.errors import CorruptModelError, ModelNotFoundError
-from fewstep.models import header, hub, kinds
+from fewstep.models import assets, header, hub, kinds
 from fewstep.models.catalog import Model, is_hub_id, local
 from fewstep.models.header import Header, shown
-from fewstep.models.weights import LORA
 
+(LORA,) = assets.LORA
 FILES = (LORA, "adapter_model.safetensors")  # diffusers' and PEFT's names for a LoRA in a folder
 # A textual inversion's tensors: as web UIs and diffusers name them, and as diffusers' trainer did first.
 WORDS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
@@ -40,7 +40,7 @@ def check_embeddings(sources: Sequence[str], model: Model) -> None:
 
 
 def file(source: str, name: str = "loras") -> Path | None:
-    """An adapter's file: itself, or the one in a folder. None: on the hub."""
+    """The adapter that is meant: itself, or the one in a folder. None: on the hub. `name`: the argument."""
     here = local(source)
     if here is None:
         if is_hub_id(source):
@@ -50,13 +50,25 @@ def file(source: str, name: str = "loras") -> Path | None:
         )
     if not here.is_dir():
         return here
-    named = [here / each for each in FILES if (here / each).is_file()]
+    named = [here / each for each in _usual(name) if (here / each).is_file()]
     found = named or sorted(here.glob("*.safetensors"))
     if not named and len(found) != 1:
+        none = f"no {' or '.join(_usual(name))}, and " if _usual(name) else ""
         raise ModelNotFoundError(
-            f"{here} holds no {LORA}, and {len(found)} other .safetensors files: give the one that is meant"
+            f"{name} has {source!r}: {here} holds {none}{len(found)} {'other ' if none else ''}.safetensors "
+            "files; give the one that is meant"
         )
     return found[0]
+
+
+def fetched(source: str, name: str = "loras") -> Path:
+    """The same of a hub repository: from its cache, or downloaded into it."""
+    return hub.one_of(source, _usual(name))
+
+
+def _usual(name: str) -> Sequence[str]:
+    """What the file is called in a folder; a learned word has its own name."""
+    return () if name == "embeddings" else FILES
 
 
 def require_lora(found: Header) -> None:
@@ -93,27 +105,3 @@ def _require_family(found: Header, family: str) -> None:
         raise CorruptModelError(
             f"{shown(found.path)} does not fit this model: it was made for {own}, and the model is {family}"
         )
-
-
-def fetched(source: str) -> Path:
-    """A LoRA of a hub repository: of diffusers' name, or the only safetensors file."""
-    try:
-        return hub.file(source, LORA)
-    except ModelNotFoundError:
-        names = _listed(source)
-        if len(names) != 1:
-            raise
-        return hub.file(source, names[0])
-
-
-def _listed(source: str) -> list[str]:
-    """The safetensors files of a hub repository, or, without a network, of what is here of it."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    try:
-        names: Sequence[str] = HfApi().list_repo_files(source)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
-        here = hub.present(source, ("*.safetensors",))
-        names = [] if here is None else [path.relative_to(here).as_posix() for path in here.rglob("*")]
-    return sorted(name for name in names if name.endswith(".safetensors"))

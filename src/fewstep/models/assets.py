@@ -223,6 +223,11 @@ def holding(repo: str, file: str = "") -> Asset | None:
     return next(iter(exact or (found if len(found) == 1 else [])), None)
 
 
+def several(repo: str) -> bool:
+    """Has fewstep names for more than one file of a repository?"""
+    return sum(asset.repo == repo for asset in ASSETS.values()) > 1
+
+
 def modes_for(family: str) -> tuple[str, ...]:
     """Fewstep's own modes that have weights for a family of models."""
     return tuple(dict.fromkeys(mode for a in ASSETS.values() if a.family == family for mode in a.modes))

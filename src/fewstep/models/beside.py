@@ -18,8 +18,8 @@ class Beside:
     """Of one engine, where the last few of each stay loaded. One with scale 0 is none."""
 
     def __init__(self, unet: Any, placement: Placement):
-        self._nets = guides.kept(partial(control.load, unet, placement))
-        self._adapters = guides.kept(partial(reference.load, unet, placement))
+        self._nets = guides.kept(partial(control.load, unet, placement), guides.controlnet)
+        self._adapters = guides.kept(partial(reference.load, unet, placement), guides.adapter)
 
     def controls(self, job: Job) -> tuple[Control, ...]:
         """The job's ControlNets, each with its picture."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError, ran_out
 from fewstep.models import header
-from fewstep.models.assets import BASES, VAES, Asset, holding, pinned
+from fewstep.models.assets import ASSETS, BASES, FOLDER, VAES, Asset, holding, pinned
 from fewstep.models.families import UNKNOWN
 from fewstep.models.kinds import kind
+from fewstep.models.said import side
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -37,19 +39,20 @@ class Model:
     @property
     def foreign(self) -> bool:
         """Is it somebody's own, and none that the modes' whole checkpoints and UNets stand for?"""
-        return self.local or (self.family != "tiny" and holding(self.source) is None)
+        return self.local or (self.family != "tiny" and self.source not in _BASES)
 
 
-def _known(asset: Asset) -> Model:
+def _known(asset: Asset, name: str) -> Model:
     """A model that fewstep has a name for."""
-    tiny = asset.name == "tiny"
     return Model(
-        name=asset.name, family=asset.family, source=asset.repo or str(TINY), revision=asset.revision,
-        size=asset.size, default_mode="lcm" if tiny else "base", licence=asset.licence,
+        name=name, family=asset.family, source=asset.repo or str(TINY), revision=asset.revision,
+        size=asset.size, default_mode="lcm" if asset.name == "tiny" else asset.modes[0],
+        licence=asset.licence,
     )  # fmt: skip
 
 
-HUB: MappingProxyType[str, Model] = MappingProxyType({a.name: _known(a) for a in BASES if a.repo})
+HUB: MappingProxyType[str, Model] = MappingProxyType({a.name: _known(a, a.name) for a in BASES if a.repo})
+_BASES = frozenset(asset.repo for asset in BASES)
 FP16_VAE, FP16_VAE_REVISION = VAES[0].repo, VAES[0].revision
 # Families with text encoders and a UNet, but others than SDXL's.
 OTHERS = ("sd-1.x", "sd-2.x", "sdxl-refiner", "sdxl-inpaint", "kolors", "flux", "sd3")
@@ -66,21 +69,38 @@ def describe(model: str | Path) -> Model:
         )
     name = str(model)
     if name == "tiny":
-        return _known(BASES[0])
+        return _known(BASES[0], name)
     if name in HUB:
         return HUB[name]
     here = local(name)
     if here is not None:
         return _folder(name, here) if here.is_dir() else _file(name, here)
+    if name.endswith(".safetensors") or name.startswith((".", "~", os.sep)):
+        raise ModelNotFoundError(
+            f"model={name!r}: there is no such file or folder; give one that is there, one of {aliases}, or "
+            "a hub id such as 'owner/name'"
+        )
     if is_hub_id(name):
+        known = holding(name)
+        if known is not None and known.files == FOLDER:
+            return _known(known, name)
         return Model(
             name=name, family="sdxl", source=name, revision=pinned(name), size=1024, default_mode="base",
             licence="unknown",
         )  # fmt: skip
     raise ModelNotFoundError(
         f"model={name!r} is neither an alias ({aliases}), nor a folder or file here, "
-        "nor a hub id such as 'owner/name'"
+        f"nor a hub id such as 'owner/name'{_meant(name)}"
     )
+
+
+def _meant(name: str) -> str:
+    """A mode's name for a model's, or a name mistyped; "" where nothing is near."""
+    bare = name.lower().removeprefix("sdxl-")
+    if bare in ASSETS and ASSETS[bare].modes and bare not in HUB:
+        return f"; did you mean model='sdxl', mode={ASSETS[bare].modes[0]!r}?"
+    near = get_close_matches(name, ["tiny", *HUB], n=1)
+    return f"; did you mean model={near[0]!r}?" if near else ""
 
 
 def local(name: str) -> Path | None:
@@ -104,9 +124,16 @@ def _folder(name: str, folder: Path) -> Model:
         )
     carries = "lcm" if unet.get("time_cond_proj_dim") else ""
     return Model(
-        name=name, family="sdxl", source=str(folder), size=8 * int(unet.get("sample_size") or 128),
+        name=name, family=_family(unet), source=str(folder), size=side(unet, f"model={name!r}"),
         default_mode=carries or "base", licence="unknown", local=True, carries=carries,
     )  # fmt: skip
+
+
+def _family(unet: Mapping[str, Any]) -> str:
+    """Of a UNet's configuration: SSD-1B's has 4 blocks where SDXL's has 10, and none in its middle."""
+    depths, middle = unet.get("transformer_layers_per_block"), unet.get("mid_block_type")
+    small = isinstance(depths, list) and depths[-1:] == [4]
+    return "ssd-1b" if small and middle == "UNetMidBlock2D" else "sdxl"
 
 
 def _file(name: str, path: Path) -> Model:

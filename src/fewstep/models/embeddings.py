@@ -38,7 +38,8 @@ class Word:
 
 def add(text: TextEncoder, sources: Sequence[str]) -> None:
     """Teach the words of these files, before hooks are put on the encoders."""
-    words = [_read(adapting.file(source, "embeddings") or adapting.fetched(source)) for source in sources]
+    name = "embeddings"
+    words = [_read(adapting.file(source, name) or adapting.fetched(source, name)) for source in sources]
     twice, count = Counter(word.text.lower() for word in words).most_common(1)[0] if words else ("", 0)
     if count > 1:
         raise RequestError(f"embeddings has {count} files for the word {twice!r}: leave out or rename one")

@@ -10,8 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 from fewstep.errors import CorruptModelError
-from fewstep.models import shards
-from fewstep.models.catalog import read_json, reading
+from fewstep.models import said, shards, vocabulary
+from fewstep.models.catalog import read_json
+from fewstep.models.guarded import guarded
 from fewstep.models.networks import Blueprint, Whole
 from fewstep.models.stored import listed
 
@@ -37,18 +38,19 @@ NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _SCHEDULER = re.compile(r"[A-Z]\w{2,60}Scheduler", re.ASCII)  # a name; only its JSON is read
 _PIPELINE = re.compile(r"[A-Z]\w{2,80}", re.ASCII)
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")  # transformers 5's
+TOKENIZER = 16 * 2**20  # bytes: the most of each of its files; CLIP's tokenizer.json has 3.6 million
 _FOREIGN = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")  # code from elsewhere
 
 
 def read(root: Path) -> Whole:
     """A whole model."""
     index = check(root)
+    parts = {name: network(root / name, PARTS[name][1]) for name in NETWORKS}
+    first, second = (parts[name].config.get("vocab_size", vocabulary.SIZE) for name in NETWORKS[2:])
     return Whole(
-        parts={name: network(root / name, PARTS[name][1]) for name in NETWORKS},
-        tokenizers=lambda: (_tokenizer(root / "tokenizer"), _tokenizer(root / "tokenizer_2")),
-        prediction=str(
-            read_json(root / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
-        ),
+        parts=parts,
+        tokenizers=lambda: (_tokenizer(root / "tokenizer", first), _tokenizer(root / "tokenizer_2", second)),
+        prediction=said.prediction(read_json(root / "scheduler" / "scheduler_config.json"), str(root)),
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", True)),
     )
 
@@ -87,11 +89,26 @@ def network(folder: Path, allowed: tuple[str, ...]) -> Blueprint:
     return Blueprint(kind=kind, config=config, weights=listed(paths), source=str(folder))
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, words: int) -> Any:
+    """For an encoder of so many words: a number beyond would be read past the end of its table."""
     from transformers import CLIPTokenizer
 
-    with reading(folder):
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    with guarded(folder):
+        for path in folder.glob("*"):
+            if path.stat().st_size > TOKENIZER:
+                raise CorruptModelError(f"{path} is larger than {TOKENIZER} bytes, a tokenizer's most")
+        made = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        last = max(made.get_vocab().values(), default=0)
+    signs = {f"{name}_token": getattr(made, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    missing = [name for name, number in signs.items() if number is None]
+    if missing:
+        raise CorruptModelError(f"{folder} has no {missing[0]}, which every prompt needs")
+    largest = max(last, *signs.values())
+    if largest >= words:
+        raise CorruptModelError(
+            f"{folder} has a token of number {largest}, and its text encoder knows {words}, from 0"
+        )
+    return made
 
 
 def _require_allowed(root: Path, name: str, named: list[Any]) -> None:

@@ -10,10 +10,11 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from fewstep.errors import CorruptModelError, ModelNotFoundError
-from fewstep.models import assets
+from fewstep.models import assets, shards
 from fewstep.models.catalog import is_hub_id, local
 
 T = TypeVar("T")
+State = tuple[tuple[str, int, int], ...]  # path, bytes, when it was written
 KEPT = 2  # of each sort, or as many as one call has; a ControlNet has 2.5 GB, ViT-bigG 3.7 GB in fp16
 
 
@@ -96,21 +97,35 @@ def adapter(source: str) -> Guide:
     )
 
 
-def kept(load: Callable[[str], T]) -> Callable[[Iterable[str]], dict[str, T]]:
-    """All that a call wants, by name; the last few stay loaded, and others leave before new ones come."""
-    lock, found = Lock(), dict[str, T]()  # the one longest unused first
+def kept(load: Callable[[str], T], where: Callable[[str], Guide]) -> Callable[[Iterable[str]], dict[str, T]]:
+    """All that a call wants, by name; the last few stay loaded, and others leave before new ones come.
+
+    `where`: `controlnet` or `adapter`. What has changed on disk is another.
+    """
+    lock, found = Lock(), dict[tuple[str, State], T]()  # the one longest unused first
 
     def get(sources: Iterable[str]) -> dict[str, T]:
-        wanted = dict.fromkeys(sources)
+        wanted = {source: (source, _state(where(source))) for source in dict.fromkeys(sources)}
         with lock:
-            others = [source for source in found if source not in wanted]
-            for source in others[: max(0, len(others) + len(wanted) - KEPT)]:
-                del found[source]
-            for source in wanted:
-                found[source] = found.pop(source) if source in found else load(source)
-            return {source: found[source] for source in wanted}
+            stale = [key for key in found if key[0] in wanted and key != wanted[key[0]]]
+            others = [key for key in found if key[0] not in wanted]
+            for key in (*stale, *others[: max(0, len(others) + len(wanted) - KEPT)]):
+                del found[key]
+            for key in wanted.values():
+                found[key] = found.pop(key) if key in found else load(key[0])
+            return {source: found[key] for source, key in wanted.items()}
 
     return get
+
+
+def _state(guide: Guide) -> State:
+    """Which weights on disk, and as of when; those of a hub's repository are taken to stay."""
+    here = local(guide.root)
+    if here is None:
+        return ()
+    paths = [here / guide.file] if guide.file else shards.files(here)
+    known = [(path.resolve(), path.stat()) for path in paths if path.exists()]
+    return tuple((str(path), about.st_size, about.st_mtime_ns) for path, about in known)
 
 
 def _file(path: Path) -> Guide:

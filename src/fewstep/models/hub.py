@@ -49,6 +49,33 @@ def file(source: str, name: str, revision: str = "") -> Path:
     return path
 
 
+def one_of(source: str, names: Sequence[str]) -> Path:
+    """The first of these files that a repository has, or else its only safetensors file."""
+    version = assets.pinned(source)
+    top = _snapshot(source, version)
+    here = [] if top is None else [path.relative_to(top).as_posix() for path in top.rglob("*.safetensors")]
+    chosen = _chosen(here, names)
+    # Of several files that fewstep knows, one may be here by chance.
+    if top is not None and chosen and (chosen in names or not assets.several(source)):
+        return top / chosen
+    try:
+        chosen = _chosen(_names(source, version), names)
+    except Exception as error:  # as in `_downloaded`
+        raise ModelNotFoundError(_missing(source, (*names, "*.safetensors"), error)) from error
+    if not chosen:
+        raise ModelNotFoundError(
+            f"{source!r} on the hub has no {' or '.join(names or ('.safetensors file',))}, or several: "
+            "download the file that is meant, and give its path"
+        )
+    return file(source, chosen)
+
+
+def _chosen(files: Sequence[str], names: Sequence[str]) -> str:
+    """The first of these names, or the only safetensors file; "" where there are none, or several."""
+    found = [file for file in files if file.endswith(".safetensors")]
+    return next((name for name in names if name in found), found[0] if len(found) == 1 else "")
+
+
 def cached(source: str, name: str, revision: str = "") -> Path | None:
     """A file of a hub repository where it is on this machine; the network is not asked."""
     from huggingface_hub import try_to_load_from_cache
@@ -109,11 +136,10 @@ def _snapshot(source: str, revision: str) -> Path | None:
 
 
 def _downloaded(source: str, patterns: Sequence[str], revision: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
     try:
-        about = HfApi().model_info(source, revision=revision or None)
-        names = [file.rfilename for file in about.siblings or ()]
+        names = _names(source, revision)
         wanted = preferred(_matching(names, patterns))
         if wanted:
             return Path(snapshot_download(source, revision=revision or None, allow_patterns=wanted))
@@ -123,6 +149,14 @@ def _downloaded(source: str, patterns: Sequence[str], revision: str) -> Path:
             return found
         raise ModelNotFoundError(_missing(source, patterns, error)) from error
     raise ModelNotFoundError(f"{source!r} on the hub has no {', '.join(patterns)} as safetensors")
+
+
+def _names(source: str, revision: str) -> list[str]:
+    """All files of a repository, as the hub lists them."""
+    from huggingface_hub import HfApi
+
+    about = HfApi().model_info(source, revision=revision or None)
+    return [file.rfilename for file in about.siblings or ()]
 
 
 def _missing(source: str, patterns: Sequence[str], error: Exception) -> str:

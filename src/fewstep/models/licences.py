@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fewstep.errors import RequestError
 
 if TYPE_CHECKING:
+    from fewstep.models.assets import Asset
     from fewstep.models.catalog import Model
     from fewstep.recipe import Recipe, Weights
 
@@ -64,20 +65,37 @@ def licence(name: str) -> Licence:
     return LICENCES.get(name) or Licence(name=name, terms=terms, commercial=None)
 
 
-def used(model: Model, recipe: Recipe, weights: Weights | None) -> dict[str, str]:
+def used(
+    model: Model, recipe: Recipe, weights: Weights | None, embeddings: Sequence[str] = ()
+) -> dict[str, str]:
     """What a mode on a model is made of → its licence; `weights` is what `weights.choose` chose."""
     found: dict[str, str] = {}
     if weights is None or weights.attach != "checkpoint":
         found[f"model={model.name!r}"] = model.licence
     if weights is not None:
-        own = weights in recipe.weights.values()
-        found[f"{weights.source!r} of mode={recipe.mode!r}"] = recipe.licence if own else "unknown"
-    return found
+        known, own = _published(weights.source, weights.file), weights in recipe.weights.values()
+        usual = recipe.licence if own else "unknown"
+        found[f"{weights.source!r} of mode={recipe.mode!r}"] = usual if known is None else known.licence
+    return found | adapters(embeddings)
 
 
-def named(model: Model, recipe: Recipe, weights: Weights | None) -> str:
-    """The same licences for a result, each once."""
-    return ", ".join(dict.fromkeys(used(model, recipe, weights).values()))
+def adapters(sources: Sequence[str]) -> dict[str, str]:
+    """LoRAs or learned words → their licences, where the hub's repository is a known one."""
+    known = {source: _published(source) for source in sources}
+    return {repr(source): "unknown" if asset is None else asset.licence for source, asset in known.items()}
+
+
+def joined(licences: Iterable[str]) -> str:
+    """Licences for a result, each once; one may be several, joined before."""
+    return ", ".join(dict.fromkeys(each for one in licences for each in one.split(", ")))
+
+
+def _published(source: str, file: str = "") -> Asset | None:
+    """Files on the hub that fewstep has a name for."""
+    from fewstep.models.assets import holding  # which reads the table above
+    from fewstep.models.catalog import local
+
+    return holding(source, file) if local(source) is None else None
 
 
 def check_commercial(licences: Mapping[str, str]) -> None:

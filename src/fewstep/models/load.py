@@ -15,10 +15,10 @@ import torch
 from fewstep.devices import Placement
 from fewstep.errors import CorruptModelError
 from fewstep.key import EngineKey
-from fewstep.models import assets, embeddings, folders, hub, licences, single, vae
+from fewstep.models import adapting, assets, embeddings, folders, hub, licences, single, vae
 from fewstep.models.catalog import TINY, Model, local
 from fewstep.models.networks import Blueprint, Whole, build
-from fewstep.models.weights import LORA, adapter_file, check_embedding, choose, unet_file, unet_folder
+from fewstep.models.weights import adapter_file, check_embedding, choose, unet_file, unet_folder
 from fewstep.recipe import Recipe, Weights
 from fewstep.runtimes import offload
 from fewstep.text import TextEncoder
@@ -35,6 +35,8 @@ class Parts:
     guidance_width: int  # of LCM's guidance embedding; 0 is none
     lock: AbstractContextManager[Any]  # re-entrant; held while any of the networks runs
     accelerator: tuple[str, float] | None = None  # the mode's own LoRA and its weight
+    given: str = ""  # as accelerator=, in the user's words
+    embeddings: tuple[str, ...] = ()  # files of learned words
     licence: str = "unknown"  # of all that was loaded
     revision: str = ""  # the commit that the model came from; "" is none, or not known
 
@@ -44,14 +46,16 @@ def load(model: Model, recipe: Recipe, key: EngineKey, placement: Placement) -> 
     with _quietly():
         weights = choose(model, recipe, key.accelerator)
         attach = "" if weights is None else weights.attach
-        root = _root(model.source, model.revision)
+        whose = (model.source, model.revision)
         if weights is not None and attach == "checkpoint":
-            root = _root(weights.source, "")
+            whose = (weights.source, "")  # all of the model is its
+        root = _root(*whose)
         whole = folders.read(root) if root.is_dir() else single.read(root)
         if weights is not None and attach == "unet":
             whole = whole.with_part("unet", _unet(weights, root, whole.parts["unet"]))
         whole = whole.with_part("vae", _vae(whole.parts.get("vae"), root, placement.vae_dtype))
-        check_embedding(model, recipe, bool(whole.parts["unet"].config.get("time_cond_proj_dim")))
+        embedded = bool(whole.parts["unet"].config.get("time_cond_proj_dim"))
+        check_embedding(model, recipe, embedded, key.accelerator if attach != "adapter" else "")
         parts = _built(whole, recipe, placement, key.embeddings)
     adapter = None
     if weights is not None and attach == "adapter":
@@ -59,7 +63,9 @@ def load(model: Model, recipe: Recipe, key: EngineKey, placement: Placement) -> 
     return replace(
         parts,
         accelerator=adapter,
-        licence=licences.named(model, recipe, weights),
+        given=key.accelerator,
+        embeddings=key.embeddings,
+        licence=licences.joined(licences.used(model, recipe, weights, key.embeddings).values()),
         revision=hub.revision_of(root),
     )
 
@@ -131,7 +137,10 @@ def _unet(weights: Weights, root: Path, base: Blueprint) -> Blueprint:
 
 
 def _adapter(weights: Weights) -> Path:
-    return adapter_file(weights) or hub.file(weights.source, weights.file or LORA)
+    here = adapter_file(weights)
+    if here is None and weights.file:
+        here = hub.file(weights.source, weights.file)
+    return here or adapting.fetched(weights.source)
 
 
 def _vae(own: Blueprint | None, root: Path, dtype: torch.dtype) -> Blueprint:

@@ -149,7 +149,7 @@ def _delta(found: Header, factors: _Factors, layer: Layer, config: Mapping[str, 
     up, down = factors["up"], factors["down"]
     rank, root = len(down), False
     if "alpha" in factors:
-        alpha = float(factors["alpha"].sum()) if factors["alpha"].numel() == 1 else math.nan
+        alpha = _number(factors["alpha"])
     else:
         alpha = _alpha(found, config, layer, rank)
         root = config.get("use_rslora") is True  # rsLoRA, arXiv:2312.03732, eq. 4: alpha / sqrt(r)
@@ -158,6 +158,16 @@ def _delta(found: Header, factors: _Factors, layer: Layer, config: Mapping[str, 
             f"{shown(found.path)} has an alpha for {layer.weight} that is no finite number"
         )
     return Delta(up, down, alpha / (math.sqrt(rank) if root else rank))
+
+
+def _number(tensor: Tensor) -> float:
+    """The one number in a tensor, of whatever real dtype: float8 cannot add."""
+    if tensor.numel() != 1 or tensor.is_complex():
+        return math.nan
+    try:
+        return float(tensor.float())
+    except (NotImplementedError, RuntimeError):  # a dtype that torch only stores
+        return math.nan
 
 
 def _alpha(found: Header, config: Mapping[str, Any], layer: Layer, rank: int) -> float:

@@ -43,12 +43,13 @@ _OWNERS = (
 # The end of an adapter's name. `lora` is a plain one's factor, `other` tells every other variety.
 _ROLE = re.compile(
     r"(?P<module>.+)[._](?:"
-    r"lora(?:_linear_layer)?[._](?P<lora>down|up|mid|A|B)(?:\.\w{1,40}){1,2}"
-    r"|lora_(?P<magnitude>magnitude_vector)(?:\.\w{1,40}){0,2}"
-    r"|(?P<other>alpha|dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])|oft_\w{1,40})"
+    r"lora(?:_linear_layer)?[._](?P<lora>down|up|mid|A|B)(?:\.\w{1,40}+){1,2}+"
+    r"|lora_(?P<magnitude>magnitude_vector)(?:\.\w{1,40}+){0,2}+"
+    r"|(?P<other>alpha|dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])|oft_\w{1,40}+)"
     r"|(?P<kohya>[ab][12]\.weight|on_input|diff|diff_b)"
     r")"
 )
+_END = 1 + len(".lora_linear_layer.down") + 2 * 41  # the longest such end, after a letter of the module
 # What a role says of the adapter's variety: LyCORIS' names for its algorithms, then DoRA.
 _VARIETIES = (
     ("hada_", "loha"), ("lokr_", "lokr"), ("oft_", "oft"), ("on_input", "ia3"), ("diff", "full"),
@@ -86,14 +87,14 @@ def whole(name: str) -> Whole:
 
 def piece(name: str) -> Piece | None:
     """A tensor of an adapter; None where the name is not one's."""
-    found = _ROLE.fullmatch(name)
-    if found is None:
+    found = _ROLE.fullmatch(name, max(0, len(name) - _END))
+    if found is None or not name.isprintable():
         return None
     role = found["lora"] or found["magnitude"] or found["other"] or found["kohya"]
-    prefix, network, layout = _owner(found["module"], role)
+    prefix, network, layout = _owner(name[: found.end("module")], role)
     if found["kohya"] and layout != "kohya":
         return None  # too short a name to mean anything elsewhere
-    module = found["module"].removeprefix(prefix).replace(".processor", "").replace(".", "_")
+    module = name[: found.end("module")].removeprefix(prefix).replace(".processor", "").replace(".", "_")
     return Piece(network=network, layout=layout, module=module, role=FACTORS.get(role, role))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from torch import nn
 from fewstep.devices import Placement
 from fewstep.errors import CorruptModelError, told
 from fewstep.models.room import room
+from fewstep.models.said import check_latents
 from fewstep.models.stored import Stored, fill
 
 # Every class that is ever built from a model's files; of transformers' the class of its configuration.
@@ -38,10 +40,18 @@ CLIP = (
 # The most in any configuration: SDXL's have numbers to 49,408, lists of 4, and 32 layers in bigG; the
 # vision encoder ViT-bigG has 48.
 NUMBER, ENTRIES, DEPTH = 2**17, 16, 64
+BLOCKS = 256  # levels x layers x transformer layers: SDXL's UNet has 3 x 2 x 10
+# Of a vision encoder's picture, pixels and patches a side; published ones have 224 to 448, and 7 to 32.
+SIDE, PATCHES = 1024, 64
 DEPTHS = (
     "layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block",
     "num_hidden_layers", "num_trans_layer", "num_encoder_blocks", "num_decoder_blocks",
 )  # fmt: skip
+# Each in a level, and in each of those before; of several names the largest counts.
+NESTED = (
+    ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks"),
+    ("transformer_layers_per_block", "reverse_transformer_layers_per_block", "num_trans_layer"),
+)
 # Kept in older files, computed by newer code: places of tokens, and CLIP's temperature.
 NEEDLESS = ("position_ids", "logit_scale")
 
@@ -105,7 +115,33 @@ def configuration(drawn: Blueprint) -> dict[str, Any]:
         large = any(isinstance(one, int | float) and not abs(one) <= most for one in flat)
         if large or len(flat) > ENTRIES:
             raise CorruptModelError(f"{drawn.source}: its configuration has {name}={value!r:.80}")
+    _require_modest(config, drawn.source)
+    if "scaling_factor" in config:
+        check_latents(config, drawn.source)
     return config
+
+
+def _require_modest(config: Mapping[str, Any], source: str) -> None:
+    """What multiplies: blocks before they are built, and pixels before a picture is made of them."""
+    levels = len(_flat(config.get("block_out_channels", 0)))
+    counts = (levels, *(max(_most(config.get(name)) for name in names) for names in NESTED))
+    if math.prod(counts) > BLOCKS:
+        raise CorruptModelError(
+            f"{source}: its configuration has {' x '.join(map(str, counts))} levels, layers and transformer "
+            f"layers: the most is {BLOCKS} in all"
+        )
+    side, patch = config.get("image_size", 224), config.get("patch_size", 32)  # transformers' own defaults
+    whole = type(side) is int and type(patch) is int
+    if not whole or not 1 <= patch <= side <= SIDE or side // patch > PATCHES:
+        raise CorruptModelError(
+            f"{source}: its configuration has image_size={side!r:.40} and patch_size={patch!r:.40}: it "
+            f"should have at most {SIDE} pixels and {PATCHES} patches a side"
+        )
+
+
+def _most(value: Any) -> int:
+    """The largest number of layers in a value of a configuration, at least 1."""
+    return max((math.ceil(one) for one in _flat(value) if isinstance(one, int | float)), default=1) or 1
 
 
 def _flat(value: Any) -> list[Any]:

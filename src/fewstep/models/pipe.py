@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from fewstep.errors import RequestError
 from fewstep.models.catalog import HUB, TINY, Model
+from fewstep.models.said import PREDICTIONS, side
 from fewstep.models.weights import check_embedding
 from fewstep.recipe import Recipe
 
@@ -27,7 +28,6 @@ NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 REST = ("tokenizer", "tokenizer_2", "scheduler")
 # What SDXL's UNet is, beside its sizes. 9 input channels are inpainting's, 8 instruct-pix2pix's.
 UNET: Mapping[str, object] = {"in_channels": 4, "out_channels": 4, "addition_embed_type": "text_time"}
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 FAMILIES = {str(TINY): "tiny"} | {known.source: known.family for known in HUB.values()}
 # Names under which few-step weights go about; the short ones as words of their own.
 FEW_STEP = re.compile(r"turbo|lightning|(?<![a-z])(?:lcm|hyper|dmd2?|tcd|pcm|flash)(?![a-z])", re.IGNORECASE)
@@ -84,7 +84,7 @@ def describe(pipe: Any) -> Model:
     source = str(pipe.config.get("_name_or_path") or kind)
     embedded = bool(pipe.unet.config.get("time_cond_proj_dim"))
     return Model(
-        name=kind, family=FAMILIES.get(source, "sdxl"), source=source, size=side(pipe.unet.config),
+        name=kind, family=FAMILIES.get(source, "sdxl"), source=source, size=side(pipe.unet.config, kind),
         default_mode="lcm" if embedded else "base", licence="unknown", local=True,
         carries="lcm" if embedded else "",
     )  # fmt: skip
@@ -111,12 +111,6 @@ def mode_of(pipe: Any) -> str:
     """The same, of a pipeline."""
     source = str(pipe.config.get("_name_or_path") or "")
     return usual_mode(source, type(pipe.scheduler).__name__, bool(pipe.unet.config.get("time_cond_proj_dim")))
-
-
-def side(unet: Mapping[str, Any]) -> int:
-    """Pixels: the side that a UNet's configuration was written for; 128 latents are SDXL's."""
-    latents = unet.get("sample_size") or 128
-    return 8 * (max(latents) if isinstance(latents, list | tuple) else int(latents))
 
 
 def sized(model: Model, recipe: Recipe) -> Model:

@@ -16,6 +16,7 @@ Weights = Mapping[str, Stored]
 
 HEAD = 64  # channels of an attention head: generative-models' sd_xl_base.yaml, num_head_channels
 SIZE_IDS = 6  # original height and width, crop top and left, target height and width
+EMBEDDING = "time_embedding.cond_proj.weight"  # LCM's guidance, named as diffusers does in any layout
 LATENT_SIDE, SIDE = 128, 1024  # trained at 1024 pixels (arXiv:2307.01952, sec. 2.5)
 VAE_SCALE = 0.13025  # of SDXL's latents: generative-models' sd_xl_base.yaml, scale_factor
 
@@ -27,7 +28,7 @@ def unet(weights: Weights, pooled: int) -> dict[str, Any]:
     up = [_depths(weights, f"up_blocks.{level}") for level in levels]
     channels = [weights[f"down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in levels]
     attending = next(name for name in weights if name.endswith("attn2.to_k.weight"))
-    added, embedded = weights["add_embedding.linear_1.weight"], weights.get("time_embedding.cond_proj.weight")
+    added, embedded = weights["add_embedding.linear_1.weight"], weights.get(EMBEDDING)
     flat = next(name for name in weights if name.endswith("proj_in.weight"))
     mid = "mid_block.attentions.0.norm.weight" in weights
     return {

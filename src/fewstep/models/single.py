@@ -6,21 +6,27 @@ drops `time_embedding.cond_proj`, an LCM's guidance.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import CorruptModelError
 from fewstep.models import shapes, vocabulary
-from fewstep.models.catalog import reading
+from fewstep.models.guarded import guarded
 from fewstep.models.networks import NEEDLESS, Blueprint, Whole, some
 from fewstep.models.stored import Stored, listed
 
+Named = dict[str, Stored]
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 UNET_PREFIXES = (UNET, "unet.", "diffusion_model.")  # seen before the names of a UNet on its own
 V_PREDICTION = "v_pred"  # a tensor of this name, whatever it holds, marks a v-prediction checkpoint
-EMBEDDING = "time_embedding.cond_proj.weight"  # LCM's guidance, named as diffusers does in any layout
+PROJECTION = "text_projection"  # of the second text encoder, which diffusers' converter needs
+# diffusers' converter counts blocks by these words, wherever they stand, and looks for each in all names.
+_COUNTED = ("input_blocks", "middle_block", "output_blocks")
+_BLOCK = re.compile(rf"(?:{'|'.join(_COUNTED)})\.(\d{{1,3}})\.", re.ASCII)
+BLOCKS = 32  # the most; SDXL's UNet has 9 of each, and its VAE 4 levels
 
 
 def read(path: Path) -> Whole:
@@ -32,19 +38,8 @@ def read(path: Path) -> Whole:
                 f"{path} has no {what} in SDXL's original layout ({prefix}…): `fewstep inspect` says what it "
                 "is; a UNet alone goes into accelerator="
             )
-    first, second = _under(weights, CLIP), _open_clip(weights)
-    unet, vae = _unet(_under(weights, UNET)), _vae(weights)
-    _require_read(path, weights, (first, second, unet, vae))
-    with reading(path):  # a shape that is looked for may not be there
-        two = shapes.clip(second, "gelu")
-        parts = {
-            "text_encoder": ("CLIPTextModel", shapes.clip(first, "quick_gelu"), first),
-            "text_encoder_2": ("CLIPTextModelWithProjection", two, second),
-            "unet": ("UNet2DConditionModel", shapes.unet(unet, two["projection_dim"]), unet),
-        }
-        if vae:
-            parts["vae"] = ("AutoencoderKL", shapes.vae(vae), vae)
-    _require_vocabulary(path, two["vocab_size"])
+    with guarded(path):  # a shape that is looked for may not be there
+        parts = _parts(path, weights)
     return Whole(
         parts={
             part: Blueprint(kind=kind, config=config, weights=own, source=f"{path} ({part})")
@@ -60,12 +55,30 @@ def unet(path: Path, base: Mapping[str, Any]) -> Blueprint:
     """A UNet on its own, in either layout, in the place of the one with the configuration `base`."""
     weights = listed([path])
     prefix = next((p for p in UNET_PREFIXES if any(name.startswith(p) for name in weights)), "")
-    named = _unet(_under(weights, prefix))
-    if "conv_in.weight" not in named:
-        raise CorruptModelError(f"{path} holds no UNet: `fewstep inspect` says what it is")
-    embedded = named.get("time_embedding.cond_proj.weight")
-    own = {**base, "time_cond_proj_dim": None if embedded is None else embedded.shape[1]}
+    with guarded(path):
+        named = _unet(path, _under(weights, prefix))
+        if "conv_in.weight" not in named:
+            raise CorruptModelError(f"{path} holds no UNet: `fewstep inspect` says what it is")
+        embedded = named.get(shapes.EMBEDDING)
+        own = {**base, "time_cond_proj_dim": None if embedded is None else embedded.shape[1]}
     return Blueprint(kind="UNet2DConditionModel", config=own, weights=named, source=str(path))
+
+
+def _parts(path: Path, weights: Mapping[str, Stored]) -> dict[str, tuple[str, dict[str, Any], Named]]:
+    """Each network's class, configuration and weights."""
+    first, second = _under(weights, CLIP), _open_clip(path, weights)
+    unet, vae = _unet(path, _under(weights, UNET)), _vae(path, weights)
+    _require_read(path, weights, (first, second, unet, vae))
+    two = shapes.clip(second, "gelu")
+    _require_vocabulary(path, two["vocab_size"])
+    parts = {
+        "text_encoder": ("CLIPTextModel", shapes.clip(first, "quick_gelu"), first),
+        "text_encoder_2": ("CLIPTextModelWithProjection", two, second),
+        "unet": ("UNet2DConditionModel", shapes.unet(unet, two["projection_dim"]), unet),
+    }
+    if vae:
+        parts["vae"] = ("AutoencoderKL", shapes.vae(vae), vae)
+    return parts
 
 
 def _require_vocabulary(path: Path, size: int) -> None:
@@ -76,42 +89,64 @@ def _require_vocabulary(path: Path, size: int) -> None:
         )
 
 
-def _under(weights: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
+def _under(weights: Mapping[str, Stored], prefix: str) -> Named:
     return {name.removeprefix(prefix): stored for name, stored in weights.items() if name.startswith(prefix)}
 
 
-def _unet(weights: dict[str, Stored]) -> dict[str, Stored]:
+def _unet(path: Path, weights: Named) -> Named:
     """A UNet's original names → diffusers'; those that are diffusers' already stay."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     if "input_blocks.0.0.weight" not in weights:
         return weights
+    numbers = {name: _block(path, name) for name in weights if any(word in name for word in _COUNTED)}
     # Levels are parted by downsamplers: the first comes after the first convolution and a level's layers.
-    parted = min((int(name.split(".")[1]) for name in weights if name.endswith(".0.op.weight")), default=0)
+    parted = min((n for name, n in numbers.items() if name.endswith(".0.op.weight")), default=0)
+    if parted < 2:
+        raise CorruptModelError(f"{path} lacks a downsampler: SDXL's first is input_blocks.3.0.op.weight")
     config = {"layers_per_block": parted - 1, "addition_embed_type": "text_time"}
-    named: dict[str, Stored] = convert_ldm_unet_checkpoint(
-        {UNET + name: stored for name, stored in weights.items()}, config
-    )
-    if EMBEDDING in weights:
-        named[EMBEDDING] = weights[EMBEDDING]
-    return named
+    named = convert_ldm_unet_checkpoint({UNET + name: stored for name, stored in weights.items()}, config)
+    if shapes.EMBEDDING in weights:
+        named[shapes.EMBEDDING] = weights[shapes.EMBEDDING]
+    return _all(path, named)
 
 
-def _open_clip(weights: dict[str, Stored]) -> dict[str, Stored]:
+def _block(path: Path, name: str) -> int:
+    """Which block of a UNet a weight is of."""
+    found = _BLOCK.match(name)
+    if found is None or int(found[1]) > BLOCKS:
+        raise CorruptModelError(
+            f"{path}: {name!r:.80} has no place in SDXL's architecture, whose UNet has blocks 0 to 8; the "
+            f"most is {BLOCKS}"
+        )
+    return int(found[1])
+
+
+def _all(path: Path, named: Mapping[str, Stored | None]) -> Named:
+    """All that a converter named, where it found all of it."""
+    missing = sorted(name for name, stored in named.items() if stored is None)
+    if missing:
+        raise CorruptModelError(f"{path} lacks {some(missing)}")
+    return {name: stored for name, stored in named.items() if stored is not None}
+
+
+def _open_clip(path: Path, weights: Mapping[str, Stored]) -> Named:
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
-    named: dict[str, Stored] = convert_open_clip_checkpoint(None, weights, prefix=OPEN_CLIP)
-    return named
+    if OPEN_CLIP + PROJECTION not in weights:
+        raise CorruptModelError(f"{path} lacks {OPEN_CLIP}{PROJECTION}")
+    return _all(path, convert_open_clip_checkpoint(None, weights, prefix=OPEN_CLIP))
 
 
-def _vae(weights: dict[str, Stored]) -> dict[str, Stored]:
+def _vae(path: Path, weights: Mapping[str, Stored]) -> Named:
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     own = {name: stored for name, stored in weights.items() if name.startswith(VAE)}
     levels = {name.split(".")[3] for name in own if name.startswith(f"{VAE}encoder.down.")}
+    if len(levels) > BLOCKS:
+        raise CorruptModelError(f"{path} has a VAE of {len(levels)} levels, and SDXL's has 4")
     config = {"down_block_types": [""] * len(levels), "up_block_types": [""] * len(levels)}
-    named: dict[str, Stored] = convert_ldm_vae_checkpoint(own, config) if own else {}
-    return named
+    return _all(path, convert_ldm_vae_checkpoint(own, config) if own else {})
 
 
 def _require_read(path: Path, weights: Mapping[str, Stored], parts: Iterable[Mapping[str, Stored]]) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
-from fewstep.models import assets
+from fewstep.models import adapting, assets, hub
 from fewstep.models.catalog import Model, is_hub_id, local, read_json
 from fewstep.models.header import read
 from fewstep.models.kinds import kind
 from fewstep.recipe import Recipe, Weights
 
-(LORA,) = assets.LORA
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONVERT = "somebody you trust can convert it, by safetensors.torch.save_file"
 
 
@@ -21,17 +22,36 @@ def choose(model: Model, recipe: Recipe, accelerator: str | Path) -> Weights | N
     own = _given(model, recipe, accelerator) if accelerator != "" else _usual(model, recipe)
     embedded = _embedded(model, own)
     if embedded is not None:
-        check_embedding(model, recipe, embedded)
+        given = accelerator if own is not None and own.attach != "adapter" else ""
+        check_embedding(model, recipe, embedded, given)
     return own
 
 
-def check_embedding(model: Model, recipe: Recipe, embedded: bool) -> None:
+def check_embedding(model: Model, recipe: Recipe, embedded: bool, accelerator: str | Path = "") -> None:
     """An LCM UNet must be told its guidance, and no other can be."""
     if embedded != _embeds(recipe):
         has, fitting = ("has a", "lcm") if embedded else ("has no", "base")
+        whose, instead = f"model={model.name!r}", f"use mode={fitting!r}"
+        if accelerator != "":
+            whose, instead = f"accelerator={str(accelerator)!r}", f"give another, or use mode={fitting!r}"
         raise RequestError(
-            f"mode={recipe.mode!r} does not fit model={model.name!r}, whose UNet {has} guidance embedding: "
-            f"use mode={fitting!r}"
+            f"mode={recipe.mode!r} does not fit {whose}, whose UNet {has} guidance embedding: {instead}"
+        )
+
+
+def check_revision(revision: object, model: Model, own: Weights | None) -> None:
+    """Is this a commit, and the model one that is read at it? `own` is what `choose` chose."""
+    if not isinstance(revision, str) or not _COMMIT.fullmatch(revision):
+        raise RequestError(f"revision={revision!r}: give a commit of the hub, 40 hex digits")
+    if model.family == "tiny" or local(model.source) is not None:
+        raise RequestError(
+            f"revision={revision!r} is of a model on the hub, and model={model.name!r} is here: "
+            "leave revision out"
+        )
+    if own is not None and own.attach == "checkpoint":
+        raise RequestError(
+            f"revision={revision!r} cannot act: {own.source} takes the place of model={model.name!r} in this "
+            f"mode; leave revision out, or type model={own.source!r}"
         )
 
 
@@ -63,12 +83,10 @@ def unet_file(weights: Weights) -> Path | None:
 
 def adapter_file(weights: Weights) -> Path | None:
     """A LoRA: a file, or the one in a folder. None: on the hub."""
-    here, name = local(weights.source), weights.file or LORA
-    if here is None or here.is_file():
-        return here
-    if not (here / name).is_file():
-        raise ModelNotFoundError(f"{here} holds no {name}: give the LoRA's .safetensors file as accelerator=")
-    return here / name
+    here = local(weights.source)
+    if not weights.file or here is None or here.is_file():
+        return adapting.file(weights.source, "accelerator")
+    return hub.file(weights.source, weights.file)
 
 
 def _given(model: Model, recipe: Recipe, accelerator: str | Path) -> Weights:
@@ -106,7 +124,7 @@ def _attached(name: str, here: Path, usual: _Attach) -> _Attach:
     if here.is_dir():
         signs: dict[str, _Attach] = {
             "model_index.json": "checkpoint", "config.json": "unet", "unet/config.json": "unet",
-            LORA: "adapter",
+            **dict.fromkeys(adapting.FILES, "adapter"),
         }  # fmt: skip
         return next((attach for file, attach in signs.items() if (here / file).is_file()), usual)
     what = kind(read(here)).what
@@ -137,6 +155,8 @@ def _usual(model: Model, recipe: Recipe) -> Weights | None:
         )
     if model.foreign and own.attach == "checkpoint":
         return None  # it is taken at the user's word: it is such a checkpoint
+    if model.foreign and not model.local and _embeds(recipe):
+        return None  # a whole LCM, it may be: its files will tell
     if model.foreign and own.attach == "unet":
         instead = f"use mode={recipe.as_adapter!r}, or give" if recipe.as_adapter else "give"
         why = ", which has no guidance embedding" if model.local and _embeds(recipe) else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from fewstep import api, backends
-from fewstep.calls import Calls
+from fewstep.calls import Calls, beside
 from fewstep.cancel import CancelToken
 from fewstep.errors import FewstepError
 from fewstep.key import EngineKey
@@ -53,18 +53,21 @@ class FakeEngine(Calls[FakeStep]):
     what was asked.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  as `fewstep.load`
         self,
         mode: str | None = "lcm",
         model: str | Path = "tiny",
         *,
         steps: int | None = None,
         accelerator: str | Path = "",
+        embeddings: Sequence[str] = (),
         error: BaseException | None = None,
         delay: float = 0.0,
     ):
         about, recipe = backends.chosen(model, mode, steps)
-        self._licence = licences.named(about, recipe, weights.choose(about, recipe, accelerator))
+        own = weights.choose(about, recipe, accelerator)
+        self._licences = licences.used(about, recipe, own, embeddings)
+        self._given, self._embeddings = str(accelerator), tuple(embeddings)
         self.model: Model = about
         self.recipe: Recipe = recipe
         self.requests: list[Request] = []
@@ -88,7 +91,9 @@ class FakeEngine(Calls[FakeStep]):
             timings={"steps": seconds, "decode": 0.0, "total": seconds},
             warnings=job.plan.warnings,
             model=self.model.source,
-            licence=self._licence,
+            licence=licences.joined((self._licences | beside(job.request)).values()),
+            accelerator=self._given,
+            embeddings=self._embeddings,
             device="fake",
             precision="fp32",
             edited=job.image is not None,
@@ -115,6 +120,7 @@ def fake(*, error: BaseException | None = None, delay: float = 0.0) -> Iterator[
             key.model,
             steps=key.steps or None,
             accelerator=key.accelerator,
+            embeddings=key.embeddings,
             error=error,
             delay=delay,
         )
