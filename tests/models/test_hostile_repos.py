@@ -165,6 +165,8 @@ REPOS: dict[str, Spoil] = {
     "layers in levels of the VAE": edit(
         "vae/config.json", layers_per_block=64, block_out_channels=[32] * 8
     ),
+    "a UNet for inpainting": edit("unet/config.json", in_channels=9),
+    "a VAE of other latents": edit("vae/config.json", latent_channels=16),
     "a side that is text": edit("unet/config.json", sample_size="abc"),
     "a side that is a fraction": edit("unet/config.json", sample_size=12.5),
     "three sides": edit("unet/config.json", sample_size=[12, 12, 12]),

@@ -132,3 +132,12 @@ def test_an_alpha_that_is_no_number(tmp_path: Path, alpha: torch.Tensor) -> None
 def test_no_adapter_in_the_folder(sdxl_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"holds no pytorch_lora_weights\.safetensors"):
         load(sdxl_folder, "lcm-lora", tmp_path)
+
+
+def test_a_file_of_infinite_numbers_is_refused(lora_file: Path, tmp_path: Path, sdxl_folder: Path) -> None:
+    """Its pictures would fail, and blame the model."""
+    weights = load_file(lora_file)
+    weights[min(weights)][0] = torch.inf
+    save_file(weights, tmp_path / "lora.safetensors")
+    with pytest.raises(CorruptModelError, match=r"lora\.safetensors has numbers for .* that are not finite"):
+        load(sdxl_folder, "lcm-lora", tmp_path / "lora.safetensors")

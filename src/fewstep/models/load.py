@@ -15,7 +15,7 @@ import torch
 from fewstep.devices import Placement
 from fewstep.errors import CorruptModelError
 from fewstep.key import EngineKey
-from fewstep.models import adapting, assets, embeddings, folders, hub, licences, single, vae
+from fewstep.models import adapting, assets, embeddings, folders, hub, licences, said, single, vae
 from fewstep.models.catalog import TINY, Model, local
 from fewstep.models.networks import Blueprint, Whole, build
 from fewstep.models.weights import adapter_file, check_embedding, choose, unet_file, unet_folder
@@ -54,6 +54,7 @@ def load(model: Model, recipe: Recipe, key: EngineKey, placement: Placement) -> 
         if weights is not None and attach == "unet":
             whole = whole.with_part("unet", _unet(weights, root, whole.parts["unet"]))
         whole = whole.with_part("vae", _vae(whole.parts.get("vae"), root, placement.vae_dtype))
+        said.check_channels(whole.parts["unet"].config, whole.parts["vae"].config, str(root))
         embedded = bool(whole.parts["unet"].config.get("time_cond_proj_dim"))
         check_embedding(model, recipe, embedded, key.accelerator if attach != "adapter" else "")
         parts = _built(whole, recipe, placement, key.embeddings)

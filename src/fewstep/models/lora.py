@@ -157,6 +157,8 @@ def _delta(found: Header, factors: _Factors, layer: Layer, config: Mapping[str, 
         raise CorruptModelError(
             f"{shown(found.path)} has an alpha for {layer.weight} that is no finite number"
         )
+    if not all(factor.float().isfinite().all() for factor in (up, down)):
+        raise CorruptModelError(f"{shown(found.path)} has numbers for {layer.weight} that are not finite")
     return Delta(up, down, alpha / (math.sqrt(rank) if root else rank))
 
 

@@ -53,5 +53,18 @@ def check_latents(vae: Mapping[str, Any], source: str) -> None:
             )
 
 
+def check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any], source: str) -> None:
+    """UNet and VAE are for latents of four channels, as SDXL's."""
+    seen = {
+        "a UNet with in_channels": unet.get("in_channels", CHANNELS),
+        "a UNet with out_channels": unet.get("out_channels", CHANNELS),
+        "a VAE with latent_channels": vae.get("latent_channels", CHANNELS),
+    }
+    for what, channels in seen.items():
+        if channels != CHANNELS:
+            hint = "; fewstep inpaints with any model that has 4" if channels == 9 else ""
+            raise CorruptModelError(f"{source} has {what}={channels!r:.80}, and SDXL's are {CHANNELS}{hint}")
+
+
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
