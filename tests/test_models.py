@@ -385,7 +385,7 @@ def test_one_model_in_full(cache: Path, capsys: pytest.CaptureFixture[str]) -> N
     turbo, lcm = capsys.readouterr().out.split("\n\n")
     assert turbo.splitlines()[0] == "turbo"
     for words in (
-        "https://huggingface.co/stabilityai/sdxl-turbo",
+        "stabilityai/sdxl-turbo on the hub",
         "71153311d3dbb46851df1931d3ca6e939de83304",
         "forbidden",
         "stability.ai/license",

@@ -95,7 +95,7 @@ def _details(one: dict[str, Any]) -> str:
     commercial = {True: "allowed", False: "forbidden", None: "not known"}[one["commercial"]]
     rows = {
         "what": one["title"],
-        "where": f"https://huggingface.co/{one['repo']}" if one["repo"] else "bundled",
+        "where": f"{one['repo']} on the hub" if one["repo"] else "bundled",
         "revision": one["revision"] or ("not known: the newest is taken" if one["repo"] else "bundled"),
         "files": ", ".join(one["files"]),
         "size": gigabytes(one["bytes"]),
