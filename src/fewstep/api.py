@@ -203,7 +203,7 @@ def _chosen(model: File, mode: str | None, steps: int | None) -> tuple[Model, Re
         return about, recipe
     found = inspection.inspect(about.source) if about.local else None
     if found is not None and found.mode:
-        return backends.chosen(model, found.mode, steps)
+        return (about, recipe) if found.mode == recipe.mode else backends.chosen(model, found.mode, steps)
     told = inspection.doubt(Path(about.name).stem if about.local else about.name)
     if found is not None and found.modes:
         told = found.notes[-1]

@@ -62,9 +62,8 @@ class Engine(Calls[Step]):
             placement=placement,
             lock=parts.lock,
         )
-        beside = Beside(parts.unet, placement)
         self._loaded: tuple[Parts, Networks, Adapters, Beside] | None = (
-            parts, networks, Adapters(parts), beside
+            parts, networks, Adapters(parts), Beside(parts.unet, placement)
         )  # fmt: skip
 
     @classmethod

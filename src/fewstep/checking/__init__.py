@@ -17,7 +17,7 @@ from fewstep.checking.networks import check_dtypes, check_rest, check_unet, chec
 from fewstep.checking.report import Finding, Report
 from fewstep.checking.scheduler import check_scheduler
 from fewstep.checking.seen import seen
-from fewstep.models.guarded import guarded
+from fewstep.models.catalog import reading
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -58,7 +58,7 @@ def check(  # noqa: PLR0913  the words of a diffusers call
         steps=steps, guidance=guidance, negative_prompt=negative_prompt, width=width, height=height,
         strength=strength, timesteps=timesteps, eta=eta,
     )  # fmt: skip
-    with guarded(Path(pipe_or_path)) if isinstance(pipe_or_path, str | Path) else nullcontext():
+    with reading(Path(pipe_or_path)) if isinstance(pipe_or_path, str | Path) else nullcontext():
         return _report(pipe_or_path, mode, asked)
 
 

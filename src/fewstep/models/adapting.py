@@ -9,6 +9,7 @@ from fewstep.errors import CorruptModelError, ModelNotFoundError
 from fewstep.models import assets, header, hub, kinds
 from fewstep.models.catalog import Model, is_hub_id, local
 from fewstep.models.header import Header, shown
+from fewstep.models.kinds import Kind
 
 (LORA,) = assets.LORA
 FILES = (LORA, "adapter_model.safetensors")  # diffusers' and PEFT's names for a LoRA in a folder
@@ -25,8 +26,7 @@ def check(loras: Sequence[tuple[str, float]], model: Model) -> None:
         path = file(source)
         if path is not None:
             found = header.read(path)
-            require_lora(found)
-            _require_family(found, model.family)
+            _require_family(found, require_lora(found), model.family)
 
 
 def check_embeddings(sources: Sequence[str], model: Model) -> None:
@@ -35,7 +35,7 @@ def check_embeddings(sources: Sequence[str], model: Model) -> None:
         path = file(source, "embeddings")
         if path is not None:
             found = header.read(path)
-            _require_family(found, model.family)
+            _require_family(found, kinds.kind(found), model.family)
             require_word(found)
 
 
@@ -71,8 +71,8 @@ def _usual(name: str) -> Sequence[str]:
     return () if name == "embeddings" else FILES
 
 
-def require_lora(found: Header) -> None:
-    """`CorruptModelError` where a file is something else, or of a variety that cannot be merged."""
+def require_lora(found: Header) -> Kind:
+    """What it is; `CorruptModelError` for what is none, or of a variety that cannot be merged."""
     kind = kinds.kind(found)
     if kind.what != "lora":
         known = f"is a {kind.what}" if kind.what != "unknown" else "holds no adapter's tensors"
@@ -81,6 +81,7 @@ def require_lora(found: Header) -> None:
         raise CorruptModelError(
             f"{shown(found.path)} is a {kind.variety} adapter, which cannot be merged: give a LoRA or LoCon"
         )
+    return kind
 
 
 def require_word(found: Header) -> tuple[str, str]:
@@ -97,9 +98,9 @@ def require_word(found: Header) -> tuple[str, str]:
     raise CorruptModelError(f"{shown(found.path)} {what}: give a .safetensors file with clip_l and clip_g")
 
 
-def _require_family(found: Header, family: str) -> None:
+def _require_family(found: Header, kind: Kind, family: str) -> None:
     """A LoRA fits no other base than its own; that of unknown ones is seen when they are put on."""
-    own = kinds.kind(found).family
+    own = kind.family
     fitting = KIN if family in KIN else {family}
     if own != "unknown" and own not in fitting:
         raise CorruptModelError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError, ran_out
+from fewstep.errors import CorruptModelError, FewstepError, ModelNotFoundError, RequestError, ran_out
 from fewstep.models import header
 from fewstep.models.assets import ASSETS, BASES, FOLDER, VAES, Asset, holding, pinned
 from fewstep.models.families import UNKNOWN
@@ -157,9 +157,16 @@ def _file(name: str, path: Path) -> Model:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever a foreign reader raises here means that `path` is damaged, or is something else."""
+    """Whatever a foreign reader raises here means that `path` is damaged, or is something else.
+
+    Our own errors stay as they are, and a key that is missing is named.
+    """
     try:
         yield
+    except FewstepError:
+        raise
+    except KeyError as error:
+        raise CorruptModelError(f"{path} lacks {error.args[0]!s:.200}") from error
     except Exception as error:  # tokenizers raises no narrower one
         if ran_out(error):
             raise

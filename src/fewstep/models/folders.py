@@ -11,8 +11,7 @@ from typing import Any
 
 from fewstep.errors import CorruptModelError
 from fewstep.models import said, shards, vocabulary
-from fewstep.models.catalog import read_json
-from fewstep.models.guarded import guarded
+from fewstep.models.catalog import read_json, reading
 from fewstep.models.networks import Blueprint, Whole
 from fewstep.models.stored import listed
 
@@ -93,7 +92,7 @@ def _tokenizer(folder: Path, words: int) -> Any:
     """For an encoder of so many words: a number beyond would be read past the end of its table."""
     from transformers import CLIPTokenizer
 
-    with guarded(folder):
+    with reading(folder):
         for path in folder.glob("*"):
             if path.stat().st_size > TOKENIZER:
                 raise CorruptModelError(f"{path} is larger than {TOKENIZER} bytes, a tokenizer's most")

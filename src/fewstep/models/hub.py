@@ -16,7 +16,7 @@ from fewstep.models import assets
 from fewstep.models.catalog import local
 
 ENDINGS = (".safetensors", ".json", ".txt")  # nothing else is ever asked for: no pickle, no code
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")  # a revision that never changes
 # diffusers' names: x.safetensors, x.fp16.safetensors, x-00001-of-00002.safetensors, x.fp16-00001-of-...
 _WEIGHTS = re.compile(r"(?P<stem>.*?)(?P<half>\.fp16)?(-\d{5}-of-\d{5})?\.safetensors")
 
@@ -33,7 +33,7 @@ def folder(source: str, patterns: Sequence[str], revision: str = "") -> Path:
             raise ModelNotFoundError(f"{source!r} is a file, where a folder is needed")
         return here
     version = revision or assets.pinned(source)
-    found = present(source, patterns, version) if _COMMIT.fullmatch(version) else None  # it never changes
+    found = present(source, patterns, version) if COMMIT.fullmatch(version) else None  # it never changes
     return found or _downloaded(source, patterns, version)
 
 
@@ -111,7 +111,7 @@ def preferred(names: Iterable[str]) -> list[str]:
 def revision_of(path: Path | str) -> str:
     """The commit that a path in the hub's cache belongs to; "" for others."""
     for before, name in pairwise(Path(path).parts):
-        if before == "snapshots" and _COMMIT.fullmatch(name):
+        if before == "snapshots" and COMMIT.fullmatch(name):
             return name
     return ""
 
@@ -126,7 +126,7 @@ def _snapshot(source: str, revision: str) -> Path | None:
     from huggingface_hub import constants
 
     top = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{source.replace('/', '--')}"
-    if not _COMMIT.fullmatch(revision):
+    if not COMMIT.fullmatch(revision):
         reference = top / "refs" / (revision or "main")
         if not reference.is_file():
             return None

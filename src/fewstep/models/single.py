@@ -13,7 +13,7 @@ from typing import Any
 
 from fewstep.errors import CorruptModelError
 from fewstep.models import shapes, vocabulary
-from fewstep.models.guarded import guarded
+from fewstep.models.catalog import reading
 from fewstep.models.networks import NEEDLESS, Blueprint, Whole, some
 from fewstep.models.stored import Stored, listed
 
@@ -38,7 +38,7 @@ def read(path: Path) -> Whole:
                 f"{path} has no {what} in SDXL's original layout ({prefix}…): `fewstep inspect` says what it "
                 "is; a UNet alone goes into accelerator="
             )
-    with guarded(path):  # a shape that is looked for may not be there
+    with reading(path):  # a shape that is looked for may not be there
         parts = _parts(path, weights)
     return Whole(
         parts={
@@ -55,7 +55,7 @@ def unet(path: Path, base: Mapping[str, Any]) -> Blueprint:
     """A UNet on its own, in either layout, in the place of the one with the configuration `base`."""
     weights = listed([path])
     prefix = next((p for p in UNET_PREFIXES if any(name.startswith(p) for name in weights)), "")
-    with guarded(path):
+    with reading(path):
         named = _unet(path, _under(weights, prefix))
         if "conv_in.weight" not in named:
             raise CorruptModelError(f"{path} holds no UNet: `fewstep inspect` says what it is")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +12,6 @@ from fewstep.models.header import read
 from fewstep.models.kinds import kind
 from fewstep.recipe import Recipe, Weights
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONVERT = "somebody you trust can convert it, by safetensors.torch.save_file"
 
 
@@ -41,7 +39,7 @@ def check_embedding(model: Model, recipe: Recipe, embedded: bool, accelerator: s
 
 def check_revision(revision: object, model: Model, own: Weights | None) -> None:
     """Is this a commit, and the model one that is read at it? `own` is what `choose` chose."""
-    if not isinstance(revision, str) or not _COMMIT.fullmatch(revision):
+    if not isinstance(revision, str) or not hub.COMMIT.fullmatch(revision):
         raise RequestError(f"revision={revision!r}: give a commit of the hub, 40 hex digits")
     if model.family == "tiny" or local(model.source) is not None:
         raise RequestError(
