@@ -38,7 +38,9 @@ PROMPTS = (
     "a key, 3d style",
     "a smiling face with sunglasses, 3d style",
 )
-COLUMNS = (("base", 25), ("lcm", 1), ("lcm", 2), ("lcm", 4), ("lcm", 8))
+COLUMNS = (
+    ("base", 50), ("base", 4), ("turbo", 1), ("turbo", 4), ("lcm", 1), ("lcm", 4), ("lcm-lora", 4)
+)  # fmt: skip
 CELL, LABEL = 128, 14  # pixels
 
 

@@ -255,7 +255,7 @@ def test_a_reader_that_leaves_is_no_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "says"), [("all", "data, vae, base, lcm, export"), ("vae", "type fewstep train data")]
+    ("stage", "says"), [("all", "data, vae, decoder, base, lcm"), ("vae", "type fewstep train data")]
 )
 def test_training_stages_out_of_order(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, stage: str, says: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,6 +120,23 @@ def test_tiles_share_the_weights(full: Any) -> None:
     assert not full.use_tiling
     assert tiled.decoder is full.decoder
     assert tiled.tile_latent_min_size * 8 == tiled.tile_sample_min_size
+
+
+def test_tiles_of_a_tiny_autoencoder_give_the_whole_picture(tiny: Any) -> None:
+    """Of 320x288, in four tiles of 256; but for seams, as it has no norms over all of a picture."""
+    draw = torch.Generator().manual_seed(4)
+    latents = torch.randn(1, 4, 40, 36, generator=draw)
+    picture = torch.rand(1, 3, 320, 288, generator=draw) * 2 - 1
+    whole = Codec(tiny, placement(channels_last=False))
+    tiles = Codec(tiny, replace(placement(channels_last=False), tiling=True))
+    decoded = [one.decode(latents).float() for one in (whole, tiles)]
+    assert decoded[1].shape == (320, 288, 3)
+    assert 0 < (decoded[0] - decoded[1]).abs().mean() < 8  # of 255; 0 would be no tiles
+    noise = torch.zeros_like(latents)
+    known = [one.encode(picture, noise) for one in (whole, tiles)]
+    assert known[1].shape == latents.shape
+    assert known[1].isfinite().all()
+    assert 0 < (known[0] - known[1]).abs().mean() < 0.2 * known[0].std()
 
 
 def test_rounding_and_clipping() -> None:

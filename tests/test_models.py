@@ -76,7 +76,8 @@ def test_every_row_says_where_it_comes_from() -> None:
         assert asset.revision == "" or (len(asset.revision) == 40 and int(asset.revision, 16))
         assert all(file.endswith((".safetensors", ".json", "/*")) for file in asset.files)
         assert asset.terms.terms.endswith(".")
-        assert bool(asset.repo) == bool(asset.files)
+        assert asset.files or asset is assets.BASES[0]  # all of the bundled folder
+        assert asset.repo or (asset.family, asset.licence) == ("tiny", "Apache-2.0")
 
 
 def test_revisions_that_are_pinned() -> None:
@@ -124,8 +125,8 @@ def refused(model: str, mode: str, accelerator: str = "", others: Sequence[str] 
 
 @pytest.mark.parametrize(
     ("model", "mode"),
-    [("tiny", "lcm"), ("tiny", "base"), ("sdxl", "base"), ("sdxl", "lcm"), ("sdxl", "lcm-lora"),
-     ("sdxl", "lightning"), ("sdxl", "tcd"), ("ssd-1b", "lcm-lora")],
+    [("tiny", "lcm"), ("tiny", "base"), ("tiny", "turbo"), ("tiny", "lcm-lora"), ("sdxl", "base"),
+     ("sdxl", "lcm"), ("sdxl", "lcm-lora"), ("sdxl", "lightning"), ("sdxl", "tcd"), ("ssd-1b", "lcm-lora")],
 )  # fmt: skip
 def test_what_may_be_used_commercially(model: str, mode: str) -> None:
     assert refused(model, mode) == ""
@@ -370,10 +371,12 @@ def test_models_are_listed(cache: Path, capsys: pytest.CaptureFixture[str]) -> N
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert set(lines) >= set(ASSETS)
     for name, words in {
-        "tiny": "31 MB  bundled          Apache-2.0",
+        "tiny": "47 MB  bundled          Apache-2.0",
         "sdxl": "6.9 GB  hub              openrail++",
         "lcm": "5.1 GB  hub, not pinned  openrail++",
         "taesdxl": "10 MB  here             MIT",
+        "vae-tiny": "B  bundled          Apache-2.0",
+        "fx": "B  bundled          Apache-2.0",
         "dmd2": "394 MB  hub              cc-by-nc-4.0",
     }.items():
         assert words in lines[name]
@@ -411,11 +414,11 @@ def test_models_as_json(cache: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_pull(online: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     online["names"] = FILES
-    assert cli.main(["models", "pull", "taesdxl", "vae-fp16", "tiny"]) == 0
+    assert cli.main(["models", "pull", "taesdxl", "vae-fp16", "tiny", "fx"]) == 0
     out, err = capsys.readouterr()
     assert [repo for repo, _, _ in online["asked"]] == [
         "madebyollin/taesdxl",
         "madebyollin/sdxl-vae-fp16-fix",
     ]
-    assert [Path(line).is_dir() for line in out.splitlines()] == [True, True, True]
+    assert [Path(line).is_dir() for line in out.splitlines()] == [True, True, True, True]
     assert err.splitlines()[0] == "taesdxl: 10 MB; MIT: Free to use, also commercially."

@@ -186,7 +186,7 @@ def test_facts_are_the_plan_and_the_place(result: Result, tmp_path: Path) -> Non
     assert facts["schedule"]["timesteps"] == [999, 499]
     assert (facts["device"], facts["precision"]) == ("cpu", "float32")
     assert facts["licence"] == result.licence
-    assert (facts["accelerator"], facts["embeddings"]) == ("", [])
+    assert (facts["accelerator"], facts["vae"], facts["embeddings"]) == ("", "", [])
 
 
 def test_all_that_was_used_is_told(lora_file: Path, sdxl_folder: Path, tmp_path: Path) -> None:
@@ -207,6 +207,8 @@ def test_all_that_was_used_is_told(lora_file: Path, sdxl_folder: Path, tmp_path:
             ({"loras": ["owner/style"]}, "openrail++, unknown"),
             ({"loras": ["latent-consistency/lcm-lora-sdxl"]}, "openrail++"),
             ({"embeddings": ["owner/word"]}, "openrail++, unknown"),
+            ({"vae": "tiny"}, "openrail++, MIT"),
+            ({"vae": "owner/vae"}, "openrail++, unknown"),
         ):
             given: dict[str, Any] = order
             made = fewstep.generate("a fox", model="sdxl", **given)

@@ -94,7 +94,7 @@ def test_requests_are_checked(mode: str, options: dict[str, Any], says: str) -> 
 
 def test_modes_and_models_must_fit() -> None:
     with pytest.raises(RequestError, match="no weights for model='tiny'"):
-        FakeEngine("turbo")
+        FakeEngine("lightning")
     with pytest.raises(RequestError, match="did you mean mode='lcm'"):
         FakeEngine("lmc")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,10 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image, dtype=np.float64) / 255
 
 
-@pytest.fixture(scope="module", params=["base", "lcm"])
+MODES = ("base", "turbo", "lcm", "lcm-lora")
+
+
+@pytest.fixture(scope="module", params=MODES)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     with fewstep.load("tiny", request.param, device="cpu") as loaded:
         yield loaded
@@ -80,33 +84,70 @@ def test_pictures_are_not_mush(engine: Engine) -> None:
         assert pixels(image).std() > 0.12
 
 
-def test_lcm_agrees_with_its_teacher() -> None:
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_a_student_agrees_with_its_teacher(mode: str) -> None:
     """Four steps land nearer to the teacher's 25, from the same prompt, than to another prompt's."""
     prompts = ["a red heart, flat style", "grinning face, noto style", "a green apple, 3d style"]
-    with fewstep.load("tiny", "base") as base, fewstep.load("tiny", "lcm") as lcm:
+    with fewstep.load("tiny", "base") as base, fewstep.load("tiny", mode) as student:
         slow = [pixels(i) for i in base.generate(prompts, 25, seed=7)]
-        fast = [pixels(i) for i in lcm.generate(prompts, 4, seed=7)]
+        fast = [pixels(i) for i in student.generate(prompts, 4, seed=7)]
     distance = np.array([[np.abs(a - b).mean() for b in slow] for a in fast])
     assert (distance.argmin(axis=1) == np.arange(len(prompts))).all()
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
-@pytest.mark.parametrize("mode", ["base", "lcm"])
-def test_diffusers_reads_it_and_draws_the_same(mode: str) -> None:
-    from diffusers import LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+def test_the_tiny_autoencoder_draws_nearly_the_same() -> None:
+    for mode in ("turbo", "lcm"):
+        whole, rough = (
+            pixels(fewstep.generate("grinning face, noto style", mode=mode, seed=7, vae=vae)[0])
+            for vae in ("", "tiny")
+        )
+        assert 0 < np.sqrt(np.square(whole - rough).mean()) < 0.1
+
+
+def test_the_style_lora_changes_the_picture_in_few_steps() -> None:
+    with fewstep.load("tiny", "lcm-lora") as engine:
+        plain, styled = (
+            pixels(engine.generate("a red heart, fx style", 4, seed=1, loras=loras)[0])
+            for loras in ((), ("fx",))
+        )
+    assert np.abs(plain - styled).mean() > 0.01
+    assert styled.std() > 0.12
+
+
+def theirs(mode: str) -> tuple[Any, dict[str, object]]:
+    """diffusers' own pipeline on the bundled files, and what it is told in this mode."""
+    from diffusers import (
+        EulerAncestralDiscreteScheduler,
+        LCMScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
 
     pipe = StableDiffusionXLPipeline.from_pretrained(TINY, add_watermarker=False)
-    if mode == "lcm":
-        pipe.unet = UNet2DConditionModel.from_pretrained(TINY / "unet_lcm")
-        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    theirs = pipe(
-        "an owl, 3d style",
-        num_inference_steps=4,
-        guidance_scale=3.0,
-        negative_prompt="" if mode == "base" else None,
-        generator=torch.Generator().manual_seed(5),
-        output_type="np",
-    ).images[0]
-    ours = fewstep.generate("an owl, 3d style", 4, mode, guidance=3, seed=5, device="cpu", precision="fp32")
-    assert np.abs(pixels(ours[0]) - theirs).max() < 1e-3 + 0.5 / 255  # ours is rounded to 8 bits
+    own = {"lcm": (LCMScheduler, {}), "lcm-lora": (LCMScheduler, {})}
+    own["turbo"] = (EulerAncestralDiscreteScheduler, {"timestep_spacing": "trailing"})
+    if mode in ("lcm", "turbo"):
+        pipe.unet = UNet2DConditionModel.from_pretrained(TINY / f"unet_{mode}")
+    if mode == "lcm-lora":
+        pipe.load_lora_weights(TINY / "lcm_lora")
+    if mode in own:
+        scheduler, settings = own[mode]
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **settings)
+    told = {"base": 3.0, "lcm": 3.0, "lcm-lora": 1.0, "turbo": 0.0}
+    return pipe, {"guidance_scale": told[mode], "negative_prompt": "" if mode == "base" else None}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
+@pytest.mark.parametrize("mode", MODES)
+def test_diffusers_reads_it_and_draws_the_same(mode: str) -> None:
+    pipe, told = theirs(mode)
+    reference = pipe(
+        "an owl, 3d style", num_inference_steps=4, generator=torch.Generator().manual_seed(5),
+        output_type="np", **told,
+    ).images[0]  # fmt: skip
+    guidance = 3 if mode in ("base", "lcm") else None
+    ours = fewstep.generate(
+        "an owl, 3d style", 4, mode, guidance=guidance, seed=5, device="cpu", precision="fp32"
+    )
+    assert np.abs(pixels(ours[0]) - reference).max() < 1e-3 + 0.5 / 255  # ours is rounded to 8 bits

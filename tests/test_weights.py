@@ -138,7 +138,7 @@ def test_a_finetune_keeps_its_unet(folder: Path, mode: str, instead: str) -> Non
 @pytest.mark.parametrize(
     ("model", "mode", "fitting"),
     [
-        ("tiny", "turbo", "choose one of base, lcm, or give"),
+        ("tiny", "lightning", "choose one of base, turbo, lcm, lcm-lora, or give"),
         ("ssd-1b", "lightning", "choose one of base, lcm, lcm-lora, or give"),
         ("ssd-1b", "merge", "choose one of base, lcm, lcm-lora, or give"),
     ],
@@ -214,8 +214,12 @@ def test_where_files_are(folder: Path, tmp_path: Path) -> None:
         given = Weights(attach="unet", source=str(source), file=name)
         assert unet_file(given) == folder / "a.safetensors"
     (tmp_path / LORA).touch()
-    assert adapter_file(Weights(attach="adapter", source=str(tmp_path))) == tmp_path / LORA
-    assert adapter_file(Weights(attach="adapter", source="owner/name")) is None
+    assert adapter_file(Weights(attach="adapter", source=str(tmp_path)), folder) == tmp_path / LORA
+    assert adapter_file(Weights(attach="adapter", source="owner/name"), folder) is None
+    own = Weights(attach="adapter", source=tmp_path.name, file=LORA)
+    assert adapter_file(own, tmp_path.parent) == tmp_path / LORA  # inside the model's folder
+    with pytest.raises(ModelNotFoundError, match="give the mode's LoRA as accelerator="):
+        adapter_file(own, folder)
 
 
 def test_a_lora_folder_means_the_same_everywhere(tmp_path: Path) -> None:
@@ -226,7 +230,7 @@ def test_a_lora_folder_means_the_same_everywhere(tmp_path: Path) -> None:
         save(tmp_path / name[0] / name, lora)
         folder = str(tmp_path / name[0])
         assert chosen("sdxl", "lcm-lora", folder) == Weights(attach="adapter", source=folder)
-        assert adapter_file(Weights(attach="adapter", source=folder)) == adapting.file(folder)
+        assert adapter_file(Weights(attach="adapter", source=folder), tmp_path) == adapting.file(folder)
     assert chosen("sdxl", "lightning", tmp_path / "a") == Weights(
         attach="adapter", source=str(tmp_path / "a")
     )

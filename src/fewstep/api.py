@@ -15,6 +15,7 @@ from fewstep.cancel import CancelToken, in_thread
 from fewstep.errors import RequestError
 from fewstep.key import EngineKey
 from fewstep.models import adapting, licences, weights
+from fewstep.models import vae as autoencoders
 from fewstep.request import File, Job, Options, Plan, Prompts, extras
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Place(TypedDict, total=False):
 
     model: File
     accelerator: File
+    vae: File
     embeddings: Sequence[File]
     revision: str
     commercial: bool
@@ -42,7 +44,7 @@ class Place(TypedDict, total=False):
 
 
 _PLACE: Place = {
-    "model": "tiny", "accelerator": "", "embeddings": (), "revision": "", "commercial": False,
+    "model": "tiny", "accelerator": "", "vae": "", "embeddings": (), "revision": "", "commercial": False,
     "device": "auto", "precision": "auto", "offload": "auto",
 }  # fmt: skip
 
@@ -81,6 +83,7 @@ def generate(  # noqa: PLR0913  the public call names every choice
     control: Sequence[tuple[File, File | Image, float]] = (),
     reference: Sequence[tuple[File, File | Image, float]] = (),
     accelerator: File = "",
+    vae: File = "",
     embeddings: Sequence[File] = (),
     revision: str = "",
     commercial: bool = False,
@@ -113,10 +116,13 @@ def generate(  # noqa: PLR0913  the public call names every choice
     strength: in (0, 1], with `image`: the noise level to start from, 0.6 by default; never changes `steps`.
     scheduler, sampler, eta: other noise levels, another step rule, its share of fresh noise.
     timesteps: exactly these levels, falling, in [0, 999].
-    loras: LoRA files or hub ids, each alone or with its weight; the mode has a usual weight.
+    loras: LoRA files or hub ids, or "fx" for "tiny", each alone or with its weight; the mode has a usual
+        one.
     control: (ControlNet, picture, scale) each: the pictures' edges, depths or poses are followed.
     reference: (IP-Adapter, picture, scale) each: what the pictures show is taken up.
     accelerator: the mode's own weights, where not the usual ones: a UNet, or a LoRA file.
+    vae: what decodes: "" is the model's own, "tiny" its family's tiny one, which is fast and rough; or a
+        folder, a .safetensors file or a hub id of one for the same latents.
     embeddings: textual inversions; a file's name without its ending is the word to write in prompts.
     revision: of a model on the hub, 40 hex digits; the default is pinned for known names.
     commercial: True refuses weights whose licence forbids commercial use, or is not known.
@@ -126,7 +132,7 @@ def generate(  # noqa: PLR0913  the public call names every choice
     progress: None shows a bar on stderr at a terminal and in a notebook; True and False insist; a
         function is called with each `Step`.
 
-    The engine stays loaded for the next call with the same model, mode, accelerator, embeddings,
+    The engine stays loaded for the next call with the same model, mode, accelerator, vae, embeddings,
     revision, device, precision and offload; another evicts it first. Raises `RequestError` for what
     cannot be done, `ModelError` for bad or missing files, `GenerationError` where pictures did not
     come out, with those that did in its `survivors`, and `GenerationCancelledError`.
@@ -136,7 +142,7 @@ def generate(  # noqa: PLR0913  the public call names every choice
         long_prompt=long_prompt, guidance=guidance, guidance_rescale=guidance_rescale, seed=seed, count=count,
         width=width, height=height, image=image, mask=mask, strength=strength, scheduler=scheduler,
         sampler=sampler, eta=eta, timesteps=timesteps, loras=loras, control=control, reference=reference,
-        accelerator=accelerator, embeddings=embeddings, revision=revision, commercial=commercial,
+        accelerator=accelerator, vae=vae, embeddings=embeddings, revision=revision, commercial=commercial,
         device=device, precision=precision, offload=offload,
     )  # fmt: skip
     return _engine(*wanted).run(job, cancel=cancel, progress=progress)
@@ -162,6 +168,7 @@ def load(  # noqa: PLR0913  as `generate`
     *,
     steps: int | None = None,
     accelerator: File = "",
+    vae: File = "",
     embeddings: Sequence[File] = (),
     revision: str = "",
     commercial: bool = False,
@@ -175,8 +182,9 @@ def load(  # noqa: PLR0913  as `generate`
     "lightning" has for 2, 4 and 8; in other modes each call says its own.
     """
     place: Place = {
-        "model": model, "accelerator": accelerator, "embeddings": embeddings, "revision": revision,
-        "commercial": commercial, "device": device, "precision": precision, "offload": offload,
+        "model": model, "accelerator": accelerator, "vae": vae, "embeddings": embeddings,
+        "revision": revision, "commercial": commercial, "device": device, "precision": precision,
+        "offload": offload,
     }  # fmt: skip
     wanted = _wanted(mode, steps, place)
     if steps is not None:
@@ -246,15 +254,17 @@ def _wanted(mode: str | None, steps: int | None, place: Place) -> _Wanted:
     if place["revision"] != "":
         weights.check_revision(place["revision"], about, own)
         about = replace(about, revision=place["revision"])
+    autoencoders.check(place["vae"], about)
     words = extras.files(place["embeddings"], "embeddings")
     adapting.check_embeddings(words, about)
     if place["commercial"]:
-        licences.check_commercial(licences.used(about, recipe, own, words))
+        licences.check_commercial(licences.used(about, recipe, own, words, str(place["vae"])))
     key = EngineKey(
         model=str(place["model"]),
         mode=recipe.mode,
         steps=recipe.steps.high if recipe.steps.low == recipe.steps.high else 0,
         accelerator=str(place["accelerator"]),
+        vae=str(place["vae"]),
         embeddings=words,
         revision=about.revision,
         device=place["device"],

@@ -138,7 +138,10 @@ class Codec:
 
 
 def tiled(vae: Any) -> Any:
-    """The same networks, worked in tiles of about half the side that the VAE was trained at."""
+    """The same networks, worked in tiles of about half the side that the VAE was trained at.
+
+    An AutoencoderTiny has the same three settings, and does not say that side: its tiles are of 256 pixels.
+    """
     twin = copy.copy(vae)  # shares every weight; only the three settings are its own
     trained = vae.config.get("sample_size", 512)
     trained = max(trained) if isinstance(trained, list | tuple) else trained

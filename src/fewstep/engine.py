@@ -22,6 +22,7 @@ from fewstep.key import EngineKey
 from fewstep.loop import Call, Networks, Step
 from fewstep.models import load as loading
 from fewstep.models import pipe as pipes
+from fewstep.models import vae
 from fewstep.models.adapters import Adapters
 from fewstep.models.beside import Beside
 from fewstep.models.catalog import Model
@@ -104,6 +105,7 @@ class Engine(Calls[Step]):
             model=self.model.source,
             licence=joined((parts.licence, *beside(job.request).values())),
             accelerator=parts.given,
+            vae=parts.given_vae,
             embeddings=parts.embeddings,
             revision=parts.revision,
             device=str(self.placement.device),
@@ -195,9 +197,8 @@ class Engine(Calls[Step]):
 
 def load(key: EngineKey, about: Model, recipe: Recipe) -> Engine:
     """See `fewstep.load`."""
-    placement = devices.place(
-        devices.probe(key.device), need_of(about), key.device, key.precision, key.offload
-    )
+    need = need_of(about, vae.fetched(key.vae, about) if key.vae else None)
+    placement = devices.place(devices.probe(key.device), need, key.device, key.precision, key.offload)
     devices.limit_threads(placement)
     for reason in placement.reasons:
         _log.info("%s", reason)

@@ -12,7 +12,7 @@ from typing import Any
 
 from fewstep import backends
 from fewstep.errors import BackendError, ModelNotFoundError, RequestError
-from fewstep.models import kinds
+from fewstep.models import hub, kinds
 from fewstep.models.adapting import KIN, LORA, MERGED
 from fewstep.models.catalog import HUB
 from fewstep.models.families import SAYING
@@ -272,7 +272,7 @@ def _lora_notes(kind: Kind, title: str) -> Iterator[str]:
 
 def _lines(seen: Inspection) -> Iterator[str]:
     layout = f"{seen.layout} layout, " if seen.layout else ""
-    size = f"{seen.bytes / 1e9:.3g} GB, {seen.parameters:,} parameters, {', '.join(seen.dtypes)}"
+    size = f"{hub.told_size(seen.bytes)}, {seen.parameters:,} parameters, {', '.join(seen.dtypes)}"
     yield f"{shown(seen.path)}: {seen.what} of {TITLES[seen.family]}, {layout}{size}"
     if seen.what == "lora":
         alpha = ", ".join(f"{value:g}" for value in seen.alpha) or "none"

@@ -13,6 +13,7 @@ class EngineKey:
     mode: str
     steps: int = 0  # of a mode whose weights come for one number of steps; 0: they serve all
     accelerator: str = ""  # "" is the mode's own
+    vae: str = ""  # "" is the model's own
     embeddings: tuple[str, ...] = ()  # files of textual inversions
     revision: str = ""  # of a hub id; "" is the catalog's, or else the newest
     device: str = "auto"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image, ImageOps
 
@@ -22,17 +22,20 @@ def opened(given: str | Path | Image.Image, name: str) -> Image.Image:
         return ImageOps.exif_transpose(given)
     if not isinstance(given, str | Path):
         raise RequestError(f"{name}={given!r:.80}: give a path or a PIL image")
+    return decoded(given, f"{name}={str(given)!r}")
+
+
+def decoded(file: str | Path | BinaryIO, said: str) -> Image.Image:
+    """A picture from a file that is not trusted; `said` is what errors call it."""
     try:
-        with Image.open(given, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > PIXELS:
-                raise RequestError(
-                    f"{name}={str(given)!r} is {image.width}x{image.height}: at most {PIXELS} pixels"
-                )
+                raise RequestError(f"{said} is {image.width}x{image.height}: at most {PIXELS} pixels")
             return ImageOps.exif_transpose(image)
     except FileNotFoundError:
-        raise RequestError(f"{name}={str(given)!r}: there is no such file") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise RequestError(f"{name}={str(given)!r} cannot be read as {', '.join(FORMATS)}: {error}") from None
+        raise RequestError(f"{said}: there is no such file") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RequestError(f"{said} cannot be read as {', '.join(FORMATS)}: {error}") from None
 
 
 def fitted(image: Image.Image, size: tuple[int, int], name: str) -> Image.Image:

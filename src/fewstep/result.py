@@ -30,6 +30,7 @@ class Result(Sequence[Image.Image]):
     precision: str
     edited: bool = False  # made from a given picture
     accelerator: str = ""  # given in the place of the mode's own weights
+    vae: str = ""  # given in the place of the model's own
     embeddings: tuple[str, ...] = ()  # files of learned words
     revision: str = ""  # the commit on the hub that the model came from; "" for what is not from there
     places: tuple[int, ...] = ()  # of these pictures in their call, where others of it failed
@@ -86,6 +87,7 @@ class Result(Sequence[Image.Image]):
         return {
             **self.plan.only([index]).to_dict(),
             "accelerator": self.accelerator,
+            "vae": self.vae,
             "embeddings": list(self.embeddings),
             "licence": self.licence,
             "revision": self.revision,

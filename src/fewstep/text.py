@@ -47,7 +47,8 @@ class TextEncoder:
         """
         self.tokenizers: tuple[Any, Any] = tokenizers
         self.encoders: tuple[nn.Module, nn.Module] = encoders
-        self._zero_empty, self._limit = zero_empty, cache
+        self.zero_empty: bool = zero_empty
+        self._limit = cache
         self._cache: OrderedDict[tuple[Prompt, str], _Row] = OrderedDict()
         self.lock: AbstractContextManager[Any] = threading.RLock() if lock is None else lock
 
@@ -92,7 +93,11 @@ class TextEncoder:
         ids = self.tokenize(prompts)
         first, second = (e(i, output_hidden_states=True) for e, i in zip(self.encoders, ids, strict=True))
         tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        return Conditioning(tokens, second.text_embeds, size_ids(size, len(prompts), tokens.device))
+        pooled = second.text_embeds
+        if self.zero_empty:
+            said = torch.tensor([prompt != "" for prompt in prompts], device=tokens.device)
+            tokens, pooled = tokens * said[:, None, None], pooled * said[:, None]
+        return Conditioning(tokens, pooled, size_ids(size, len(prompts), tokens.device))
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Both tokenizers' ids, cut or padded to 77."""
@@ -137,7 +142,7 @@ class TextEncoder:
     @torch.no_grad()
     def _encoded(self, prompt: Prompt, long_prompt: str) -> _Row:
         """Both encoders' answers side by side, as long as the longer of them."""
-        if self._zero_empty and prompt == ("", ""):
+        if self.zero_empty and prompt == ("", ""):
             tokens, pooled = self._blank
             return torch.zeros_like(tokens), torch.zeros_like(pooled)
         first, _ = self._side(0, prompt.first, long_prompt)

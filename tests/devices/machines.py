@@ -15,7 +15,7 @@ from fewstep.errors import RequestError
 
 GIB = 2**30
 SDXL = Need(unet=2_567_463_684, text=817_720_320, vae=83_653_863, side=1024, vae_fp16_safe=False)
-TINY = Need(unet=5_850_020, text=1_142_272, vae=2_593_015, side=128, vae_fp16_safe=True)
+TINY = Need(unet=5_850_020, text=1_142_272, vae=3_274_055, side=128, vae_fp16_safe=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
 from fewstep.devices import memory
 from fewstep.devices.memory import footprint
@@ -38,6 +39,9 @@ def test_activations_are_those_of_the_networks(side: int, sdxl: tuple[Any, Any])
         assert step(unet, side, rows) == pytest.approx(memory.UNET_STEP, rel=0.01)
     assert decode(vae, side) == pytest.approx(memory.VAE_DECODE, rel=0.01)
     assert encode(vae, side) < memory.VAE_DECODE
+    with torch.device("meta"):
+        small = AutoencoderTiny().eval()
+    assert decode(small, side) < encode(small, side) == pytest.approx(memory.TINY_VAE, rel=0.01)
 
 
 def test_bytes() -> None:

@@ -26,7 +26,7 @@ def test_it_is_what_safetensors_reads() -> None:
         with safe_open(path, framework="pt") as file:
             theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             assert {name: entry.shape for name, entry in found.tensors.items()} == theirs
-            assert found.metadata == file.metadata()
+            assert found.metadata == (file.metadata() or {})
         assert found.parameters == sum(entry.size for entry in found.tensors.values())
         assert found.bytes == path.stat().st_size
 

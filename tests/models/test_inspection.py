@@ -218,8 +218,24 @@ def test_the_bundled_model() -> None:
     found = inspect(TINY)
     assert (found.what, found.family, found.layout) == ("checkpoint", "tiny", "diffusers")
     assert found.targets == ("unet", "text_encoder", "text_encoder_2", "vae")
-    assert (dict(found.modes), found.mode, found.notes) == ({"base": AS_IT_IS}, "base", ())
+    assert (dict(found.modes), found.mode, found.notes) == (
+        {"base": AS_IT_IS, "lcm-lora": BESIDE}, "base", (),
+    )  # fmt: skip
     assert inspect(str(TINY / "unet_lcm")).mode == "lcm"
+    assert inspect(str(TINY / "unet_turbo")).mode == "turbo"
+    assert inspect(TINY / "lcm_lora").mode == "lcm-lora"
+    for name in ("lcm_lora", "style_fx"):
+        found = inspect(TINY / name)
+        assert (found.what, found.family, found.layout) == ("lora", "tiny", "diffusers")
+    for name in ("vae", "vae_tiny"):
+        assert (inspect(TINY / name).what, inspect(TINY / name).family) == ("vae", "tiny")
+
+
+@pytest.mark.parametrize(("side", "said"), [(16, "1 KB"), (160, "51 KB"), (1600, "5 MB"), (24_000, "1.2 GB")])
+def test_sizes_are_told_in_fitting_units(side: int, said: str, tmp_path: Path) -> None:
+    """Of a weight whose data is a hole in the file."""
+    found = seen(tmp_path / "odd.safetensors", {"odd.weight": (side, side)})
+    assert f" {said}, " in str(found)
 
 
 @pytest.mark.parametrize("name", ["sdxl-turbo", "models--stabilityai--sdxl-turbo/snapshots/1"])
@@ -310,7 +326,7 @@ def test_metadata_is_cut_for_display(tmp_path: Path) -> None:
 def test_a_few_lines(tmp_path: Path) -> None:
     found = seen(tmp_path / "mine.safetensors", made.kohya(made.modules("sdxl"), rank=4))
     first, *rest = str(found).split("\n")
-    assert first.startswith(f"{tmp_path}/mine.safetensors: lora of SDXL, kohya layout, 0.0")
+    assert first.startswith(f"{tmp_path}/mine.safetensors: lora of SDXL, kohya layout, 22 MB, ")
     assert rest == [
         "  variety lora, rank 4, alpha 0; changes attention",
         "  networks: unet",
@@ -320,6 +336,7 @@ def test_a_few_lines(tmp_path: Path) -> None:
         "  networks: unet, text_encoder, text_encoder_2, vae",
         "  mode: base",
         f"  base: {AS_IT_IS}",
+        f"  lcm-lora: {BESIDE}",
     ]
 
 

@@ -164,6 +164,19 @@ def test_a_unet_alone_in_diffusers_names(folder: Path, lcm_unet: Path) -> None:
     assert "unet.time_embedding.cond_proj.weight" in alone
 
 
+@pytest.mark.parametrize("prefix", ["first_stage_model.", "", "vae.", None])
+def test_a_vae_alone_is_its_folders(folder: Path, tmp_path: Path, prefix: str | None) -> None:
+    """In the original layout, as published with a prefix or without; `vae.` is diffusers', and None bare."""
+    named, first = names(folder), "first_stage_model."
+    if prefix in ("vae.", None):
+        own = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
+        weights = {(prefix or "") + name: tensor for name, tensor in own.items()}
+    else:
+        weights = {prefix + n.removeprefix(first): t for n, t in named.items() if n.startswith(first)}
+    save_file(weights, tmp_path / "mine.safetensors")
+    assert same(weights_of(folder, vae=tmp_path / "mine.safetensors"), weights_of(folder))
+
+
 def test_an_lcm_file_keeps_its_guidance(folder: Path, lcm_unet: Path, single_lcm: Path) -> None:
     assert fewstep.plan(PROMPT, model=single_lcm, width=SIDE, height=SIDE).request.mode == "lcm"
     weak, strong = (latents(single_lcm, None, guidance=g) for g in (3, 13))

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from fewstep.conditioning import Conditioning
 from fewstep.denoiser import Denoiser
 from fewstep.schedulers import TRAIN_SIGMAS
-from fewstep.train import augment, base, loop
+from fewstep.train import base, loop
 from fewstep.train.latents import Latents
 from fewstep.train.loop import Draw, Hyper
 
@@ -44,14 +44,14 @@ def test_v_loss_is_the_textbooks(timesteps: list[int]) -> None:
     denoise = Denoiser(lambda x, t, _, __: curve(x, t), nothing, prediction="v_prediction")
     sigmas = [TRAIN_SIGMAS[t] for t in timesteps]
     noisy = real + torch.tensor(sigmas).view(-1, 1, 1, 1) * noise
-    found = float(base.v_loss(denoise(noisy, sigmas), real, sigmas))
+    found = float(base.prediction_loss(denoise(noisy, sigmas), real, sigmas, "v_prediction"))
     assert found == pytest.approx(textbook(curve, real, noise, timesteps), rel=1e-5)
 
 
 @pytest.fixture
 def task(latents: Latents, tokenizer: CLIPTokenizer) -> base.BaseTask:
     torch.manual_seed(0)
-    return base.BaseTask(latents, tokenizer, batch=4)
+    return base.BaseTask(latents, base.build_unet(), base.build_text(tokenizer), 4)
 
 
 @torch.no_grad()
@@ -59,20 +59,19 @@ def test_the_tasks_loss_is_the_textbooks(task: base.BaseTask) -> None:
     found = float(task.loss(Draw.of(0, 5)))
 
     draw = Draw.of(0, 5)  # the same draws, in the same order
-    real, rows = task.latents.batch(4, draw.torch)
-    prompts = [augment.prompt(caption, backdrop, draw.python) for caption, backdrop in rows]
+    real, prompts = task.source.batch(4, draw, base.EMPTY)
     timesteps = [draw.python.randrange(1000) for _ in range(4)]
     noise = torch.randn(real.shape, generator=draw.torch)
     ids = task.text.tokenizers[0](prompts, padding="max_length", return_tensors="pt").input_ids
     first, second = (encoder(ids, output_hidden_states=True) for encoder in task.text.encoders)
     extra = {
         "text_embeds": second.text_embeds,
-        "time_ids": torch.tensor([[128.0, 128, 0, 0, 128, 128]]).repeat(4, 1),
+        "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]]).repeat(4, 1),
     }
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        answer: Tensor = task.unet(x, t, tokens, added_cond_kwargs=extra).sample
+        answer: Tensor = task.modules["unet"](x, t, tokens, added_cond_kwargs=extra).sample
         return answer
 
     assert found == pytest.approx(textbook(network, real, noise, timesteps), rel=1e-5)
@@ -109,3 +108,11 @@ def test_the_draw_decides_the_loss(task: base.BaseTask) -> None:
     with torch.no_grad():
         one, again, other = (float(task.loss(Draw.of(0, step))) for step in (1, 1, 2))
     assert one == again != other
+
+
+def test_what_is_frozen_is_no_part_of_it(latents: Latents, tokenizer: CLIPTokenizer) -> None:
+    text = base.build_text(tokenizer)
+    for encoder in text.encoders:
+        encoder.requires_grad_(False)
+    task = base.BaseTask(latents, base.build_unet(), text, 2)
+    assert task.modules.keys() == task.averages.keys() == {"unet"}

@@ -66,8 +66,8 @@ EMOJIBASE = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """All four packages, each with a few pictures."""
-    words, noto, flat, three = (tmp_path / package.tarball for package in data.PACKAGES)
+    """All packages, each with a few pictures; the last names its icons, and has no code points."""
+    words, noto, flat, three, apart = (tmp_path / package.tarball for package in data.PACKAGES)
     pack(words, {"en/data.json": json.dumps(EMOJIBASE).encode(), "de/data.json": b"[]"})
     chars = {"1f600": "smiley", "2764": "heart", "2764-fe0f": "face", "1f1e6": "face", "1f44b-1f3fb": "face"}
     pack(noto, iconify(128, chars))
@@ -75,6 +75,11 @@ def folder(tmp_path: Path) -> Path:
     pictures = {"1f600": (0, 255, 0, 255), "2764-fe0f": (200, 100, 0, 128)}
     files = {f"assets/{code}.webp": webp(colour) for code, colour in pictures.items()}
     pack(three, files | {"README.md": b"no picture"})
+    named = json.loads(iconify(512, {})["icons.json"])
+    drawn = named["icons"]["face"]
+    # By label, by Unicode's own name (of U+2764), and by a name that nobody knows.
+    named["icons"] = {"wavinghand": drawn, "heavyblackheart": drawn, "nobodyknows": drawn}
+    pack(apart, {"icons.json": json.dumps(named).encode(), "chars.json": b"[]"})
     return tmp_path
 
 
@@ -91,6 +96,7 @@ def test_tarball_names_are_npms() -> None:
         "iconify-json-noto-1.2.9.tgz",
         "iconify-json-fluent-emoji-flat-1.2.6.tgz",
         "lobehub-fluent-emoji-3d-1.1.0.tgz",
+        "iconify-json-fxemoji-1.2.2.tgz",
     ]
 
 
@@ -137,6 +143,14 @@ def test_sprites_and_captions(folder: Path) -> None:
         label="grinning face", style="noto", tags=("smile", "happy"), hexcode="1f600"
     )
     assert captions[4].tags == ()
+
+
+def test_what_is_apart_is_kept_apart_and_found_by_name(folder: Path) -> None:
+    data.build(folder)
+    sprites, captions = data.load(folder, "fx")
+    assert [(c.label, c.style) for c in captions] == [("waving hand", "fx"), ("red heart", "fx")]
+    assert sprites.shape == (2, 4, 128, 128)
+    assert all(caption.style != "fx" for caption in data.load(folder)[1])
 
 
 def test_build_is_done_once(folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep.train import latents
 from fewstep.train.augment import COLOURS
 from fewstep.train.data import Caption
+from fewstep.train.loop import Draw
 
 
 class Posterior:
@@ -27,7 +28,10 @@ class Posterior:
 
 
 def pooling_vae() -> Any:
-    return SimpleNamespace(encode=lambda pictures: SimpleNamespace(latent_dist=Posterior(pictures)))
+    def encode(pictures: Tensor) -> Any:
+        return SimpleNamespace(latent_dist=Posterior(pictures))
+
+    return SimpleNamespace(device=torch.device("cpu"), encode=encode)
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +71,58 @@ def test_encoding_is_deterministic(path: Path, captions: list[Caption], tmp_path
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
-def test_a_batch_has_the_captions_of_its_latents(captions: list[Caption]) -> None:
+def test_another_set_is_normalised_like_the_first(
+    path: Path, captions: list[Caption], tmp_path: Path
+) -> None:
+    sprites = torch.full((len(captions), 4, 16, 16), 255, dtype=torch.uint8)  # white all over
+    first = latents.load(path, captions)
+    list(latents.encode(pooling_vae(), sprites, tmp_path / "white.safetensors", like=first))
+    white = latents.load(tmp_path / "white.safetensors", captions)
+    assert torch.equal(white.mean, first.mean)
+    assert torch.equal(white.std, first.std)
+    expected = (1 * 3 + 7 - first.mean[:3]) / first.std[:3]
+    torch.testing.assert_close(white.values[:, :3].float().amax(dim=(0, 2, 3)), expected, atol=1e-2, rtol=0)
+
+
+def test_a_batch_has_the_prompts_of_its_latents(captions: list[Caption]) -> None:
     count = 3 * len(captions)
     values = torch.arange(count).view(-1, 1, 1, 1).expand(-1, 4, 2, 2).half()
     stored = latents.Latents(values, torch.arange(count) % 13, captions, torch.zeros(4), torch.ones(4))
-    batch, rows = stored.batch(32, torch.Generator().manual_seed(0))
+    batch, prompts = stored.batch(64, Draw.of(0, 0), 0)
+    assert stored.size == (16, 16)
     assert batch.dtype == torch.float32
-    for latent, (caption, backdrop) in zip(batch, rows, strict=True):
+    for latent, prompt in zip(batch, prompts, strict=True):
         index = int(latent[0, 0, 0])
-        assert caption is captions[index % len(captions)]
-        assert backdrop == (None, *COLOURS)[index % 13]
+        caption, backdrop = captions[index % len(captions)], (None, *COLOURS)[index % 13]
+        assert set(caption.label.split()) & set(prompt.replace(",", "").split())  # by label, or by tags
+        assert f"{backdrop} background" in prompt or "background" not in prompt
+        assert f", {caption.style} style" in prompt or "style" not in prompt
+    assert stored.batch(9, Draw.of(0, 0), 1.0)[1] == [""] * 9
+
+
+def pairs(count: int) -> list[Caption]:
+    return [
+        Caption(label=f"thing {i}", style=style, tags=(), hexcode=f"{i:x}")
+        for i in range(count)
+        for style in ("noto", "flat")
+    ]
+
+
+def test_a_twentieth_is_held_out_of_names_that_are_known() -> None:
+    known = pairs(2000)
+    alone = [Caption(label=f"lonely {i}", style="3d", tags=(), hexcode="0") for i in range(200)]
+    held = latents.held_out(known + alone)
+    assert sum(held) / len(known) == pytest.approx(0.05, abs=0.01)
+    assert not any(held[len(known) :])
+    assert held[: len(known)] == latents.held_out(known)  # whoever else is there
+
+
+def test_what_is_held_out_is_never_shown() -> None:
+    captions = pairs(40)
+    held = {i for i, out in enumerate(latents.held_out(captions)) if out}
+    values = torch.arange(2 * len(captions)).view(-1, 1, 1, 1).expand(-1, 4, 1, 1).half()
+    stored = latents.Latents(values, torch.zeros(len(values)).long(), captions, torch.zeros(4), torch.ones(4))
+    batch, _ = stored.batch(4000, Draw.of(0, 0), 0)
+    seen = {int(latent[0, 0, 0]) for latent in batch}
+    assert held
+    assert seen == {i for i in range(len(values)) if i % len(captions) not in held}

@@ -14,17 +14,23 @@ from transformers import CLIPTokenizer
 
 from fewstep.conditioning import Conditioning
 from fewstep.denoiser import guidance_embedding
-from fewstep.train import augment, base, lcm, loop
+from fewstep.train import base, lcm, loop
 from fewstep.train.latents import Latents
 from fewstep.train.loop import Draw, Hyper
+from fewstep.train.source import Teacher
 
 BATCH = 4
 
 
 @pytest.fixture
-def task(latents: Latents, tokenizer: CLIPTokenizer) -> lcm.LcmTask:
+def task(latents: Latents, tokenizer: CLIPTokenizer) -> Any:
+    return lcm.whole(latents, teacher_of(tokenizer), BATCH)
+
+
+def teacher_of(tokenizer: CLIPTokenizer) -> Teacher:
     torch.manual_seed(0)
-    return lcm.LcmTask(latents, base.build_unet(), base.build_text(tokenizer), BATCH)
+    unet, text = base.build_unet(), base.build_text(tokenizer)
+    return Teacher(unet=unet, text=text, prediction="v_prediction")
 
 
 def disturb(module: nn.Module, amount: float, seed: int) -> None:
@@ -78,43 +84,36 @@ class Paper:
         return z + (1 + self.w) * ddim(self.condition) - self.w * ddim(self.nothing)
 
 
-def paper_loss(task: lcm.LcmTask, teacher: nn.Module, draw: Draw) -> float:
+def paper_loss(task: Any, draw: Draw) -> float:
     """The whole loss with the task's draws, in the task's order."""
-    real, rows = task.latents.batch(BATCH, draw.torch)
-    prompts = [augment.prompt(caption, backdrop, draw.python, 0) for caption, backdrop in rows]
+    real, prompts = task.source.batch(BATCH, draw, 0)
     t = torch.tensor([draw.python.choice(range(19, 1000, 20)) for _ in prompts])
     guidance = [draw.python.uniform(1, 6) for _ in prompts]
     noise = torch.randn(real.shape, generator=draw.torch)
-    paper = Paper(task.text.batch(prompts, (128, 128)), task.text.batch([""] * BATCH, (128, 128)), guidance)
+    text = task.teacher.text
+    paper = Paper(text.batch(prompts, (64, 64)), text.batch([""] * BATCH, (64, 64)), guidance)
 
     alpha, sigma = paper.alpha_sigma(t)
     z = alpha * real + sigma * noise
     nearer = (t - 20).clamp(min=0)
     made = paper.consistency(task.modules["unet"], z, t)
-    aim = paper.consistency(task.averages["unet"], paper.solve(teacher, z, t, nearer), nearer)
+    aim = paper.consistency(task.averages["unet"], paper.solve(task.teacher.unet, z, t, nearer), nearer)
     return float(((made - aim) ** 2 + 0.001**2).sqrt().mean() - 0.001)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("step", [0, 1, 2])
-def test_the_loss_is_the_papers(latents: Latents, tokenizer: CLIPTokenizer, step: int) -> None:
-    torch.manual_seed(0)
-    teacher, text = base.build_unet(), base.build_text(tokenizer)
-    task = lcm.LcmTask(latents, teacher, text, BATCH)
+def test_the_loss_is_the_papers(task: Any, step: int) -> None:
     disturb(task.modules["unet"], 0.02, seed=1)
     disturb(task.averages["unet"], 0.02, seed=2)
-    expected = paper_loss(task, teacher, Draw.of(0, step))
+    expected = paper_loss(task, Draw.of(0, step))
     assert expected > 0.05
     assert float(task.loss(Draw.of(0, step))) == pytest.approx(expected, rel=1e-5)
 
 
 @torch.no_grad()
-def test_the_first_level_ends_at_zero(
-    latents: Latents, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_level_ends_at_zero(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """From t = 19 the target is t = 0, whose consistency function is the identity."""
-    torch.manual_seed(0)
-    task = lcm.LcmTask(latents, base.build_unet(), base.build_text(tokenizer), BATCH)
     monkeypatch.setattr(lcm, "LEVELS", range(19, 20))
     before = float(task.loss(Draw.of(0, 0)))
     disturb(task.averages["unet"], 0.5, seed=2)
@@ -158,7 +157,7 @@ def test_pseudo_huber() -> None:
 def test_the_student_starts_as_the_teacher_for_any_guidance() -> None:
     torch.manual_seed(0)
     teacher = base.build_unet()
-    student = lcm.student_of(teacher)
+    student = lcm.student_of(teacher, lcm.GUIDANCE_WIDTH)
     generator = torch.Generator().manual_seed(0)
     x, tokens = torch.randn(3, 4, 8, 8, generator=generator), torch.randn(3, 77, 192, generator=generator)
     extra = {"text_embeds": torch.randn(3, 128, generator=generator), "time_ids": torch.ones(3, 6)}
@@ -172,18 +171,18 @@ def test_the_student_starts_as_the_teacher_for_any_guidance() -> None:
     )
 
 
-def test_the_target_is_the_average_and_only_the_student_learns(task: lcm.LcmTask) -> None:
+def test_the_target_is_the_average_and_only_the_student_learns(task: Any) -> None:
     loss = task.loss(Draw.of(0, 3))
     torch.autograd.backward(loss)
     missing = {name for name, p in task.modules["unet"].named_parameters() if p.grad is None}
     assert not missing
-    others = (task.averages["unet"], *task.text.encoders)
+    others = (task.averages["unet"], task.teacher.unet, *task.teacher.text.encoders)
     assert all(p.grad is None for module in others for p in module.parameters())
     disturb(task.averages["unet"], 0.02, seed=2)
     assert float(task.loss(Draw.of(0, 3)).detach()) != float(loss.detach())
 
 
-def test_the_loss_falls(task: lcm.LcmTask, tmp_path: Path) -> None:
+def test_the_loss_falls(task: Any, tmp_path: Path) -> None:
     def measured() -> float:
         with torch.no_grad():
             return sum(float(task.loss(Draw.of(9, step))) for step in range(4)) / 4
@@ -194,10 +193,31 @@ def test_the_loss_falls(task: lcm.LcmTask, tmp_path: Path) -> None:
 
 
 def test_teacher_and_text_stay(latents: Latents, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    teacher, text = base.build_unet(), base.build_text(tokenizer)
-    task = lcm.LcmTask(latents, teacher, text, 2)
-    kept = [p.clone() for module in (teacher, *text.encoders) for p in module.parameters()]
+    teacher = teacher_of(tokenizer)
+    networks = (teacher.unet, *teacher.text.encoders)
+    task = lcm.whole(latents, teacher, 2)
+    kept = [p.clone() for module in networks for p in module.parameters()]
     list(loop.train(task, Hyper(steps=1, batch=2, rate=1e-2, warmup=1, ema=0.95), tmp_path))
-    after = [p for module in (teacher, *text.encoders) for p in module.parameters()]
+    after = [p for module in networks for p in module.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(kept, after, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 3.5])
+def test_a_settled_student_is_the_student_at_that_guidance(guidance: float) -> None:
+    torch.manual_seed(0)
+    student = lcm.student_of(base.build_unet(), lcm.GUIDANCE_WIDTH)
+    nn.init.normal_(student.get_parameter("time_embedding.cond_proj.weight"), std=0.3)
+    plain = lcm.settled(student, guidance)
+    assert plain.config.time_cond_proj_dim is None
+    generator = torch.Generator().manual_seed(0)
+    x, tokens = torch.randn(3, 4, 8, 8, generator=generator), torch.randn(3, 77, 192, generator=generator)
+    extra = {"text_embeds": torch.randn(3, 128, generator=generator), "time_ids": torch.ones(3, 6)}
+    t = torch.tensor([19, 499, 999])
+    told = guidance_embedding(torch.full((3,), guidance - 1), lcm.GUIDANCE_WIDTH)
+    expected = student(x, t, tokens, timestep_cond=told, added_cond_kwargs=extra).sample
+    other = student(x, t, tokens, timestep_cond=-told, added_cond_kwargs=extra).sample
+    assert not torch.allclose(expected, other, atol=1e-3)
+    torch.testing.assert_close(
+        plain(x, t, tokens, added_cond_kwargs=extra).sample, expected, rtol=1e-4, atol=1e-5
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fewstep.errors import FewstepError, RequestError
 from fewstep.train import loop
 from fewstep.train.loop import Draw, Hyper
+from fewstep.train.optimisers import Optimiser
 
 
 class Regression:
@@ -99,7 +103,7 @@ def test_a_finished_run_yields_nothing_and_leaves_one_file(tmp_path: Path) -> No
     assert len(run(tmp_path, hyper())) == 6
     before = (tmp_path / "state.safetensors").read_bytes()
     assert run(tmp_path, hyper()) == []
-    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["losses.csv", "state.safetensors"]
     assert (tmp_path / "state.safetensors").read_bytes() == before
 
 
@@ -184,3 +188,53 @@ def test_the_draws_of_a_step_are_its_own() -> None:
 
     assert numbers(7) == numbers(7)
     assert all(len(set(column)) == 16 for column in zip(*map(numbers, range(16)), strict=True))
+
+
+def test_accumulating_is_the_mean_of_its_batches(tmp_path: Path) -> None:
+    """One step of two batches: loss and gradient are the means of those of the batches alone."""
+    settings = replace(hyper(steps=1, bf16=False), accumulate=2)
+    task = Regression()
+    losses = [task.loss(Draw.of(settings.seed, share)) for share in range(2)]
+    whole = torch.stack(losses).mean()
+    torch.autograd.backward(whole)
+    moved = copy.deepcopy(task.modules)
+    for twin, module in zip(moved.values(), task.modules.values(), strict=True):
+        for a, b in zip(twin.parameters(), module.parameters(), strict=True):
+            a.grad = b.grad
+    live = {f"{n}.{k}": p for n, m in moved.items() for k, p in m.named_parameters() if p.requires_grad}
+    nn.utils.clip_grad_norm_(live.values(), settings.clip)
+    Optimiser(live, muon=False, weight_decay=settings.weight_decay).step(settings.rate / settings.warmup)
+
+    found = Regression()
+    [progress] = loop.train(found, settings, tmp_path)
+    assert progress.loss == pytest.approx(float(whole.detach()))
+    for name in moved:
+        torch.testing.assert_close(weight(found.modules, name), weight(moved, name))
+
+
+def test_the_log_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    run(tmp_path / "whole", hyper())
+    run(tmp_path / "parts", hyper(), stop=5, every=2)
+    run(tmp_path / "parts", hyper(), every=2)
+    whole, parts = (
+        [line.rsplit(",", 1)[0] for line in (tmp_path / name / "losses.csv").read_text().splitlines()]
+        for name in ("whole", "parts")
+    )
+    assert whole == parts
+    assert [line.split(",")[0] for line in whole] == [str(step) for step in range(1, 7)]
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, hyper(), stop=2, every=2)
+    with pytest.raises(RequestError, match=r"steps=6, and asked is steps=9"):
+        run(tmp_path, hyper(9))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, hyper(), stop=2, every=2)
+    before = state(tmp_path)
+    loss = Regression.loss
+    monkeypatch.setattr(Regression, "loss", lambda self, draw: loss(self, draw) * math.nan)
+    with pytest.raises(FewstepError, match=r"the loss of step 3 is nan: lower the rate \(0.05\)"):
+        run(tmp_path, hyper())
+    assert_same(state(tmp_path), before)

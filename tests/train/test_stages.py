@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 
 import fewstep
 from fewstep.errors import RequestError
+from fewstep.evaluation import learning
 from fewstep.models.load import verify
-from fewstep.train import base, data, latents, lcm, stages, vae
+from fewstep.train import add, base, data, decoder, family, latents, lcm, stages, style, vae
 from fewstep.train.data import Caption
 from fewstep.train.loop import Progress
 
 STEPS = 2
+TRAINED = ("decoder", "base", "lcm", "lcm-lora", "add", "style", "features")
 
 
 @pytest.fixture
@@ -30,11 +32,13 @@ def work(tmp_path: Path, captions: list[Caption], monkeypatch: pytest.MonkeyPatc
     for package in data.PACKAGES:
         (folder / package.tarball).write_bytes(b"tar")
     sprites = torch.randint(0, 255, (len(captions), 4, 128, 128), generator=torch.Generator().manual_seed(0))
-    save_file({"sprites": sprites.to(torch.uint8)}, folder / "sprites.safetensors")
-    rows = [{**vars(caption), "tags": list(caption.tags)} for caption in captions]
-    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for module in (vae, base, lcm):
+    for end, style_word in (("", None), ("-fx", "fx")):
+        save_file({"sprites": sprites.to(torch.uint8)}, folder / f"sprites{end}.safetensors")
+        rows = [{**vars(c), "tags": list(c.tags), "style": style_word or c.style} for c in captions]
+        (folder / f"captions{end}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for module in (vae, base, lcm, add, style, decoder, learning):
         monkeypatch.setattr(module, "HYPER", replace(module.HYPER, steps=STEPS, batch=2, warmup=1))
+    monkeypatch.setattr(lcm, "LORA_HYPER", replace(lcm.LORA_HYPER, steps=STEPS, batch=2, warmup=1))
     monkeypatch.setattr(latents, "VARIANTS", 1)
     monkeypatch.setattr(torch, "compile", _uncompiled)
     return tmp_path
@@ -48,13 +52,13 @@ def counts(steps: Iterator[Progress]) -> list[int]:
     return [progress.step for progress in steps]
 
 
-def test_every_stage_in_order_gives_a_model_that_draws(work: Path, captions: list[Caption]) -> None:
+def test_every_stage_in_order_gives_a_family_that_draws(work: Path, captions: list[Caption]) -> None:
     assert counts(stages.run("data", work)) == [1]
-    assert counts(stages.run("vae", work)) == [1, 2, len(captions)]
-    assert counts(stages.run("base", work)) == [1, 2]
-    assert counts(stages.run("lcm", work)) == [1, 2]
+    assert counts(stages.run("vae", work)) == [1, 2, len(captions), len(captions)]
+    for name in TRAINED:
+        assert counts(stages.run(name, work)) == [1, 2]
     assert counts(stages.run("export", work)) == [1]
-    for name in ("vae", "base", "lcm"):
+    for name in ("vae", *TRAINED):
         assert counts(stages.run(name, work)) == []  # finished
         assert len((work / name / "losses.csv").read_text().splitlines()) == STEPS
     _check_records(work)
@@ -70,24 +74,32 @@ def _check_records(work: Path) -> None:
     assert read("data")["sprites"] == data.sha256(work / "data" / "sprites.safetensors")
     assert read("vae")["psnr_db"] > 0
     assert read("base")["hyper"]["steps"] == STEPS
-    assert read("lcm")["guidance"] == list(lcm.GUIDANCE)
-    assert all("torch" in read(name)["versions"] for name in ("data", "vae", "base", "lcm"))
+    assert read("decoder")["psnr_db"] > 0
+    assert all("torch" in read(name)["versions"] for name in ("data", "vae", *TRAINED))
 
 
 def _check_export(folder: Path, work: Path) -> None:
     verify(folder)
     assert not [p for p in folder.rglob("*.json") if str(work) in p.read_text()]
-    for mode, accelerator in (("base", ""), ("lcm", folder / "unet_lcm")):
-        with fewstep.load(folder, mode, accelerator=accelerator, device="cpu", precision="fp32") as engine:
-            assert engine.generate("a red heart", 1, seed=0)[0].size == (128, 128)
+    own = {"lcm": "unet_lcm", "turbo": "unet_turbo", "lcm-lora": "lcm_lora/pytorch_lora_weights.safetensors"}
+    for mode in ("base", *own):
+        given = str(folder / own[mode]) if mode in own else ""
+        with fewstep.load(folder, mode, accelerator=given, device="cpu", precision="fp32") as engine:
+            style_file = folder / "style_fx" / "pytorch_lora_weights.safetensors"
+            drawn = engine.generate("a red heart", 2, seed=0, loras=[(style_file, 0.8)])
+            assert drawn[0].size == (128, 128)
+    assert fewstep.generate("a heart", 1, "turbo", model=folder, accelerator=folder / "unet_turbo",
+                            vae=folder / "vae_tiny", device="cpu")[0].size == (128, 128)  # fmt: skip
 
 
 def test_an_unknown_stage_is_an_error_that_names_them(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="data, vae, base, lcm, export"):
+    with pytest.raises(
+        RequestError, match="data, vae, decoder, base, lcm, lcm-lora, add, style, features, export"
+    ):
         stages.run("turbo", tmp_path)
 
 
-@pytest.mark.parametrize("make", [stages.base_task, stages.vae_task])
+@pytest.mark.parametrize("make", [family.base_task, family.vae_task])
 def test_a_task_starts_the_same_each_time(work: Path, make: Callable[[Path], Any]) -> None:
     list(stages.run("data", work))
     values = {"values": torch.zeros(8, 4, 16, 16), "backdrops": torch.zeros(8, dtype=torch.int64)}

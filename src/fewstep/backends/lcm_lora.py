@@ -23,6 +23,8 @@ RECIPE = Recipe(
             source="latent-consistency/lcm-lora-ssd-1b",
             file="pytorch_lora_weights.safetensors",
         ),
+        "tiny": Weights(attach="adapter", source="lcm_lora", file="pytorch_lora_weights.safetensors"),
     },
     style_scale=0.8,  # beside 1.0 of this one: the card's "Combine with styled LoRAs"
+    overrides={"tiny": {"licence": "Apache-2.0"}},
 )

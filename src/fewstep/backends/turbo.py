@@ -18,6 +18,8 @@ RECIPE = Recipe(
             source="stabilityai/sdxl-turbo",
             names=("sd_xl_turbo_1.0.safetensors", "sd_xl_turbo_1.0_fp16.safetensors"),
             size=512,
-        )
+        ),
+        "tiny": Weights(attach="unet", source="unet_turbo"),
     },
+    overrides={"tiny": {"licence": "Apache-2.0"}},
 )

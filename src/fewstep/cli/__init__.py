@@ -15,10 +15,10 @@ from functools import partial
 
 import fewstep
 from fewstep.arguments import Parser, read
-from fewstep.cli import generating, inspecting, listing, pulling, training
+from fewstep.cli import evaluating, generating, inspecting, listing, pulling, training
 from fewstep.errors import FewstepError
 
-GROUPS = (generating, listing, pulling, inspecting, training)
+GROUPS = (generating, listing, pulling, inspecting, training, evaluating)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,6 +45,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _PLACES: dict[str, dict[str, Any]] = {
     "accelerator": {"help": "the mode's own weights, where not the usual ones"},
+    "vae": {"help": 'what decodes: "tiny" is fast; a folder, a file or a hub id'},
     "embedding": {
         "dest": "embeddings", "action": "append", "metavar": "PATH",
         "help": "a textual inversion; may be given several times",

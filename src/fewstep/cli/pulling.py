@@ -61,25 +61,34 @@ def _facts(asset: Asset) -> dict[str, Any]:
     terms = asset.terms
     return asdict(asset) | {
         "terms": terms.terms, "commercial": terms.commercial, "path": "" if found is None else str(found),
+        "bytes": asset.bytes or _bundled_bytes(asset),
     }  # fmt: skip
 
 
 def _place(asset: Asset) -> Path | None:
-    from fewstep.models.catalog import TINY
+    from fewstep.models.catalog import bundled
     from fewstep.models.hub import present
 
-    return present(asset.repo, asset.files, asset.revision) if asset.repo else TINY
+    return present(asset.repo, asset.files, asset.revision) if asset.repo else bundled(asset)
+
+
+def _bundled_bytes(asset: Asset) -> int:
+    """Of a folder that comes with fewstep; 0 for others."""
+    from fewstep.models.catalog import bundled
+
+    files = [] if asset.repo else [path for path in bundled(asset).glob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files)
 
 
 def _table(facts: Sequence[dict[str, Any]]) -> str:
     """A line for each, and under them what the licences say."""
-    from fewstep.models.hub import gigabytes
+    from fewstep.models.hub import told_size
 
     rows = [("name", "size", "where", "licence", "")]
     for one in facts:
         place = "bundled" if not one["repo"] else "here" if one["path"] else "hub"
         pinned = "" if one["revision"] or not one["repo"] else ", not pinned"
-        size = gigabytes(one["bytes"]) if one["bytes"] else "?"
+        size = told_size(one["bytes"]) if one["bytes"] else "?"
         rows.append((one["name"], size, place + pinned, one["licence"], one["title"]))
     terms = {one["licence"]: one["terms"] for one in facts}
     lines = [
@@ -90,7 +99,7 @@ def _table(facts: Sequence[dict[str, Any]]) -> str:
 
 def _details(one: dict[str, Any]) -> str:
     """All that is known of one."""
-    from fewstep.models.hub import gigabytes
+    from fewstep.models.hub import told_size
 
     commercial = {True: "allowed", False: "forbidden", None: "not known"}[one["commercial"]]
     rows = {
@@ -98,7 +107,7 @@ def _details(one: dict[str, Any]) -> str:
         "where": f"{one['repo']} on the hub" if one["repo"] else "bundled",
         "revision": one["revision"] or ("not known: the newest is taken" if one["repo"] else "bundled"),
         "files": ", ".join(one["files"]),
-        "size": gigabytes(one["bytes"]),
+        "size": told_size(one["bytes"]),
         "memory": f"{one['memory']:g} GB on a GPU in fp16" if one["memory"] else "",
         "modes": ", ".join(one["modes"]),
         "licence": f"{one['licence']}: {one['terms']}",
@@ -109,11 +118,11 @@ def _details(one: dict[str, Any]) -> str:
 
 
 def _pull(chosen: Sequence[Asset]) -> int:
-    from fewstep.models.catalog import TINY
-    from fewstep.models.hub import folder, gigabytes
+    from fewstep.models.catalog import bundled
+    from fewstep.models.hub import folder, told_size
 
     for asset in chosen:
         terms = asset.terms
-        print(f"{asset.name}: {gigabytes(asset.bytes)}; {terms.name}: {terms.terms}", file=sys.stderr)
-        print(folder(asset.repo, asset.files, asset.revision) if asset.repo else TINY)
+        print(f"{asset.name}: {told_size(asset.bytes)}; {terms.name}: {terms.terms}", file=sys.stderr)
+        print(folder(asset.repo, asset.files, asset.revision) if asset.repo else bundled(asset))
     return 0

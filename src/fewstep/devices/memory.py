@@ -12,6 +12,7 @@ import torch
 # (tests/devices/activations.py). The VAE's encoder needs fewer, 643.
 UNET_STEP = 79  # one row of a batch
 VAE_DECODE = 768
+TINY_VAE = 198  # of an AutoencoderTiny as madebyollin/taesdxl, whose encoder needs more than its decoder
 # Kernels want room of their own: a whole process on a CPU grew by 1.0 to 1.3 times what was counted
 # for the VAE, and by 2.2 times the UNet's much smaller number (512 and 1024 pixels, torch 2.13).
 WORKSPACE = 1.5
@@ -31,6 +32,7 @@ class Need:
     vae: int  # parameters
     side: int  # pixels, of the pictures it was trained at
     vae_fp16_safe: bool  # False also where nobody knows
+    vae_room: int = VAE_DECODE  # numbers per pixel beside its weights
 
     @property
     def small(self) -> bool:
@@ -68,7 +70,7 @@ class Footprint:
 def footprint(need: Need, dtype: torch.dtype, vae_dtype: torch.dtype, rows: int) -> Footprint:
     """Parameters → bytes; `rows` is how many a picture has in one UNet call: two where guidance is on."""
     size, area = dtype.itemsize, need.side**2
-    decode = int(WORKSPACE * VAE_DECODE * area * vae_dtype.itemsize)
+    decode = int(WORKSPACE * need.vae_room * area * vae_dtype.itemsize)
     return Footprint(
         unet=need.unet * size,
         text=need.text * size,

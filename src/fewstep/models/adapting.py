@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fewstep.errors import CorruptModelError, ModelNotFoundError
 from fewstep.models import assets, header, hub, kinds
-from fewstep.models.catalog import Model, is_hub_id, local
+from fewstep.models.catalog import Model, bundled, is_hub_id, local
 from fewstep.models.header import Header, shown
 from fewstep.models.kinds import Kind
 
@@ -40,8 +40,12 @@ def check_embeddings(sources: Sequence[str], model: Model) -> None:
 
 
 def file(source: str, name: str = "loras") -> Path | None:
-    """The adapter that is meant: itself, or the one in a folder. None: on the hub. `name`: the argument."""
-    here = local(source)
+    """The adapter that is meant: a name's, itself, or the one in a folder. None: on the hub.
+
+    `name` is the argument that it was given as.
+    """
+    known = assets.style(source) if name == "loras" else None
+    here = local(source) if known is None else bundled(known)
     if here is None:
         if is_hub_id(source):
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from fewstep.models.licences import Licence, licence
@@ -16,6 +17,7 @@ from fewstep.models.licences import Licence, licence
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 FOLDER = (*(f"{part}/*" for part in PARTS), "model_index.json")  # a whole model, as diffusers writes it
 UNET = ("config.json", "diffusion_pytorch_model*.safetensors")  # a network on its own
+VAE = ("config.json", "diffusion_pytorch_model.safetensors")
 LORA = ("pytorch_lora_weights.safetensors",)  # diffusers' name for an adapter's file
 
 
@@ -25,12 +27,12 @@ class Asset:
 
     name: str
     title: str
-    kind: Literal["base", "accelerator", "vae", "controlnet", "ip-adapter"]
+    kind: Literal["base", "accelerator", "vae", "style", "controlnet", "ip-adapter"]
     repo: str  # "" is bundled
-    files: tuple[str, ...]  # names or patterns
+    files: tuple[str, ...]  # names or patterns; of what is bundled, in the bundled folder
     licence: str
     revision: str = ""  # 40 hex digits
-    bytes: int = 0  # to download; of a model, its fp16 files
+    bytes: int = 0  # to download; of a model, its fp16 files; what is bundled with one is counted there
     memory: float = 0.0  # GB on a GPU in fp16, decoding in tiles (`fewstep.devices.memory`)
     size: int = 1024  # pixels: the side of its pictures
     modes: tuple[str, ...] = ()  # that it serves
@@ -44,8 +46,8 @@ class Asset:
 BASES = (
     Asset(
         name="tiny", title="a small model of SDXL's shape, bundled: smileys and simple things",
-        kind="base", repo="", files=(), licence="Apache-2.0", bytes=31_400_000, memory=0.1, size=128,
-        modes=("base", "lcm"), family="tiny",
+        kind="base", repo="", files=(), licence="Apache-2.0", bytes=47_000_000, memory=0.1, size=128,
+        modes=("base", "turbo", "lcm", "lcm-lora"), family="tiny",
     ),
     Asset(
         name="sdxl", title="Stable Diffusion XL base 1.0", kind="base",
@@ -169,13 +171,28 @@ VAES = (
     # SDXL's VAE with weights scaled to stay within fp16's range (its model card).
     Asset(
         name="vae-fp16", title="SDXL's VAE, corrected for fp16", kind="vae",
-        repo="madebyollin/sdxl-vae-fp16-fix", files=("config.json", "diffusion_pytorch_model.safetensors"),
-        licence="MIT", revision="207b116dae70ace3637169f1ddd2434b91b3a8cd", bytes=334_643_238,
+        repo="madebyollin/sdxl-vae-fp16-fix", files=VAE, licence="MIT",
+        revision="207b116dae70ace3637169f1ddd2434b91b3a8cd", bytes=334_643_238,
     ),
     Asset(
         name="taesdxl", title="a tiny VAE for SDXL: fast and rough", kind="vae", repo="madebyollin/taesdxl",
-        files=("config.json", "diffusion_pytorch_model.safetensors"), licence="MIT",
-        revision="b20258aaef75ef61e659c1e0f14f251cf0ad153e", bytes=9_793_292,
+        files=VAE, licence="MIT", revision="b20258aaef75ef61e659c1e0f14f251cf0ad153e", bytes=9_793_292,
+    ),
+    Asset(
+        name="vae-tiny", title="a tiny VAE for the bundled model", kind="vae", repo="", files=("vae_tiny/*",),
+        licence="Apache-2.0", family="tiny",
+    ),
+)  # fmt: skip
+# What vae="tiny" is: model family → name. SSD-1B's latents are SDXL's.
+TINY_VAES: MappingProxyType[str, str] = MappingProxyType(
+    {"tiny": "vae-tiny", "sdxl": "taesdxl", "ssd-1b": "taesdxl"}
+)
+
+# LoRAs for `loras=`, by name.
+STYLES = (
+    Asset(
+        name="fx", title="a style LoRA for the bundled model: write “fx style”", kind="style", repo="",
+        files=("style_fx/*",), licence="Apache-2.0", family="tiny",
     ),
 )  # fmt: skip
 
@@ -208,7 +225,7 @@ IP_ADAPTERS = tuple(
     )
 )  # fmt: skip
 
-ASSETS = {asset.name: asset for asset in (*BASES, *ACCELERATORS, *VAES, *CONTROLNETS, *IP_ADAPTERS)}
+ASSETS = {asset.name: asset for asset in (*BASES, *ACCELERATORS, *VAES, *STYLES, *CONTROLNETS, *IP_ADAPTERS)}
 
 
 def pinned(repo: str) -> str:
@@ -221,6 +238,17 @@ def holding(repo: str, file: str = "") -> Asset | None:
     found = [asset for asset in ASSETS.values() if asset.repo == repo]
     exact = [asset for asset in found if file in asset.files]
     return next(iter(exact or (found if len(found) == 1 else [])), None)
+
+
+def named_vae(name: str, family: str) -> Asset | None:
+    """The VAE that fewstep has a name for; "tiny" is that of the model's family."""
+    wanted = TINY_VAES.get(family, "") if name == "tiny" else name
+    return next((asset for asset in VAES if asset.name == wanted), None)
+
+
+def style(name: str) -> Asset | None:
+    """The LoRA that fewstep has a name for."""
+    return next((asset for asset in STYLES if asset.name == name), None)
 
 
 def several(repo: str) -> bool:

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any
 
 from fewstep.errors import CorruptModelError, FewstepError, ModelNotFoundError, RequestError, ran_out
 from fewstep.models import header
 from fewstep.models.assets import ASSETS, BASES, FOLDER, VAES, Asset, holding, pinned
-from fewstep.models.families import UNKNOWN
+from fewstep.models.families import CONTEXTS, UNKNOWN
 from fewstep.models.kinds import kind
 from fewstep.models.said import side
 
@@ -129,9 +129,17 @@ def _folder(name: str, folder: Path) -> Model:
     )  # fmt: skip
 
 
+def bundled(asset: Asset) -> Path:
+    """The folder of what comes with fewstep."""
+    return TINY / PurePath(asset.files[0]).parent if asset.files else TINY
+
+
 def _family(unet: Mapping[str, Any]) -> str:
     """Of a UNet's configuration: SSD-1B's has 4 blocks where SDXL's has 10, and none in its middle."""
     depths, middle = unet.get("transformer_layers_per_block"), unet.get("mid_block_type")
+    width = unet.get("cross_attention_dim")
+    if isinstance(width, int) and CONTEXTS.get(width) == "tiny":
+        return "tiny"
     small = isinstance(depths, list) and depths[-1:] == [4]
     return "ssd-1b" if small and middle == "UNetMidBlock2D" else "sdxl"
 

@@ -106,7 +106,9 @@ def of_part(shapes: Mapping[str, Shape]) -> str:
     for name, shape in shapes.items():
         if name.endswith("token_embedding.weight") and len(shape) == 2:
             return TEXTS.get(shape[1], UNKNOWN)
-    return "tiny" if shapes.get("decoder.conv_in.weight", ())[:2] == (128, 4) else UNKNOWN
+    # The bundled AutoencoderKL's, and its AutoencoderTiny's: 64 wide are those of SD 1.x and of SDXL.
+    full, small = (shapes.get(f"decoder.{name}.weight", ())[:2] for name in ("conv_in", "layers.0"))
+    return "tiny" if full == (128, 4) or small == (32, 4) else UNKNOWN
 
 
 def foreign(names: Iterable[str]) -> str:

@@ -163,7 +163,7 @@ def _missing(source: str, patterns: Sequence[str], error: Exception) -> str:
     """What is missing, how large it is, and what to type."""
     known = assets.holding(source, patterns[0])
     what = f"{patterns[0]} of {source!r}" if len(patterns) == 1 else repr(source)
-    size = f" ({gigabytes(known.bytes)})" if known is not None and known.bytes else ""
+    size = f" ({told_size(known.bytes)})" if known is not None and known.bytes else ""
     pull = f"type fewstep models pull {known.name}" if known is not None else "check the name and the network"
     return (
         f"{what}{size} is not on this machine and could not be downloaded ({told(error)}): "
@@ -171,8 +171,10 @@ def _missing(source: str, patterns: Sequence[str], error: Exception) -> str:
     )
 
 
-def gigabytes(size: int) -> str:
-    """`6.9 GB`, `394 MB`; 0 is not known."""
+def told_size(size: int) -> str:
+    """Bytes as `6.9 GB`, `394 MB`, `48 KB`; 0 is not known."""
     if size >= 10**9:
         return f"{size / 1e9:.1f} GB"
-    return f"{size / 1e6:.0f} MB" if size else "size not known"
+    if size >= 10**6:
+        return f"{size / 1e6:.0f} MB"
+    return f"{max(1, round(size / 1e3))} KB" if size else "size not known"

@@ -66,9 +66,14 @@ def licence(name: str) -> Licence:
 
 
 def used(
-    model: Model, recipe: Recipe, weights: Weights | None, embeddings: Sequence[str] = ()
+    model: Model, recipe: Recipe, weights: Weights | None, embeddings: Sequence[str] = (), vae: str = ""
 ) -> dict[str, str]:
-    """What a mode on a model is made of → its licence; `weights` is what `weights.choose` chose."""
+    """What a mode on a model is made of → its licence; `weights` is what `weights.choose` chose.
+
+    `vae` is the one given in the place of the model's own.
+    """
+    from fewstep.models.assets import named_vae  # which reads the table above
+
     found: dict[str, str] = {}
     if weights is None or weights.attach != "checkpoint":
         found[f"model={model.name!r}"] = model.licence
@@ -76,12 +81,17 @@ def used(
         known, own = _published(weights.source, weights.file), weights in recipe.weights.values()
         usual = recipe.licence if own else "unknown"
         found[f"{weights.source!r} of mode={recipe.mode!r}"] = usual if known is None else known.licence
+    if vae:
+        published = named_vae(vae, model.family) or _published(vae)
+        found[f"vae={vae!r}"] = "unknown" if published is None else published.licence
     return found | adapters(embeddings)
 
 
 def adapters(sources: Sequence[str]) -> dict[str, str]:
-    """LoRAs or learned words → their licences, where the hub's repository is a known one."""
-    known = {source: _published(source) for source in sources}
+    """LoRAs or learned words → their licences, where the name or the hub's repository is a known one."""
+    from fewstep.models.assets import style  # which reads the table above
+
+    known = {source: style(source) or _published(source) for source in sources}
     return {repr(source): "unknown" if asset is None else asset.licence for source, asset in known.items()}
 
 

@@ -36,6 +36,7 @@ class Parts:
     lock: AbstractContextManager[Any]  # re-entrant; held while any of the networks runs
     accelerator: tuple[str, float] | None = None  # the mode's own LoRA and its weight
     given: str = ""  # as accelerator=, in the user's words
+    given_vae: str = ""  # as vae=, likewise
     embeddings: tuple[str, ...] = ()  # files of learned words
     licence: str = "unknown"  # of all that was loaded
     revision: str = ""  # the commit that the model came from; "" is none, or not known
@@ -53,20 +54,21 @@ def load(model: Model, recipe: Recipe, key: EngineKey, placement: Placement) -> 
         whole = folders.read(root) if root.is_dir() else single.read(root)
         if weights is not None and attach == "unet":
             whole = whole.with_part("unet", _unet(weights, root, whole.parts["unet"]))
-        whole = whole.with_part("vae", _vae(whole.parts.get("vae"), root, placement.vae_dtype))
+        whole = whole.with_part("vae", _vae(whole, root, placement.vae_dtype, model, key.vae))
         said.check_channels(whole.parts["unet"].config, whole.parts["vae"].config, str(root))
         embedded = bool(whole.parts["unet"].config.get("time_cond_proj_dim"))
         check_embedding(model, recipe, embedded, key.accelerator if attach != "adapter" else "")
         parts = _built(whole, recipe, placement, key.embeddings)
     adapter = None
     if weights is not None and attach == "adapter":
-        adapter = (str(_adapter(weights)), weights.scale)
+        adapter = (str(_adapter(weights, root)), weights.scale)
     return replace(
         parts,
         accelerator=adapter,
         given=key.accelerator,
+        given_vae=key.vae,
         embeddings=key.embeddings,
-        licence=licences.joined(licences.used(model, recipe, weights, key.embeddings).values()),
+        licence=licences.joined(licences.used(model, recipe, weights, key.embeddings, key.vae).values()),
         revision=hub.revision_of(root),
     )
 
@@ -137,16 +139,22 @@ def _unet(weights: Weights, root: Path, base: Blueprint) -> Blueprint:
     return folders.network(folder, ("UNet2DConditionModel",))
 
 
-def _adapter(weights: Weights) -> Path:
-    here = adapter_file(weights)
+def _adapter(weights: Weights, root: Path) -> Path:
+    here = adapter_file(weights, root)
     if here is None and weights.file:
         here = hub.file(weights.source, weights.file)
     return here or adapting.fetched(weights.source)
 
 
-def _vae(own: Blueprint | None, root: Path, dtype: torch.dtype) -> Blueprint:
-    """The model's own VAE; in fp16, or where it has none, the corrected one."""
-    other = vae.instead(None if own is None else own.config, dtype, str(root))
+def _vae(whole: Whole, root: Path, dtype: torch.dtype, model: Model, given: str) -> Blueprint:
+    """The VAE that is given; or the model's own; in fp16, or where it has none, the corrected one."""
+    own = whole.parts.get("vae")
+    if given:
+        path = vae.fetched(given, model)
+        vae.check_latents(given, model, vae.config(path), vae.SDXL if own is None else own.config)
+        return folders.network(path, vae.CLASSES) if path.is_dir() else single.vae(path)
+    half = dtype == torch.float16
+    other = vae.instead(None if own is None else own.config, half, str(root))
     if other is not None:
         return folders.network(other, ("AutoencoderKL",))
     assert own is not None  # or `instead` had raised

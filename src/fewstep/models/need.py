@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fewstep.devices import Need
+from fewstep.devices.memory import TINY_VAE, VAE_DECODE
 from fewstep.models import vae
 from fewstep.models.catalog import Model, local, read_json
 from fewstep.models.header import read
@@ -25,11 +26,11 @@ KNOWN: MappingProxyType[str, tuple[int, int, int]] = MappingProxyType(
 )
 
 
-def need_of(model: Model) -> Need:
+def need_of(model: Model, given: Path | None = None) -> Need:
     """What `fewstep.devices.place` must know of a model.
 
     A mode's own weights are as large as those they replace. Parts that are missing count nothing:
-    loading says which.
+    loading says which. `given`: the folder or file of a VAE in the place of the model's own.
     """
     here = local(model.source)
     config: Mapping[str, Any] = vae.SDXL
@@ -41,8 +42,14 @@ def need_of(model: Model) -> Need:
         config = read_json(here / "vae" / "config.json")
     else:
         unet, text, autoencoder = _in_one_file(here)
-    safe = vae.fp16_safe(config) or vae.corrected(config) is not None
-    return Need(unet=unet, text=text, vae=autoencoder, side=model.size, vae_fp16_safe=safe)
+    if given is not None:
+        autoencoder, config = _of_vae(given)
+    # A given one is taken as it is.
+    safe = vae.fp16_safe(config) or (given is None and vae.corrected(config) is not None)
+    room = TINY_VAE if config.get("_class_name") == "AutoencoderTiny" else VAE_DECODE
+    return Need(
+        unet=unet, text=text, vae=autoencoder, side=model.size, vae_fp16_safe=safe, vae_room=room
+    )  # fmt: skip
 
 
 def _in_one_file(path: Path) -> tuple[int, int, int]:
@@ -52,6 +59,11 @@ def _in_one_file(path: Path) -> tuple[int, int, int]:
         found[whole(name).network] += entry.size
     text = found["text_encoder"] + found["text_encoder_2"]
     return found["unet"], text, found["vae"] or KNOWN["sdxl"][2]
+
+
+def _of_vae(given: Path) -> tuple[int, Mapping[str, Any]]:
+    """Parameters and configuration."""
+    return _parameters(given) if given.is_dir() else read(given).parameters, vae.config(given)
 
 
 def _parameters(part: Path) -> int:

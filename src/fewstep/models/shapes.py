@@ -18,6 +18,7 @@ HEAD = 64  # channels of an attention head: generative-models' sd_xl_base.yaml, 
 SIZE_IDS = 6  # original height and width, crop top and left, target height and width
 EMBEDDING = "time_embedding.cond_proj.weight"  # LCM's guidance, named as diffusers does in any layout
 LATENT_SIDE, SIDE = 128, 1024  # trained at 1024 pixels (arXiv:2307.01952, sec. 2.5)
+TINY_VAE = "decoder.layers.0.weight"  # of an AutoencoderTiny, which no other VAE has
 VAE_SCALE = 0.13025  # of SDXL's latents: generative-models' sd_xl_base.yaml, scale_factor
 
 
@@ -67,6 +68,15 @@ def vae(weights: Weights) -> dict[str, Any]:
         "scaling_factor": VAE_SCALE,
         "force_upcast": True,  # SDXL's own overflows in fp16; who corrected it in a single file is not told
     }
+
+
+def tiny_vae(weights: Weights) -> dict[str, Any]:
+    """Of an AutoencoderTiny: one width throughout, the rest as its class has it by default."""
+    widths = [weights[TINY_VAE].shape[0]] * 4
+    return {
+        "_class_name": "AutoencoderTiny", "latent_channels": weights[TINY_VAE].shape[1],
+        "encoder_block_out_channels": widths, "decoder_block_out_channels": widths,
+    }  # fmt: skip
 
 
 def clip(weights: Weights, act: str) -> dict[str, Any]:

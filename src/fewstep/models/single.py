@@ -21,6 +21,7 @@ Named = dict[str, Stored]
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 UNET_PREFIXES = (UNET, "unet.", "diffusion_model.")  # seen before the names of a UNet on its own
+VAE_PREFIXES = (VAE, "vae.")  # the same of a VAE
 V_PREDICTION = "v_pred"  # a tensor of this name, whatever it holds, marks a v-prediction checkpoint
 PROJECTION = "text_projection"  # of the second text encoder, which diffusers' converter needs
 # diffusers' converter counts blocks by these words, wherever they stand, and looks for each in all names.
@@ -62,6 +63,21 @@ def unet(path: Path, base: Mapping[str, Any]) -> Blueprint:
         embedded = named.get(shapes.EMBEDDING)
         own = {**base, "time_cond_proj_dim": None if embedded is None else embedded.shape[1]}
     return Blueprint(kind="UNet2DConditionModel", config=own, weights=named, source=str(path))
+
+
+def vae(path: Path) -> Blueprint:
+    """A VAE on its own: SDXL's, in either layout, or an AutoencoderTiny in diffusers'."""
+    weights = listed([path])
+    prefix = next((p for p in VAE_PREFIXES if any(name.startswith(p) for name in weights)), "")
+    own = _under(weights, prefix)
+    with reading(path):
+        if shapes.TINY_VAE in own:
+            kind, config = "AutoencoderTiny", shapes.tiny_vae(own)
+        else:
+            original = any(name.startswith(("encoder.down.", "decoder.up.")) for name in own)
+            own = _vae(path, {VAE + name: stored for name, stored in own.items()}) if original else own
+            kind, config = "AutoencoderKL", shapes.vae(own)
+    return Blueprint(kind=kind, config=config, weights=own, source=str(path))
 
 
 def _parts(path: Path, weights: Mapping[str, Stored]) -> dict[str, tuple[str, dict[str, Any], Named]]:

@@ -79,9 +79,16 @@ def unet_file(weights: Weights) -> Path | None:
     return inside if weights.file and inside.is_file() else None
 
 
-def adapter_file(weights: Weights) -> Path | None:
-    """A LoRA: a file, or the one in a folder. None: on the hub."""
+def adapter_file(weights: Weights, root: Path) -> Path | None:
+    """A LoRA: inside the model's folder, a file, or the one in a folder. None: on the hub."""
+    inside = root / weights.source / weights.file
+    if weights.file and inside.is_file():
+        return inside
     here = local(weights.source)
+    if weights.file and here is None and not is_hub_id(weights.source):
+        raise ModelNotFoundError(
+            f"{root} holds no {weights.source}/{weights.file}: give the mode's LoRA as accelerator="
+        )
     if not weights.file or here is None or here.is_file():
         return adapting.file(weights.source, "accelerator")
     return hub.file(weights.source, weights.file)
@@ -174,7 +181,7 @@ def _usual(model: Model, recipe: Recipe) -> Weights | None:
 def _embedded(model: Model, own: Weights | None) -> bool | None:
     """Has the UNet that will run a guidance embedding? None where only its file could tell."""
     if own is not None and own.attach == "adapter":
-        adapter_file(own)  # one that is missing is missed now
+        adapter_file(own, Path(model.source))  # one that is missing is missed now
         own = None
     if own is None:
         return model.carries == "lcm" if model.local or model.family == "tiny" else None

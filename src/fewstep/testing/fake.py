@@ -19,6 +19,7 @@ from fewstep.cancel import CancelToken
 from fewstep.errors import FewstepError
 from fewstep.key import EngineKey
 from fewstep.models import licences, weights
+from fewstep.models import vae as autoencoders
 from fewstep.models.catalog import Model
 from fewstep.progress import Progress, shown
 from fewstep.prompts import Embedding
@@ -60,14 +61,16 @@ class FakeEngine(Calls[FakeStep]):
         *,
         steps: int | None = None,
         accelerator: str | Path = "",
+        vae: str | Path = "",
         embeddings: Sequence[str] = (),
         error: BaseException | None = None,
         delay: float = 0.0,
     ):
         about, recipe = backends.chosen(model, mode, steps)
         own = weights.choose(about, recipe, accelerator)
-        self._licences = licences.used(about, recipe, own, embeddings)
-        self._given, self._embeddings = str(accelerator), tuple(embeddings)
+        autoencoders.check(vae, about)
+        self._licences = licences.used(about, recipe, own, embeddings, str(vae))
+        self._given, self._vae, self._embeddings = str(accelerator), str(vae), tuple(embeddings)
         self.model: Model = about
         self.recipe: Recipe = recipe
         self.requests: list[Request] = []
@@ -93,6 +96,7 @@ class FakeEngine(Calls[FakeStep]):
             model=self.model.source,
             licence=licences.joined((self._licences | beside(job.request)).values()),
             accelerator=self._given,
+            vae=self._vae,
             embeddings=self._embeddings,
             device="fake",
             precision="fp32",
@@ -120,6 +124,7 @@ def fake(*, error: BaseException | None = None, delay: float = 0.0) -> Iterator[
             key.model,
             steps=key.steps or None,
             accelerator=key.accelerator,
+            vae=key.vae,
             embeddings=key.embeddings,
             error=error,
             delay=delay,

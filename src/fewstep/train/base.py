@@ -17,15 +17,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from fewstep.denoiser import Denoiser, x0_weights
 from fewstep.runtimes.eager import eager_unet
+from fewstep.samplers import Denoise
 from fewstep.schedulers import TRAIN_SIGMAS
 from fewstep.text import TextEncoder
-from fewstep.train import augment
 from fewstep.train.data import SIZE
-from fewstep.train.latents import Latents
 from fewstep.train.loop import Draw, Hyper
+from fewstep.train.source import Source, levels
 
-HYPER = Hyper(steps=5000, batch=128, rate=1.2e-3, ema=0.999, weight_decay=0.01)
+HYPER = Hyper(steps=3600, batch=128, rate=1.5e-3, ema=0.999, muon=True)
+EMPTY = 0.1  # of prompts, so that classifier-free guidance has something to compare with
 PREDICTION = "v_prediction"
+NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 WIDTHS = (64, 128)  # of the two text encoders
 
 
@@ -76,33 +78,48 @@ def _text_config(width: int, tokenizer: Any) -> CLIPTextConfig:
     )
 
 
-def v_loss(x0: Tensor, real: Tensor, sigmas: list[float]) -> Tensor:
-    """Mean squared error of the v that x0 stands for (ibid., eq. 9 and app. D)."""
-    scale = torch.tensor([x0_weights(s, PREDICTION)[1] ** 2 for s in sigmas])
-    return ((x0 - real).square().mean(dim=(1, 2, 3)) / scale).mean()
+def prediction_loss(x0: Tensor, real: Tensor, sigmas: list[float], prediction: str) -> Tensor:
+    """Mean squared error of the prediction that x0 stands for: of v, ibid., eq. 9 and app. D."""
+    scale = levels([x0_weights(s, prediction)[1] ** 2 for s in sigmas], x0)
+    return ((x0 - real).square() / scale).mean()
 
 
 class BaseTask:
     """Denoise the latents of captioned pictures at random levels."""
 
-    def __init__(self, latents: Latents, tokenizer: Any, batch: int, *, compiled: bool = False):
-        self.latents: Latents = latents
-        self.batch: int = batch
-        self.unet: UNet2DConditionModel = build_unet()
-        self.text: TextEncoder = build_text(tokenizer)
-        first, second = self.text.encoders
-        self.modules: dict[str, nn.Module] = {
-            "unet": self.unet, "text_encoder": first, "text_encoder_2": second
-        }  # fmt: skip
+    def __init__(
+        self,
+        source: Source,
+        unet: UNet2DConditionModel,
+        text: TextEncoder,
+        batch: int,
+        *,
+        prediction: str = PREDICTION,
+        compiled: bool = False,
+    ):
+        """What asks for gradients learns, of the UNet and of the text encoders."""
+        self.source, self.batch, self.text, self._prediction = source, batch, text, prediction
+        networks: dict[str, Any] = dict(zip(NETWORKS, (unet, *text.encoders), strict=True))
+        self.modules: dict[str, nn.Module] = {name: net for name, net in networks.items() if _learns(net)}
         self.averages: dict[str, nn.Module] = copy.deepcopy(self.modules)
-        self._call = eager_unet(torch.compile(self.unet) if compiled else self.unet)
+        self._call = eager_unet(torch.compile(unet) if compiled else unet)
 
     def loss(self, draw: Draw) -> Tensor:
-        real, rows = self.latents.batch(self.batch, draw.torch)
-        prompts = [augment.prompt(caption, backdrop, draw.python) for caption, backdrop in rows]
-        condition = self.text.batch(prompts, (SIZE, SIZE))
-        denoise = Denoiser(self._call, condition, prediction=PREDICTION)
+        real, prompts = self.source.batch(self.batch, draw, EMPTY)
+        condition = self.text.batch(prompts, self.source.size)
+        real = real.to(condition.tokens.device)
         sigmas = [TRAIN_SIGMAS[draw.python.randrange(len(TRAIN_SIGMAS))] for _ in range(self.batch)]
-        noise = torch.randn(real.shape, generator=draw.torch)
-        noisy = real + torch.tensor(sigmas).view(-1, 1, 1, 1) * noise
-        return v_loss(denoise(noisy, sigmas), real, sigmas)
+        denoise = Denoiser(self._call, condition, prediction=self._prediction)
+        return denoising_loss(denoise, real, sigmas, draw, self._prediction)
+
+
+def _learns(network: nn.Module) -> bool:
+    return any(p.requires_grad for p in network.parameters())
+
+
+def denoising_loss(
+    denoise: Denoise, real: Tensor, sigmas: list[float], draw: Draw, prediction: str
+) -> Tensor:
+    """The error at these levels of what `denoise` makes of `real` and noise."""
+    noise = torch.randn(real.shape, generator=draw.torch).to(real)
+    return prediction_loss(denoise(real + levels(sigmas, real) * noise, sigmas), real, sigmas, prediction)

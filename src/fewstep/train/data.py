@@ -12,7 +12,8 @@ import io
 import json
 import subprocess
 import tarfile
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from fewstep.errors import FewstepError
 
 SIZE = 128  # pixels, both sides
+Label = tuple[str, tuple[str, ...]]  # with its tags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Package:
     version: str
     licence: str
     style: str | None  # the word in captions; None for the captions themselves
+    apart: bool = False  # kept from everything but a style LoRA
 
     @property
     def tarball(self) -> str:
@@ -45,6 +48,7 @@ PACKAGES = (
     Package(name="@iconify-json/noto", version="1.2.9", licence="Apache-2.0", style="noto"),
     Package(name="@iconify-json/fluent-emoji-flat", version="1.2.6", licence="MIT", style="flat"),
     Package(name="@lobehub/fluent-emoji-3d", version="1.1.0", licence="MIT", style="3d"),
+    Package(name="@iconify-json/fxemoji", version="1.2.2", licence="Apache-2.0", style="fx", apart=True),
 )
 
 
@@ -53,7 +57,7 @@ class Caption:
     """What is known of one sprite."""
 
     label: str  # "grinning face"
-    style: str  # "noto", "flat" or "3d"
+    style: str  # "noto", "flat" or "3d"; of what is apart "fx"
     tags: tuple[str, ...]  # synonyms: "smile", "happy"
     hexcode: str  # code points, lower case, joined by "-"
 
@@ -78,35 +82,52 @@ def sha256(path: Path) -> str:
 
 
 def build(folder: Path) -> Path:
-    """Render everything to `sprites.safetensors` and `captions.jsonl`; return the former.
+    """Render everything; return the file of the pictures to train on. What is apart has files of its own.
 
     Sprites are RGBA, premultiplied by alpha, uint8, (N, 4, 128, 128).
     """
-    sprites_path, captions_path = folder / "sprites.safetensors", folder / "captions.jsonl"
-    if sprites_path.exists() and captions_path.exists():
-        return sprites_path
+    for style in ("", *(package.style or "" for package in PACKAGES if package.apart)):
+        sprites_path, captions_path = files(folder, style)
+        if not (sprites_path.exists() and captions_path.exists()):
+            packages = [p for p in PACKAGES if p.style and p.apart == bool(style) and style in ("", p.style)]
+            captions, sprites = _rendered_sets(folder, packages)
+            save_file({"sprites": torch.stack(sprites)}, sprites_path)
+            captions_path.write_text("".join(json.dumps(asdict(c)) + "\n" for c in captions))
+    return files(folder, "")[0]
+
+
+def load(folder: Path, style: str = "") -> tuple[torch.Tensor, list[Caption]]:
+    """Read what `build` wrote, or of it the pictures of a style that is apart.
+
+    uint8 sprites (N, 4, 128, 128) and their captions.
+    """
+    sprites_path, captions_path = files(folder, style)
+    sprites = load_file(sprites_path)["sprites"]
+    rows = (json.loads(line) for line in captions_path.read_text().splitlines())
+    return sprites, [Caption(**{**row, "tags": tuple(row["tags"])}) for row in rows]
+
+
+def files(folder: Path, style: str = "") -> tuple[Path, Path]:
+    """Where `build` writes sprites and captions, or those of a style that is apart."""
+    end = f"-{style}" if style else ""
+    return folder / f"sprites{end}.safetensors", folder / f"captions{end}.jsonl"
+
+
+def _rendered_sets(folder: Path, packages: Sequence[Package]) -> tuple[list[Caption], list[torch.Tensor]]:
+    """Every picture that has a label, and what is known of it."""
     captions: list[Caption] = []
     sprites: list[torch.Tensor] = []
     labels = _labels(folder)
-    for package in PACKAGES:
-        for code, picture in _pictures(folder, package):
+    for package in packages:
+        for code, picture in _pictures(folder, package, labels):
             if code in labels and package.style is not None:
                 label, tags = labels[code]
                 captions.append(Caption(label=label, style=package.style, tags=tags, hexcode=code))
                 sprites.append(_premultiplied(picture))
-    save_file({"sprites": torch.stack(sprites)}, sprites_path)
-    captions_path.write_text("".join(json.dumps(asdict(c)) + "\n" for c in captions))
-    return sprites_path
+    return captions, sprites
 
 
-def load(folder: Path) -> tuple[torch.Tensor, list[Caption]]:
-    """Read what `build` wrote: uint8 sprites (N, 4, 128, 128) and their captions."""
-    sprites = load_file(folder / "sprites.safetensors")["sprites"]
-    rows = (json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines())
-    return sprites, [Caption(**{**row, "tags": tuple(row["tags"])}) for row in rows]
-
-
-def _labels(folder: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
+def _labels(folder: Path) -> dict[str, Label]:
     """Code points → label and tags, from emojibase; bare regional letters are left out."""
     rows = _member(folder / PACKAGES[0].tarball, "package/en/data.json")
     return {
@@ -116,7 +137,9 @@ def _labels(folder: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
     }
 
 
-def _pictures(folder: Path, package: Package) -> Iterator[tuple[str, Image.Image]]:
+def _pictures(
+    folder: Path, package: Package, labels: Mapping[str, Label]
+) -> Iterator[tuple[str, Image.Image]]:
     """Every picture of a package with its code points, skin-tone variants included."""
     tarball = folder / package.tarball
     if package.style is None:
@@ -130,12 +153,25 @@ def _pictures(folder: Path, package: Package) -> Iterator[tuple[str, Image.Image
                     yield _code(Path(member.name).stem), Image.open(io.BytesIO(file.read()))
         return
     icons = json.loads(_member(tarball, "package/icons.json"))
-    chars = json.loads(_member(tarball, "package/chars.json"))
+    chars = json.loads(_member(tarball, "package/chars.json")) or _codes_by_name(icons["icons"], labels)
     seen: set[str] = set()
     for code, name in chars.items():
         if _code(code) not in seen:
             seen.add(_code(code))
             yield _code(code), _rendered(icons, name)
+
+
+def _codes_by_name(names: Iterable[str], labels: Mapping[str, Label]) -> dict[str, str]:
+    """Code points → icon, of a set that names its icons "alarmclock": by label, or by Unicode's own name."""
+    codes: dict[str, str] = {}
+    for code, (label, _) in labels.items():
+        formal = unicodedata.name(chr(int(code, 16)), "") if "-" not in code else ""
+        codes |= {_letters(formal): code, _letters(label): code}
+    return {codes[name]: name for name in names if name in codes}
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def _rendered(icons: dict[str, Any], name: str) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ SCHEDULER: dict[str, object] = {
     "prediction_type": PREDICTION,
     "timestep_spacing": "trailing",
 }
+UNETS = {"lcm": "unet_lcm", "add": "unet_turbo"}  # by stage: folders beside the base's
+FEATURES = "features.safetensors"
+LORAS = {"lcm-lora": "lcm_lora", "style": "style_fx"}
 INDEX: dict[str, object] = {
     "_class_name": "StableDiffusionXLPipeline",
     "force_zeros_for_empty_prompt": False,
@@ -49,9 +53,11 @@ def write_base(
         write_network(folder / name, network)
     for name in ("tokenizer", "tokenizer_2"):
         tokenizer.save_pretrained(folder / name)
+        words = folder / name / "tokenizer.json"
+        words.write_text(json.dumps(json.loads(words.read_text()), ensure_ascii=False, separators=(",", ":")))
     (folder / "scheduler").mkdir(exist_ok=True)
-    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    _write_json(folder / "model_index.json", INDEX)
+    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    write_json(folder / "model_index.json", INDEX)
 
 
 def write_network(folder: Path, network: Any) -> None:
@@ -61,12 +67,20 @@ def write_network(folder: Path, network: Any) -> None:
     config.pop("_name_or_path", None)
     # transformers would load in the file's precision, diffusers in fp32: say fp32 to both.
     config |= {"dtype": "float32"} if "dtype" in config else {}
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
 
 
 def set_scaling(vae: AutoencoderKL, mean: list[float], std: list[float]) -> None:
     """Say in the VAE's own configuration how its latents are normalised."""
     vae.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=1.0)
+
+
+def write_features(work: Path, folder: Path) -> None:
+    """The network that evaluation looks through, where it is trained."""
+    made = work / "features" / FEATURES
+    if made.exists():
+        (folder / "features").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made, folder / "features" / FEATURES)
 
 
 def write_sums(folder: Path) -> None:
@@ -76,5 +90,5 @@ def write_sums(folder: Path) -> None:
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,35 +1,36 @@
 """Guided latent consistency distillation (Luo et al. 2023, arXiv:2310.04378, algorithm 1).
 
-The student learns to answer, from any level of the teacher's guided path, with the end
-of that path; guidance w becomes an input of its UNet. The target network is the running
-average of the student.
+The student learns to answer, from any level of the teacher's guided path, with the end of that path.
+A whole student is told the guidance w by an embedding; a LoRA (arXiv:2311.05556) is not, and learns
+one range of it. The target network is the running average of the student.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from fewstep.conditioning import Conditioning
-from fewstep.denoiser import Cfg, Denoiser, Unet, guidance_embedding
+from fewstep.denoiser import Unet, guidance_embedding
 from fewstep.runtimes.eager import eager_unet
 from fewstep.samplers import Denoise
 from fewstep.schedulers import sigma_of
-from fewstep.text import TextEncoder
-from fewstep.train import augment
-from fewstep.train.base import PREDICTION, build_unet
-from fewstep.train.data import SIZE
-from fewstep.train.latents import Latents
-from fewstep.train.loop import Draw, Hyper
+from fewstep.train import adapter
+from fewstep.train.loop import Draw, Hyper, Learning
+from fewstep.train.source import Source, Teacher, levels
 
-HYPER = Hyper(steps=900, batch=96, rate=4e-4, ema=0.95, weight_decay=0.0)
+HYPER = Hyper(steps=500, batch=96, rate=5e-4, warmup=50, ema=0.95, weight_decay=0.0, muon=True)
+LORA_HYPER = Hyper(steps=350, batch=96, rate=1.5e-3, warmup=50, ema=0.95, weight_decay=0.0)
+RANK = 6
 LEVELS = range(19, 1000, 20)  # the 50 levels of the solver
 SKIP = 20  # training steps between a level and its target (the paper's k)
 GUIDANCE = (1.0, 6.0)  # range of 1 + w
+LORA_GUIDANCE = (3.0, 3.0)
 GUIDANCE_WIDTH = 64
 SIGMA_DATA = 0.5
 
@@ -54,60 +55,121 @@ def pseudo_huber(a: Tensor, b: Tensor, c: float = 1e-3) -> Tensor:
 def consistency(denoise: Denoise, x: Tensor, timesteps: list[int]) -> Tensor:
     """f(x, t): the predicted end of the path that x lies on (arXiv:2310.04378, eq. 9)."""
     sigmas = [sigma_of(t) for t in timesteps]
-    skip, out = (torch.tensor(c).view(-1, 1, 1, 1) for c in zip(*map(boundary, timesteps), strict=True))
-    shrink = torch.tensor([1 / math.hypot(1, s) for s in sigmas]).view(-1, 1, 1, 1)
+    skip, out = (levels(c, x) for c in zip(*map(boundary, timesteps), strict=True))
+    shrink = levels([1 / math.hypot(1, s) for s in sigmas], x)
     return skip * shrink * x + out * denoise(x, sigmas)
 
 
-def student_of(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
+def student_of(teacher: UNet2DConditionModel, width: int) -> UNet2DConditionModel:
     """The teacher with an embedding for guidance that starts at zero."""
-    student = build_unet(GUIDANCE_WIDTH)
+    student: UNet2DConditionModel = UNet2DConditionModel.from_config(
+        {**teacher.config, "time_cond_proj_dim": width}
+    )
+    student.set_attn_processor(copy.copy(next(iter(teacher.attn_processors.values()))))
     missing, surplus = student.load_state_dict(teacher.state_dict(), strict=False)
     assert missing == ["time_embedding.cond_proj.weight"]
     assert not surplus
     nn.init.zeros_(student.get_parameter(missing[0]))
-    return student
+    return student.to(teacher.device)
 
 
+@torch.no_grad()
+def settled(student: UNet2DConditionModel, guidance: float) -> UNet2DConditionModel:
+    """A whole student at one guidance for good: a UNet of the teacher's shape, without the embedding.
+
+    The embedding is added before a linear layer, so that a constant one goes into its bias.
+    """
+    width = student.config.time_cond_proj_dim
+    plain: UNet2DConditionModel = UNet2DConditionModel.from_config(
+        {**student.config, "time_cond_proj_dim": None}
+    )
+    plain.set_attn_processor(copy.copy(next(iter(student.attn_processors.values()))))
+    weights = student.state_dict()
+    projection = weights.pop("time_embedding.cond_proj.weight")
+    constant = projection @ guidance_embedding(torch.tensor([guidance - 1]), width)[0].to(projection)
+    weights["time_embedding.linear_1.bias"] = (
+        weights["time_embedding.linear_1.bias"] + weights["time_embedding.linear_1.weight"] @ constant
+    )
+    plain.load_state_dict(weights)
+    return plain.to(student.device)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LcmTask:
-    """Distil `teacher` on the latents it was trained on."""
+    """Distil a teacher on the latents it was trained on."""
 
-    def __init__(self, latents: Latents, teacher: UNet2DConditionModel, text: TextEncoder, batch: int):
-        self.latents: Latents = latents
-        self.text: TextEncoder = text
-        self.batch: int = batch
-        self._teacher = eager_unet(teacher.requires_grad_(False))
-        student = student_of(teacher)
-        self.modules: dict[str, nn.Module] = {"unet": student}
-        self.averages: dict[str, nn.Module] = copy.deepcopy(self.modules)
-        self._student, self._target = eager_unet(student), eager_unet(self.averages["unet"])
+    source: Source
+    teacher: Teacher
+    batch: int
+    guidance: tuple[float, float]  # range of 1 + w
+    width: int  # of the embedding of w; 0 is none
+    modules: Mapping[str, Learning]
+    averages: Mapping[str, Learning]
+    student: Unet
+    target: Unet  # the average
+    own: Unet  # the teacher
 
     def loss(self, draw: Draw) -> Tensor:
-        real, rows = self.latents.batch(self.batch, draw.torch)
-        prompts = [augment.prompt(caption, backdrop, draw.python, 0) for caption, backdrop in rows]
-        with torch.no_grad():
-            condition = self.text.batch(prompts, (SIZE, SIZE))
+        """Algorithm 1, lines 5 to 10."""
+        real, prompts = self.source.batch(self.batch, draw, 0)
+        real = real.to(self.teacher.device)
+        condition = self.teacher.read(prompts, self.source.size)
         start = [draw.python.choice(LEVELS) for _ in prompts]
         target = [max(0, t - SKIP) for t in start]
-        guidance = [draw.python.uniform(*GUIDANCE) for _ in prompts]
-        high, low = (torch.tensor([sigma_of(t) for t in ts]).view(-1, 1, 1, 1) for ts in (start, target))
+        guidance = [draw.python.uniform(*self.guidance) for _ in prompts]
+        high, low = (levels([sigma_of(t) for t in ts], real) for ts in (start, target))
 
-        noisy = real + high * torch.randn(real.shape, generator=draw.torch)
-        embedding = guidance_embedding(torch.tensor(guidance) - 1, GUIDANCE_WIDTH)
-        made = consistency(self._denoise(self._student, condition, embedding), noisy, start)
+        noisy = real + high * torch.randn(real.shape, generator=draw.torch).to(real)
+        embedding = self._embedded(guidance, real)
+        made = consistency(self.teacher.denoiser(condition, self.student, embedding), noisy, start)
         with torch.no_grad():
-            x0 = self._guided(condition, guidance)(noisy, [sigma_of(t) for t in start])
-            nearer = ddim_step(noisy, x0, high, low)
-            aim = consistency(self._denoise(self._target, condition, embedding), nearer, target)
+            guided = self.teacher.guided(condition, self.source.size, guidance, self.own)
+            nearer = ddim_step(noisy, guided(noisy, [sigma_of(t) for t in start]), high, low)
+            aim = consistency(self.teacher.denoiser(condition, self.target, embedding), nearer, target)
         return pseudo_huber(made, aim)
 
-    def _denoise(self, unet: Unet, condition: Conditioning, embedding: Tensor) -> Denoiser:
-        return Denoiser(unet, condition, prediction=PREDICTION, embedding=embedding)
+    def _embedded(self, guidance: list[float], like: Tensor) -> Tensor | None:
+        if not self.width:
+            return None
+        return guidance_embedding(torch.tensor(guidance, device=like.device) - 1, self.width)
 
-    def _guided(self, condition: Conditioning, guidance: list[float]) -> Denoiser:
-        """The teacher with its own classifier-free guidance, one scale per picture."""
-        nothing = self.text.encode([""] * len(guidance), (SIZE, SIZE))
-        scale = torch.tensor(guidance).view(-1, 1, 1, 1)
-        return Denoiser(
-            self._teacher, condition, prediction=PREDICTION, cfg=Cfg(negative=nothing, scale=scale)
-        )
+
+def whole(
+    source: Source,
+    teacher: Teacher,
+    batch: int,
+    *,
+    width: int = GUIDANCE_WIDTH,
+    guidance: tuple[float, float] = GUIDANCE,
+    compiled: bool = False,
+) -> LcmTask:
+    """A student of its own, guidance embedded."""
+    student = student_of(teacher.unet.requires_grad_(False), width)
+    average = copy.deepcopy(student)
+    unets = (student, average, teacher.unet)
+    calls = [eager_unet(torch.compile(unet) if compiled else unet) for unet in unets]
+    return LcmTask(
+        source=source, teacher=teacher, batch=batch, guidance=guidance, width=width,
+        modules={"unet": student}, averages={"unet": average},
+        student=calls[0], target=calls[1], own=calls[2],
+    )  # fmt: skip
+
+
+def as_lora(
+    source: Source,
+    teacher: Teacher,
+    batch: int,
+    *,
+    rank: int = RANK,
+    guidance: tuple[float, float] = LORA_GUIDANCE,
+) -> LcmTask:
+    """An adapter on the teacher itself, which is all that learns."""
+    factors = adapter.put_on(teacher.unet, rank, adapter.EVERYWHERE)
+    average = factors.copy()
+    smoothed = adapter.wearing(teacher.unet, dict(average.named_parameters()))
+    return LcmTask(
+        source=source, teacher=teacher, batch=batch, guidance=guidance, width=0,
+        modules={"lora": factors}, averages={"lora": average},
+        student=eager_unet(teacher.unet), target=smoothed,
+        own=adapter.wearing(teacher.unet, factors.off()),
+    )  # fmt: skip

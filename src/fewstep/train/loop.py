@@ -1,29 +1,52 @@
-"""The one training loop: a generator over a `Task`, with EMA, checkpoints and exact resume.
+"""The one training loop: a generator over a `Task`, with average, checkpoints and exact resume.
 
-Everything random in step `k` is drawn from generators seeded with (seed, k), so that a
-resumed run sees what an uninterrupted one would have seen.
+Everything random in step `k` is drawn from generators seeded with (seed, k), so that a resumed run
+sees what an uninterrupted one would have seen. Several devices (`accelerate launch`) each take a
+batch of their own and average their gradients.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env, reduce
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fewstep.errors import FewstepError, RequestError
+from fewstep.train.optimisers import Optimiser
+
+STATE, LOSSES = "state.safetensors", "losses.csv"
+
+
+class Learning(Protocol):
+    """A network, or the part of one that learns."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
 
 class Task(Protocol):
-    """What is trained: named modules, copies of them that hold the average, and a loss."""
+    """What is trained: named networks, their twins that hold the average, and a loss.
 
-    modules: dict[str, nn.Module]
-    averages: dict[str, nn.Module]
+    What asks for a gradient in `modules` learns; its twin in `averages` has the same name.
+    """
+
+    @property
+    def modules(self) -> Mapping[str, Learning]: ...
+
+    @property
+    def averages(self) -> Mapping[str, Learning]: ...
 
     def loss(self, draw: Draw) -> Tensor:
         """The scalar loss of one batch, everything random taken from `draw`."""
@@ -31,7 +54,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Hyper:
-    """How long and how fast. AdamW; linear warm-up, flat, cosine to zero over `decay`."""
+    """How long and how fast. Linear warm-up, flat, cosine to zero over `decay`."""
 
     steps: int
     batch: int
@@ -43,20 +66,23 @@ class Hyper:
     clip: float = 1.0  # gradient norm
     seed: int = 0
     bf16: bool = True
+    muon: bool = False  # for matrices; AdamW for the rest
+    accumulate: int = 1  # batches to a step
+    paces: Mapping[str, float] = field(default_factory=dict)  # by network: rate as a multiple of the rate
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The randomness of one step."""
+    """The randomness of one batch; on the CPU, so that it is the same on any device."""
 
     torch: torch.Generator
     python: random.Random
 
     @classmethod
-    def of(cls, seed: int, step: int) -> Draw:
+    def of(cls, seed: int, number: int) -> Draw:
         # torch's CPU generator reads the low 32 bits only, so both numbers must be in them.
-        number = (seed * 0x9E3779B1 + step) % 2**32
-        return cls(torch.Generator().manual_seed(number), random.Random(number))
+        mixed = (seed * 0x9E3779B1 + number) % 2**32
+        return cls(torch.Generator().manual_seed(mixed), random.Random(mixed))
 
 
 @dataclass(frozen=True)
@@ -71,22 +97,29 @@ class Progress:
 def train(task: Task, hyper: Hyper, folder: Path, *, every: int = 100) -> Iterator[Progress]:
     """Train, resuming from `folder` where it holds a state; yield after each step.
 
-    The state is written every `every` steps and at the end; a run that is complete
-    yields nothing. The result is in `task.averages`.
+    The state is written every `every` steps and at the end; a run that is complete yields nothing.
+    The result is in `task.averages`. `losses.csv` has step, loss, rate and time of every step.
+
+    Raises:
+        RequestError: the state was made with other settings.
+        FewstepError: the loss is not a finite number.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = _State(task, hyper, folder)
-    for step in range(state.resume(), hyper.steps):
-        rate = hyper.rate * rate_factor(step, hyper)
-        loss = state.advance(Draw.of(hyper.seed, step), rate, step)
-        if (step + 1) % every == 0 or step + 1 == hyper.steps:
-            state.save(step + 1)
-        yield Progress(step + 1, loss, rate)
+    done = state.resume()
+    with _log(folder / LOSSES if state.main else Path(os.devnull), done) as log:
+        for step in range(done, hyper.steps):
+            rate = hyper.rate * rate_factor(step, hyper)
+            loss = state.advance(step, rate)
+            log.write(f"{step + 1},{loss:.6f},{rate:.3e},{time.time():.1f}\n")
+            if state.main and ((step + 1) % every == 0 or step + 1 == hyper.steps):
+                state.save(step + 1)
+            yield Progress(step + 1, loss, rate)
 
 
 def restore(task: Task, folder: Path) -> None:
     """Load a run's averaged weights into `task.averages`."""
-    tensors = load_file(folder / "state.safetensors")
+    tensors = load_file(folder / STATE)
     with torch.no_grad():
         parameters = _named(task.averages)  # all of them: after training, averages ask for no gradients
         for key, tensor in tensors.items():
@@ -104,75 +137,108 @@ def rate_factor(step: int, hyper: Hyper) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - start) / (hyper.steps - start)))
 
 
+def here(**settings: Any) -> PartialState:
+    """This process's device, and its place among those that `accelerate launch` started.
+
+    `settings` count the first time, as those of `PartialState`.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **settings)
+
+
 class _State:
     """Parameters, their average and the optimiser, as one thing that can be saved."""
 
     def __init__(self, task: Task, hyper: Hyper, folder: Path):
         self.task, self.hyper, self.folder = task, hyper, folder
-        self.live, self.mean = _trained(task.modules), _trained(task.averages)
-        for average in task.averages.values():
-            average.requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(
-            self.live.values(), lr=hyper.rate, weight_decay=hyper.weight_decay, fused=True
+        self.live = {key: p for key, p in _named(task.modules).items() if p.requires_grad}
+        averages = _named(task.averages)
+        self.mean = {key: averages[key] for key in self.live}
+        for p in averages.values():
+            p.requires_grad_(False)
+        self.optimiser = Optimiser(
+            self.live, muon=hyper.muon, weight_decay=hyper.weight_decay, paces=hyper.paces
         )
+        self._devices = here()
+        self.main: bool = self._devices.is_main_process
 
-    def advance(self, draw: Draw, rate: float, step: int) -> float:
-        """One optimiser step; returns the loss."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.hyper.bf16):
-            loss = self.task.loss(draw)
-        self.optimiser.zero_grad()
-        loss.backward()
+    def advance(self, step: int, rate: float) -> float:
+        """One optimiser step; returns the loss, averaged over its batches and devices."""
+        shares = self.hyper.accumulate
+        losses = [self._backward(step * shares + share) / shares for share in range(shares)]
+        for p in self.live.values():
+            if p.grad is not None and self._devices.num_processes > 1:
+                p.grad = reduce(p.grad, "mean")
         nn.utils.clip_grad_norm_(self.live.values(), self.hyper.clip)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.step()
+        self.optimiser.step(rate)
         # An average that starts short, so that the first weights are soon forgotten.
         keep = min(self.hyper.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.mean.values()), [p.detach() for p in self.live.values()], 1 - keep)
-        return float(loss.detach())
+        loss = float(reduce(torch.stack(losses).sum(), "mean"))
+        if not math.isfinite(loss):
+            raise FewstepError(
+                f"the loss of step {step + 1} is {loss}: lower the rate ({self.hyper.rate:g}), and start "
+                f"again from {self.folder / STATE}, which is from before"
+            )
+        return loss
+
+    def _backward(self, share: int) -> Tensor:
+        """The loss of one batch, its gradients added to those that are there."""
+        devices = self._devices
+        draw = Draw.of(self.hyper.seed, share * devices.num_processes + devices.process_index)
+        with torch.autocast(devices.device.type, torch.bfloat16, enabled=self.hyper.bf16):
+            loss = self.task.loss(draw)
+        (loss / self.hyper.accumulate).backward()
+        return loss.detach().float()
 
     def save(self, step: int) -> None:
         """Write everything that a resumed run needs, whole or not at all."""
-        tensors = {f"live.{k}": p.detach() for k, p in self.live.items()}
-        tensors |= {f"ema.{k}": p for k, p in self.mean.items()}
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"adam.{index}.{k}": v.clone() for k, v in moments.items()}
+        tensors = {f"live.{key}": p.detach() for key, p in self.live.items()}
+        tensors |= {f"ema.{key}": p for key, p in self.mean.items()}
+        tensors |= dict(self.optimiser.tensors())
+        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
         scratch = self.folder / "state.partial"
-        save_file(tensors, scratch, metadata={"step": str(step), "hyper": json.dumps(asdict(self.hyper))})
-        scratch.replace(self.folder / "state.safetensors")
+        save_file(whole, scratch, metadata={"step": str(step), "hyper": json.dumps(asdict(self.hyper))})
+        scratch.replace(self.folder / STATE)
 
     def resume(self) -> int:
         """Read the state back, if there is one; return how many steps are done."""
-        path = self.folder / "state.safetensors"
+        path = self.folder / STATE
         if not path.exists():
             return 0
-        from safetensors import safe_open
-
         with safe_open(path, "pt") as file:
-            step = int(file.metadata()["step"])
+            about = file.metadata()
+        self._require_same(json.loads(about["hyper"]))
         tensors = load_file(path)
         with torch.no_grad():
             for key, p in self.live.items():
                 p.copy_(tensors[f"live.{key}"])
                 self.mean[key].copy_(tensors[f"ema.{key}"])
-        self.optimiser.load_state_dict(self._adam(tensors))
-        return step
+        self.optimiser.load(tensors)
+        return int(about["step"])
 
-    def _adam(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        state = self.optimiser.state_dict()
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("adam."):
-                _, index, name = key.split(".")
-                moments.setdefault(int(index), {})[name] = tensor
-        return {"state": moments, "param_groups": state["param_groups"]}
+    def _require_same(self, stored: dict[str, object]) -> None:
+        """A run goes on only with the settings that it began with."""
+        now = asdict(self.hyper)
+        usual = asdict(Hyper(steps=0, batch=0, rate=0))  # what a state from before a setting was there had
+        other = [name for name in now if now[name] != stored.get(name, usual[name])]
+        if other:
+            had = ", ".join(f"{name}={stored.get(name, usual[name])}" for name in other)
+            asked = ", ".join(f"{name}={now[name]}" for name in other)
+            raise RequestError(
+                f"{self.folder} holds a run with {had}, and asked is {asked}: ask for the same, or for "
+                "another folder"
+            )
 
 
-def _trained(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """Every parameter that learns, by "module.parameter"."""
-    return {key: p for key, p in _named(modules).items() if p.requires_grad}
+def _log(path: Path, done: int) -> TextIO:
+    """The log, without what an interrupted run wrote after its last state."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if int(line.split(",", 1)[0]) <= done]
+    file = path.open("w", buffering=1)
+    file.writelines(kept)
+    return file
 
 
-def _named(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """Every parameter, by "module.parameter"."""
-    return {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
+def _named(networks: Mapping[str, Learning]) -> dict[str, Tensor]:
+    """Every parameter, by "network.parameter"."""
+    return {f"{name}.{key}": p for name, network in networks.items() for key, p in network.named_parameters()}

@@ -1,0 +1,136 @@
+"""The pictures that are measured, and how long one takes: the product's own loop, in larger batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewstep.engine import Engine
+from fewstep.evaluation.features import digest
+from fewstep.picture import as_tensor
+from fewstep.request import Options
+from fewstep.train.data import SIZE, sha256
+
+BATCH = 32  # pictures in a call; with guidance twice as many rows, which is where a CPU is fastest
+WARM_UP = 3  # calls that are not timed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """The pictures of one row: entry i of the tuples is picture i."""
+
+    mode: str
+    steps: int
+    guidance: float
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    loras: tuple[tuple[str, float], ...] = ()
+
+    def options(self, seed: int | Sequence[int]) -> Options:
+        """What is said to the engine beside prompts and steps."""
+        return {"guidance": self.guidance, "loras": self.loras, "seed": seed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """How far the pictures of one row are."""
+
+    mode: str
+    steps: int
+    pictures: int
+    of: int
+
+
+def batched(engine: Engine) -> Engine:
+    """The same networks behind the same loop, but the UNet is called with all pictures of a call at once.
+
+    On a CPU the product calls it picture by picture, so that no bit depends on the batch. The VAE
+    stays with one picture: more at a time gain nothing there.
+    """
+    parts = replace(engine.parts, accelerator=None)  # the mode's own LoRA is in the weights already
+    return Engine(engine.model, engine.recipe, replace(engine.placement, batch=0), parts)
+
+
+def draw(engine: Engine, order: Order) -> Generator[Drawn, None, Tensor]:
+    """Make the pictures; return them as uint8 (N, 3, h, w), at most 128 pixels high, in RAM."""
+    twin, made = batched(engine), list[Tensor]()
+    for start in range(0, len(order.prompts), BATCH):
+        part = slice(start, start + BATCH)
+        options = order.options(order.seeds[part])
+        result = twin.generate(order.prompts[part], order.steps, progress=False, **options)
+        made += [reduced(as_tensor(image)) for image in result]
+        yield Drawn(mode=order.mode, steps=order.steps, pictures=len(made), of=len(order.prompts))
+    return torch.cat(made)
+
+
+def reduced(picture: Tensor) -> Tensor:
+    """(1, 3, H, W) in [-1, 1] → uint8, those over 128 pixels made smaller by areas."""
+    height, width = picture.shape[2:]
+    if height > SIZE:
+        picture = F.interpolate(picture, (SIZE, SIZE * width // height), mode="area")
+    return ((picture + 1) * 127.5).round().to(torch.uint8)
+
+
+def kept(engine: Engine, order: Order, key: str, cache: Path) -> Generator[Drawn, None, Tensor]:
+    """As `draw`, once: `cache` keeps the pictures under their key."""
+    path = cache / f"pictures-{key[:12]}.safetensors"
+    if not path.exists():
+        pictures = yield from draw(engine, order)
+        cache.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".partial")
+        save_file({"pictures": pictures.contiguous()}, scratch)
+        scratch.replace(path)
+    return load_file(path)["pictures"]
+
+
+def weights_of(engine: Engine) -> str:
+    """The sha256 of all weights; of an engine that has not drawn: LoRAs of a call stay on until the next."""
+    parts = engine.parts
+    found = [digest(network) for network in (parts.unet, parts.vae, *parts.text.encoders)]
+    return hashlib.sha256(" ".join(found).encode()).hexdigest()
+
+
+def key_of(weights: str, engine: Engine, order: Order) -> str:
+    """The sha256 of all that the pictures depend on; `weights` as `weights_of` says."""
+    loras = [(sha256(Path(file)) if os.path.isfile(file) else file, scale) for file, scale in order.loras]
+    place = [str(engine.placement.device), str(engine.placement.dtype)]
+    facts = [weights, asdict(order) | {"loras": loras}, *place]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def timed(engine: Engine, order: Order, repeats: int) -> tuple[float, float, float]:
+    """Milliseconds from prompt to PIL image, warm: median, lower and upper quartile of single calls.
+
+    Each call has another prompt, as far as there are so many, so that encoding it is part of it.
+    """
+    distinct = list(dict.fromkeys(order.prompts))
+    engine.parts.text.forget()
+    took = []
+    for i, text in enumerate(_cycled(distinct, WARM_UP + repeats)):
+        began = time.perf_counter()
+        engine.generate(text, order.steps, progress=False, **order.options(order.seeds[0] + i))
+        took.append(1000 * (time.perf_counter() - began))
+    return _quartiles(took[WARM_UP:])
+
+
+def _cycled(words: Sequence[str], count: int) -> Iterator[str]:
+    return (words[i % len(words)] for i in range(count))
+
+
+def _quartiles(numbers: list[float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile."""
+    if len(numbers) < 2:
+        return numbers[0], numbers[0], numbers[0]
+    low, middle, high = statistics.quantiles(numbers, n=4, method="inclusive")
+    return middle, low, high

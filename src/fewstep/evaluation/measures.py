@@ -1,0 +1,74 @@
+"""Quality as numbers: small functions of tensors. Features are (N, D), each of length 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def carried(
+    features: Tensor, known: Tensor, labels: Sequence[str], wanted: Sequence[str], nearest: int
+) -> Tensor:
+    """Retrieval@k: is what is wanted among the labels of the k nearest known pictures? (N,), bool.
+
+    known (P, V, D): P pictures, each in V views, of which the one that fits best counts, so that k
+    nearest are k distinct pictures. labels (P), wanted (N). Near is a large cosine.
+    """
+    likeness = (features @ known.flatten(0, 1).T).unflatten(1, known.shape[:2]).amax(dim=2)  # (N, P)
+    found = likeness.topk(min(nearest, len(known)), dim=1).indices.tolist()
+    return torch.tensor(
+        [word in {labels[i] for i in row} for word, row in zip(wanted, found, strict=True)], dtype=torch.bool
+    )
+
+
+def frechet(made: Tensor, real: Tensor) -> float:
+    """Squared Fréchet distance of two sets' normal distributions (Heusel et al. 2017, arXiv:1706.08500).
+
+    |m - n|² + tr(A + B - 2 (A B)^½); the last as the symmetric (A^½ B A^½)^½, which has its trace.
+    """
+    m, n = made.double().mean(dim=0), real.double().mean(dim=0)
+    a, b = _covariance(made), _covariance(real)
+    root = _root(a)
+    shared = _root(root @ b @ root)
+    return float((m - n).square().sum() + (a.trace() + b.trace() - 2 * shared.trace()))
+
+
+def _covariance(rows: Tensor) -> Tensor:
+    centred = rows.double() - rows.double().mean(dim=0)
+    return centred.T @ centred / max(1, len(rows) - 1)
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """The square root of a symmetric matrix without negative eigenvalues but by rounding."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root
+
+
+def rmse(made: Tensor, other: Tensor) -> float:
+    """Root mean square difference of uint8 pictures (N, 3, H, W), as colours in [0, 1]; of each, averaged."""
+    parts = zip(made.split(64), other.split(64), strict=True)  # fp32 copies of few at a time
+    errors = [(a.float() - b.float()).div(255).square().mean(dim=(1, 2, 3)).sqrt() for a, b in parts]
+    return float(torch.cat(errors).mean())
+
+
+def distance(features: Tensor, others: Tensor) -> float:
+    """Cosine distance of pairs, averaged; in [0, 2]."""
+    return float(1 - (features * others).sum(dim=1).mean())
+
+
+def diversity(features: Tensor, seeds: int) -> float:
+    """Cosine distance between the pictures of one prompt, over all pairs and prompts; nan with one seed.
+
+    Rows are prompt by prompt, `seeds` of each.
+    """
+    groups = features.unflatten(0, (-1, seeds))  # (P, S, D)
+    one, other = torch.triu_indices(seeds, seeds, offset=1)
+    return float(1 - (groups[:, one] * groups[:, other]).sum(dim=-1).mean())
+
+
+def share(flags: Tensor) -> float:
+    """The part that is true, of (N,) bool; nan of nothing."""
+    return float(flags.double().mean())

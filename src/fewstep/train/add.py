@@ -1,0 +1,130 @@
+"""Adversarial diffusion distillation (Sauer et al. 2023, arXiv:2311.17042): one to four steps.
+
+Deviations from the paper, whose DINOv2 and pixel losses would need another download:
+
+- the discriminator looks at features of the frozen teacher, at latents with noise in them, as the
+  latent variant does (arXiv:2403.12015); what it looks at can be replaced;
+- its heads are told the prompt (c_text), not a picture (c_img);
+- no gradient penalty: the noise in what the heads see keeps them from being certain;
+- the distillation target is the teacher with classifier-free guidance;
+- both players move at once, by the gradients of one sum, in which neither sees the other's weights;
+- the student may start from an LCM, whose single step is better than the teacher's (`lcm.settled`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.func import functional_call
+
+from fewstep.conditioning import Conditioning
+from fewstep.denoiser import Unet
+from fewstep.runtimes.eager import eager_unet
+from fewstep.schedulers import TRAIN_SIGMAS, TRAIN_STEPS
+from fewstep.train.discriminator import (
+    Features,
+    Heads,
+    UnetFeatures,
+    discriminator_loss,
+    generator_loss,
+)
+from fewstep.train.loop import Draw, Hyper, Learning
+from fewstep.train.source import Source, Teacher, levels
+
+HYPER = Hyper(
+    steps=400, batch=64, rate=2e-4, warmup=50, ema=0.98, weight_decay=0.0, paces={"heads": 5.0}
+)  # fmt: skip
+STARTS = (249, 499, 749, 999)  # the student's timesteps: four trailing ones (ibid., sec. 3.1)
+GUIDANCE = 3.0  # of the teacher
+DISTILLATION = 2.5  # lambda (ibid., sec. 4)
+ADVERSARY = 0.5  # the losses here are of latents, whose errors are smaller than those of pixels
+
+
+def distillation_loss(made: Tensor, aim: Tensor, sigmas: list[float]) -> Tensor:
+    """c(t) |made - aim|^2 with c(t) = alpha_t (ibid., eq. 5, exponential weighting)."""
+    alpha = levels([1 / math.hypot(1, s) for s in sigmas], made)
+    return (alpha * (made - aim).square()).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddTask:
+    """A student that one teacher corrects, and heads judge."""
+
+    source: Source
+    teacher: Teacher
+    batch: int
+    modules: Mapping[str, Learning]
+    averages: Mapping[str, Learning]
+    student: Unet
+    own: Unet  # the teacher
+    heads: Heads
+    features: Features
+    guidance: float = GUIDANCE
+
+    def loss(self, draw: Draw) -> Tensor:
+        """The student's (ibid., eq. 1) and the heads', each blind to the other's weights."""
+        real, prompts = self.source.batch(self.batch, draw, 0)
+        real = real.to(self.teacher.device)
+        condition = self.teacher.read(prompts, self.source.size)
+        start = [TRAIN_SIGMAS[draw.python.choice(STARTS)] for _ in prompts]
+        made = self.teacher.denoiser(condition, self.student)(noised(real, start, draw), start)
+
+        look = [TRAIN_SIGMAS[_middling(draw)] for _ in prompts]
+        seen = self.features(noised(made, look, draw), look, condition)
+        with torch.no_grad():
+            known = self.features(noised(real, look, draw), look, condition)
+        fixed = {key: p.detach() for key, p in self.heads.named_parameters()}
+        fooled: Tensor = functional_call(self.heads, fixed, (seen, condition.pooled))
+        caught = discriminator_loss(
+            self.heads(known, condition.pooled), self.heads([m.detach() for m in seen], condition.pooled)
+        )
+        aim, sigmas = self._taught(made.detach(), condition, draw)
+        taught = distillation_loss(made, aim, sigmas)
+        return ADVERSARY * generator_loss(fooled) + DISTILLATION * taught + caught
+
+    @torch.no_grad()
+    def _taught(self, made: Tensor, condition: Conditioning, draw: Draw) -> tuple[Tensor, list[float]]:
+        """What the teacher would make of the student's answer with noise in it, at any level."""
+        sigmas = [TRAIN_SIGMAS[draw.python.randrange(TRAIN_STEPS)] for _ in made]
+        guided = self.teacher.guided(condition, self.source.size, [self.guidance] * len(made), self.own)
+        return guided(noised(made, sigmas, draw), sigmas), sigmas
+
+
+def noised(latents: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
+    """x = x0 + sigma * noise."""
+    return latents + levels(sigmas, latents) * torch.randn(latents.shape, generator=draw.torch).to(latents)
+
+
+def _middling(draw: Draw) -> int:
+    """A timestep, seldom near either end (arXiv:2403.12015, sec. 3.2: logit-normal)."""
+    return int(TRAIN_STEPS / (1 + math.exp(-draw.python.gauss(0, 1))))
+
+
+def task(
+    source: Source,
+    teacher: Teacher,
+    start: UNet2DConditionModel,
+    batch: int,
+    *,
+    features: Features | None = None,
+    compiled: bool = False,
+) -> AddTask:
+    """A student that begins as `start`, which has the teacher's shape."""
+    teacher.unet.requires_grad_(False)
+    student = copy.deepcopy(start).requires_grad_(True)
+    looks = UnetFeatures(teacher.unet) if features is None else features
+    reader: Any = teacher.text.encoders[1]
+    heads = Heads(looks.channels, reader.config.projection_dim).to(teacher.device)
+    modules: dict[str, Learning] = {"unet": student, "heads": heads}
+    calls = [eager_unet(torch.compile(unet) if compiled else unet) for unet in (student, teacher.unet)]
+    return AddTask(
+        source=source, teacher=teacher, batch=batch, modules=modules, averages=copy.deepcopy(modules),
+        student=calls[0], own=calls[1], heads=heads, features=looks,
+    )  # fmt: skip

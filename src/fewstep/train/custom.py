@@ -1,0 +1,172 @@
+"""Training on a user's own pictures: from an `Order` to files that `generate` and diffusers read.
+
+    from fewstep.train.order import order
+    for step in run(order("lcm-lora", "pictures", "out", model="sdxl", steps=1000)): ...
+
+The out folder gets the state (a run resumes from it), `losses.csv`, `run.json`, sample grids, and in the
+end the result: a UNet's folder (lcm, add), a whole model (base), a LoRA (lcm-lora) or a VAE's folder (vae).
+Under `accelerate launch` each process has a device; the main one alone encodes and writes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep import backends
+from fewstep.codec import Codec
+from fewstep.devices import Placement
+from fewstep.errors import RequestError
+from fewstep.key import EngineKey
+from fewstep.models.load import Parts, load
+from fewstep.prompts import WINDOW
+from fewstep.text import TextEncoder
+from fewstep.train import add, encoded, jobs, loop, pictures
+from fewstep.train.encoded import Encoded, Reading
+from fewstep.train.loop import Hyper, Progress
+from fewstep.train.order import Order
+from fewstep.train.pictures import Picture
+from fewstep.train.record import record
+
+PATIENCE = timedelta(hours=24)  # for the main process, which encodes while the others wait
+# What may change when a run goes on: places, how often is saved and drawn, and how memory is spared.
+FREE = ("images", "out", "save_every", "grid_every", "prompts", "checkpointing")
+_log = logging.getLogger("fewstep")
+
+
+def run(order: Order) -> Iterator[Reading | Progress]:
+    """Encode the pictures, train, write the result; yield after each picture and each step.
+
+    Raises:
+        RequestError: the pictures cannot be used, or the folder holds another run.
+        ModelError: the model cannot be loaded.
+        FewstepError: the loss is not a finite number.
+    """
+    devices = loop.here(timeout=PATIENCE)
+    shown = pictures.found(order.images)
+    facts = _facts(order, pictures.fingerprint(shown), len(shown))
+    _require_same(order.out, facts)
+    if devices.is_main_process:
+        record(order.out, facts)
+    place = _placement(order, devices.device)
+    parts = _loaded(order, place)
+    _warn_of_long(shown, parts.text)
+    codec = Codec(parts.vae, place)
+    if order.stage == "vae":
+        job = jobs.for_vae(order, parts, shown)
+    else:
+        path = order.out / encoded.cache_name(facts["pictures"], parts.vae, order.size)
+        source = yield from _encoded(order, shown, codec, path)
+        job = jobs.for_unet(order, parts, source, codec)
+    yield from _trained(order, job)
+    if devices.is_main_process:
+        job.write(order.out)
+        record(order.out, {**facts, "finished": True})
+    devices.wait_for_everyone()
+
+
+def hyper(order: Order) -> Hyper:
+    """How long and how fast, for the loop."""
+    return Hyper(
+        steps=order.steps,
+        batch=order.batch,
+        rate=order.rate,
+        warmup=order.warmup,
+        ema=order.ema,
+        weight_decay=order.weight_decay,
+        seed=order.seed,
+        bf16=order.bf16,
+        muon=order.muon,
+        accumulate=order.accumulate,
+        paces=add.HYPER.paces if order.stage == "add" else {},
+    )
+
+
+def _trained(order: Order, job: jobs.Job) -> Iterator[Progress]:
+    """The loop, with a sample grid every so many steps, and one at the end."""
+    devices = loop.here()
+    for progress in loop.train(job.task, hyper(order), order.out, every=order.save_every):
+        due = order.grid_every and (progress.step % order.grid_every == 0 or progress.step == order.steps)
+        if due and devices.is_main_process:
+            with torch.autocast(devices.device.type, torch.bfloat16, enabled=order.bf16):
+                job.draw().save(order.out / f"samples-{progress.step:06d}.png")
+        yield progress
+
+
+def _encoded(
+    order: Order, shown: Sequence[Picture], codec: Codec, path: Path
+) -> Generator[Reading, None, Encoded]:
+    """The latents, which the main process makes where they are not there yet."""
+    with loop.here().main_process_first():
+        if not path.exists():
+            yield from encoded.encode(shown, codec, order.size, path)
+    return encoded.load(path, shown)
+
+
+def _placement(order: Order, device: torch.device) -> Placement:
+    """Everything on one device. An adapter's UNet does not learn: on a GPU it has half the bytes."""
+    halved = order.stage == "lcm-lora" and order.bf16 and device.type == "cuda"
+    return Placement(
+        device=device,
+        dtype=torch.bfloat16 if halved else torch.float32,
+        vae_dtype=torch.float32,
+        batch=0,
+        channels_last=False,
+        offload="none",
+        tiling=False,
+        threads=torch.get_num_threads(),
+        reasons=(),
+    )
+
+
+def _loaded(order: Order, place: Placement) -> Parts:
+    """The undistilled model."""
+    about, recipe = backends.chosen(order.model, "base")
+    return load(about, recipe, EngineKey(model=order.model, mode="base"), place)
+
+
+def _warn_of_long(shown: Sequence[Picture], text: TextEncoder) -> None:
+    """Captions are read in one window; whose end is not read is said."""
+    captions = [picture.caption for picture in shown]
+    lengths = [len(ids) for ids in text.tokenizers[0](captions, verbose=False).input_ids]
+    long = [picture for picture, length in zip(shown, lengths, strict=True) if length > WINDOW]
+    if long:
+        _log.warning(
+            "%d captions have more than %d tokens, and their ends are not read; the first is of %s",
+            len(long), WINDOW, long[0].name,
+        )  # fmt: skip
+
+
+def _facts(order: Order, data: str, count: int) -> dict[str, Any]:
+    """What `run.json` says."""
+    settings = {**asdict(order), "images": str(order.images), "out": str(order.out)}
+    return {
+        "settings": settings,
+        "pictures": data,
+        "count": count,
+        "processes": loop.here().num_processes,
+        "finished": False,
+    }
+
+
+def _require_same(out: Path, facts: dict[str, Any]) -> None:
+    """A folder holds one run: the same pictures, model and settings."""
+    if not (out / loop.STATE).exists() or not (out / "run.json").exists():
+        return
+    before = json.loads((out / "run.json").read_text())
+    now = json.loads(json.dumps(facts))  # lists for tuples, as they are read back
+    had, asked = (
+        {**one["settings"], "pictures": one["pictures"], "processes": one["processes"]}
+        for one in (before, now)
+    )
+    other = [name for name in asked if name not in FREE and asked[name] != had.get(name)]
+    if other:
+        told = ", ".join(f"{name}={had.get(name)}, and asked is {asked[name]}" for name in other)
+        raise RequestError(f"{out} holds a run with {told}: ask for the same, or for another folder")

@@ -1,0 +1,246 @@
+"""What a run would hold in memory, told before it starts; no weight is read.
+
+Networks are built from their configurations on torch's meta device, whose tensors have sizes and no
+memory, and the task's own loss and backward pass run on them: every tensor is counted from its birth to its
+death. Attention counts as fused. Under bf16 the casts of CUDA's autocast are made as it makes them. What is
+not seen is the room of kernels and holes between blocks; `RESERVE` stands for it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fewstep.conditioning import Conditioning
+from fewstep.devices import probe
+from fewstep.prompts import WINDOW
+from fewstep.text import Size, size_ids
+from fewstep.train import jobs
+from fewstep.train.drafts import Draft, draft
+from fewstep.train.loop import Draw, Task
+from fewstep.train.order import Order
+
+RESERVE = 0.1  # of all the rest
+ADAM = 2  # numbers for each that learns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Bytes of each kind."""
+
+    title: str
+    rows: tuple[tuple[str, int], ...]
+    free: tuple[tuple[str, int], ...]  # of the devices here
+
+    @property
+    def total(self) -> int:
+        return sum(size for _, size in self.rows)
+
+    def __str__(self) -> str:
+        lines = [self.title, *(_line(name, size) for name, size in self.rows), _line("total", self.total)]
+        lines += [
+            _line(f"free on {name}: {'enough' if self.total <= size else 'too little'}", size)
+            for name, size in self.free
+        ]
+        return "\n".join(lines)
+
+
+def estimate(order: Order) -> Estimate:
+    """What one device would hold at the most, and what there is here."""
+    drawn = draft(order)
+    task = _task(order, drawn)
+    learning = _learning(task)
+    count = sum(p.numel() for p in learning.values())
+    rows = (
+        *_still(order, drawn),
+        (f"what learns, {count / 1e6:,.1f} M parameters", 4 * count),
+        ("its average", _averages(task)),
+        ("gradients", 4 * count),
+        ("optimiser", 4 * ADAM * count),
+        (f"activations, {_how(order)}", peak(order, task)),
+    )
+    reserve = int(RESERVE * sum(size for _, size in rows))
+    return Estimate(
+        title=f"{order.stage} on {order.model}: {order.size} pixels, batch {order.batch}",
+        rows=(*rows, (f"reserve, {RESERVE:.0%}", reserve)),
+        free=tuple(_free()),
+    )
+
+
+def _still(order: Order, drawn: Draft) -> list[tuple[str, int]]:
+    """Weights that do not learn; on a GPU a teacher's and the text encoders' are bf16 where that is asked."""
+    half = 2 if order.bf16 else 4
+    if order.stage == "vae":
+        return [("the encoder, which stays", 4 * (drawn.vae - drawn.decoder))]
+    rows = [("text encoders", half * drawn.text), ("autoencoder", 4 * drawn.vae)]
+    if order.stage in ("lcm", "add"):
+        rows.append(("the teacher", half * drawn.unet))
+    if order.stage == "lcm-lora":
+        rows.append(("UNet", half * drawn.unet))
+    return rows
+
+
+def _averages(task: Task) -> int:
+    """Bytes of the running averages, in fp32."""
+    return sum(4 * p.numel() for network in task.averages.values() for _, p in network.named_parameters())
+
+
+def _learning(task: Task) -> dict[str, Any]:
+    named = (network.named_parameters() for network in task.modules.values())
+    return {f"{i}.{key}": p for i, each in enumerate(named) for key, p in each if p.requires_grad}
+
+
+def peak(order: Order, task: Task) -> int:
+    """The most bytes alive at once in a batch's loss and backward pass, gradients of weights left out."""
+    hooks = [p.register_post_accumulate_grad_hook(_forget) for p in _learning(task).values()]
+    try:
+        with Live() as live, _kernels(order):
+            task.loss(Draw.of(0, 0)).backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    most: int = live.peak
+    return most
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside, while they are alive; `peak` is the most at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._sizes: dict[int, int] = {}
+        self._now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known:
+                self._born(tensor.untyped_storage())
+        return made
+
+    def _born(self, storage: Any) -> None:
+        if storage._cdata not in self._sizes:
+            self._sizes[storage._cdata] = storage.nbytes()
+            self._now += storage.nbytes()
+            self.peak = max(self.peak, self._now)
+            weakref.finalize(storage, self._died, storage._cdata)
+
+    def _died(self, key: int) -> None:
+        self._now -= self._sizes.pop(key)
+
+
+class Fused(torch.autograd.Function):
+    """Attention that keeps what fused kernels keep: its inputs, its result, and a number for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        made = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, made, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        query, key, value, _made, _rows = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _forget(p: Tensor) -> None:
+    p.grad = None
+
+
+@contextmanager
+def _kernels(order: Order) -> Iterator[None]:
+    """Fused attention and, under bf16, autocast's casts: matrices in bf16, norms in fp32.
+
+    Put in torch's own place for the while: a mode of torch is not seen by what is recomputed in the
+    backward pass.
+    """
+    low = torch.bfloat16 if order.bf16 else torch.float32
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        apply: Any = Fused.apply
+        made: Tensor = apply(query.to(low), key.to(low), value.to(low))
+        return made
+
+    casts = {"linear": low, "conv2d": low, "group_norm": torch.float32, "layer_norm": torch.float32}
+    own = {name: getattr(F, name) for name in ("scaled_dot_product_attention", *casts)}
+    try:
+        F.scaled_dot_product_attention = attend
+        for name, dtype in casts.items():
+            setattr(F, name, _cast(own[name], dtype))
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(F, name, function)
+
+
+def _cast(function: Any, dtype: torch.dtype) -> Any:
+    def fit(one: Any) -> Any:
+        return one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one
+
+    return lambda *args, **named: function(*map(fit, args), **tree_map(fit, named))
+
+
+class _Empty:
+    """Stands for pictures and for text encoders: tensors of the right shapes, on no memory."""
+
+    def __init__(self, order: Order, drawn: Draft):
+        self.size: Size = (order.size, order.size)
+        self._order, self._drawn = order, drawn
+        self.encoders = (nn.Module(), nn.Module())  # without weights: what they give is not computed
+        self.encoders[1].config = SimpleNamespace(projection_dim=drawn.pooled)  # type: ignore[assignment]
+        self._dtype = torch.bfloat16 if order.bf16 else torch.float32
+
+    def batch(self, asked: Any, *_: Any) -> Any:
+        """Latents and prompts of a number of pictures, or what prompts are encoded to."""
+        if isinstance(asked, int):
+            side = self._order.size // 8
+            return torch.empty(asked, 4, side, side, device="meta"), [""] * asked
+        rows, device = len(asked), torch.device("meta")
+        tokens = torch.empty(rows, WINDOW, self._drawn.context, device=device, dtype=self._dtype)
+        pooled = torch.empty(rows, self._drawn.pooled, device=device, dtype=self._dtype)
+        return Conditioning(tokens, pooled, size_ids(self.size, rows, device))
+
+
+def _task(order: Order, drawn: Draft) -> Task:
+    """The very task that would run, on networks of no memory."""
+    empty: Any = _Empty(order, drawn)
+    unet: Any = drawn.networks["unet"]
+    parts: Any = SimpleNamespace(unet=unet, vae=drawn.networks["vae"], text=empty, prediction="epsilon")
+    blank: Any = SimpleNamespace(tensor=lambda side: torch.empty(1, 3, side, side, device="meta"))
+    with torch.device("meta"):
+        if order.stage == "vae":
+            return jobs.for_vae(order, parts, [blank]).task
+        task, *_ = jobs.task_of(order, parts, empty)
+    for p in unet.parameters():
+        if order.bf16 and not p.requires_grad:
+            p.data = p.data.bfloat16()
+    return task
+
+
+def _how(order: Order) -> str:
+    kind = "bf16" if order.bf16 else "fp32"
+    return f"{kind}, recomputed (checkpointing)" if order.checkpointing else f"{kind}, all kept"
+
+
+def _line(name: str, size: int) -> str:
+    return f"  {name:<46}{size / 2**30:8.2f} GiB"
+
+
+def _free() -> Iterator[tuple[str, int]]:
+    """Of the GPUs; of main memory where there is none."""
+    seen = probe()
+    gpus = [(gpu.device, gpu.free) for gpu in seen.cuda]
+    gpus += [] if seen.mps is None else [(seen.mps.device, seen.mps.free)]
+    yield from gpus or [(seen.cpu.device, seen.cpu.free)]

@@ -1,0 +1,100 @@
+"""The tasks that make the bundled family, each on what a work folder holds of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTokenizer
+
+from fewstep.text import TextEncoder
+from fewstep.train import add, base, data, decoder, export, latents, lcm, loop, style, vae
+from fewstep.train.latents import Latents
+from fewstep.train.source import Teacher
+
+LATENTS = "latents.safetensors"
+STYLE = "fx"  # the one that is apart
+
+
+def vae_task(work: Path) -> vae.VaeTask:
+    """The autoencoder, freshly initialised."""
+    torch.manual_seed(vae.HYPER.seed)
+    return vae.VaeTask(data.load(work / "data")[0], vae.HYPER.batch)
+
+
+def base_task(work: Path, *, compiled: bool = False) -> base.BaseTask:
+    """Text encoders and UNet, freshly initialised."""
+    torch.manual_seed(base.HYPER.seed)
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    unet, text = base.build_unet(), base.build_text(tokenizer)
+    for network in (unet, *text.encoders):
+        network.to(loop.here().device)
+    return base.BaseTask(pictures(work), unet, text, base.HYPER.batch, compiled=compiled)
+
+
+def lcm_task(work: Path, *, compiled: bool = False) -> lcm.LcmTask:
+    """A whole student of the finished base."""
+    return lcm.whole(pictures(work), teacher(work), lcm.HYPER.batch, compiled=compiled)
+
+
+def lora_task(work: Path) -> lcm.LcmTask:
+    """An adapter on the finished base."""
+    torch.manual_seed(lcm.LORA_HYPER.seed)
+    return lcm.as_lora(pictures(work), teacher(work), lcm.LORA_HYPER.batch)
+
+
+def add_task(work: Path, *, compiled: bool = False) -> add.AddTask:
+    """A student of the finished base that begins as the finished LCM."""
+    started = lcm_task(work)
+    loop.restore(started, work / "lcm")
+    student: Any = started.averages["unet"]
+    torch.manual_seed(add.HYPER.seed)
+    return add.task(
+        pictures(work), teacher(work), lcm.settled(student, add.GUIDANCE), add.HYPER.batch, compiled=compiled
+    )
+
+
+def style_task(work: Path) -> style.StyleTask:
+    """An adapter on the finished base, for the style that nothing else has seen."""
+    torch.manual_seed(style.HYPER.seed)
+    return style.task(pictures(work, STYLE), teacher(work), style.HYPER.batch)
+
+
+def decoder_task(work: Path) -> decoder.DecoderTask:
+    """A tiny twin of the finished autoencoder."""
+    torch.manual_seed(decoder.HYPER.seed)
+    return decoder.DecoderTask(data.load(work / "data")[0], autoencoder(work), decoder.HYPER.batch)
+
+
+def pictures(work: Path, apart: str = "") -> Latents:
+    """All encoded pictures, or those of a style that is apart."""
+    captions = data.load(work / "data", apart)[1]
+    return latents.load(latents_path(work, apart), captions)
+
+
+def latents_path(work: Path, apart: str = "") -> Path:
+    return work / (f"latents-{apart}.safetensors" if apart else LATENTS)
+
+
+def autoencoder(work: Path) -> AutoencoderKL:
+    """The finished VAE, which knows how its latents are normalised."""
+    task = vae_task(work)
+    loop.restore(task, work / "vae")
+    network: Any = task.averages["vae"]
+    known = pictures(work)
+    export.set_scaling(network, known.mean.tolist(), known.std.tolist())
+    autoencoder: AutoencoderKL = network
+    return autoencoder
+
+
+def teacher(work: Path) -> Teacher:
+    """The finished base."""
+    task = base_task(work)
+    loop.restore(task, work / "base")
+    first, second = (task.averages[name] for name in ("text_encoder", "text_encoder_2"))
+    unet: Any = task.averages["unet"]
+    average: UNet2DConditionModel = unet
+    text = TextEncoder(task.text.tokenizers, (first, second), zero_empty=False)
+    return Teacher(unet=average, text=text, prediction=base.PREDICTION)

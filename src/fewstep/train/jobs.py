@@ -1,0 +1,137 @@
+"""What each stage of a user's run trains, how its samples are drawn, and what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import Image
+
+from fewstep.codec import Codec
+from fewstep.denoiser import Unet
+from fewstep.errors import RequestError
+from fewstep.models.catalog import describe
+from fewstep.models.load import Parts
+from fewstep.runtimes.eager import eager_unet
+from fewstep.train import adapter, add, base, export, grids, lcm
+from fewstep.train.grids import Sitting
+from fewstep.train.loop import Draw, Task
+from fewstep.train.order import Order
+from fewstep.train.pictures import Picture
+from fewstep.train.reconstruct import DecoderTask
+from fewstep.train.source import Source, Teacher
+
+WIDTH = 256  # of SDXL's embedding of guidance (lcm-sdxl's config.json, time_cond_proj_dim)
+SHOWN = 4  # captions in a grid where no prompts are given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A task, a look at what it has learnt, and its result."""
+
+    task: Task
+    draw: Callable[[], Image.Image]
+    write: Callable[[Path], None]
+
+
+def for_vae(order: Order, parts: Parts, shown: Sequence[Picture]) -> Job:
+    """A VAE's decoder, on crops of pictures."""
+    if not hasattr(parts.vae, "quant_conv"):
+        raise RequestError(f"model={order.model!r} has a tiny autoencoder: only a full one can be trained")
+    side = max(order.size, describe(order.model).size)
+    task = DecoderTask(shown, parts.vae, order.batch, crop=order.size, side=side)
+    if order.checkpointing:
+        parts.vae.enable_gradient_checkpointing()
+    made: Any = task.averages["vae"]
+
+    @torch.no_grad()
+    def draw() -> Image.Image:
+        fixed = Draw.of(order.seed, 0)
+        real = torch.cat([task.crop(fixed) for _ in range(SHOWN)])
+        latents = made.encode(real.to(made.device)).latent_dist.mode()
+        return grids.compared(made.decode(latents).sample, real)
+
+    return Job(task=task, draw=draw, write=lambda folder: export.write_network(folder / "vae", made))
+
+
+def for_unet(order: Order, parts: Parts, source: Source, codec: Codec) -> Job:
+    """A UNet, or an adapter on one, on latents and captions."""
+    with torch.random.fork_rng():
+        torch.manual_seed(order.seed)  # of what starts at random: an adapter's first factors, and heads
+        task, unet, width = task_of(order, parts, source)
+    sitting = _sitting(order, parts, source, codec, width)
+    _halve(order, parts)
+
+    def write(folder: Path) -> None:
+        if order.stage == "lcm-lora":
+            adapter.save(parts.unet, cast(adapter.Factors, task.averages["lora"]), folder)
+        elif order.stage == "base":
+            _write_model(folder, parts, task.averages["unet"])
+        else:
+            export.write_network(folder / "unet", task.averages["unet"])
+
+    return Job(task=task, draw=lambda: grids.grid(unet, sitting), write=write)
+
+
+def task_of(order: Order, parts: Parts, source: Source) -> tuple[Task, Unet, int]:
+    """What is trained, its averaged network, and the width of its guidance embedding."""
+    teacher = Teacher(unet=parts.unet, text=parts.text, prediction=parts.prediction)
+    if order.checkpointing:
+        parts.unet.enable_gradient_checkpointing()  # what is copied from it does the same
+    match order.stage:
+        case "lcm":
+            width = WIDTH if describe(order.model).family != "tiny" else lcm.GUIDANCE_WIDTH
+            whole = lcm.whole(source, teacher, order.batch, width=width, guidance=order.guidance)
+            if order.checkpointing:
+                cast(Any, whole.modules["unet"]).enable_gradient_checkpointing()
+            return whole, whole.target, width
+        case "lcm-lora":
+            worn = lcm.as_lora(source, teacher, order.batch, rank=order.rank, guidance=order.guidance)
+            return worn, worn.target, 0
+        case "add":
+            judged = replace(add.task(source, teacher, parts.unet, order.batch), guidance=order.guidance[0])
+            return judged, eager_unet(cast(Any, judged.averages["unet"])), 0
+    parts.unet.requires_grad_(True)
+    tuned = base.BaseTask(source, parts.unet, parts.text, order.batch, prediction=parts.prediction)
+    return tuned, eager_unet(tuned.averages["unet"]), 0
+
+
+def _halve(order: Order, parts: Parts) -> None:
+    """On a GPU, what does not learn has bf16."""
+    if not order.bf16 or parts.unet.device.type != "cuda":
+        return
+    teachers = [parts.unet] if order.stage in ("lcm", "add") else []
+    for network in (*parts.text.encoders, *teachers):
+        network.to(torch.bfloat16)
+
+
+def _sitting(order: Order, parts: Parts, source: Source, codec: Codec, width: int) -> Sitting:
+    recipe = grids.recipe_of(order.stage, describe(order.model).family)
+    usual, (low, high) = recipe.guidance.default, order.guidance
+    captions: Sequence[str] = getattr(source, "captions", [""])
+    return Sitting(
+        text=parts.text,
+        codec=codec,
+        prediction=parts.prediction,
+        recipe=recipe,
+        guidance=min(max(usual, low), high) if width else usual,  # an embedded one was learnt in this range
+        width=width,
+        prompts=order.prompts or tuple(captions[:SHOWN]),
+        size=source.size,
+    )
+
+
+def _write_model(folder: Path, parts: Parts, unet: Any) -> None:
+    """A whole model in diffusers' layout, with this UNet; `fewstep.generate(model=folder)` reads it."""
+    text = parts.text
+    export.write_base(folder, unet, parts.vae, text, text.tokenizers[0])
+    text.tokenizers[1].save_pretrained(folder / "tokenizer_2")
+    said = {
+        "scheduler/scheduler_config.json": {**export.SCHEDULER, "prediction_type": parts.prediction},
+        "model_index.json": {**export.INDEX, "force_zeros_for_empty_prompt": text.zero_empty},
+    }
+    for name, content in said.items():
+        export.write_json(folder / name, content)

@@ -1,0 +1,280 @@
+"""Pictures with captions, from a folder or tar files of the user's. Nothing in them is trusted.
+
+Four layouts are read:
+
+    metadata.jsonl   a line {"file_name": "a.png", "text": "a red fox"} for each (the hub's imagefolder)
+    metadata.csv     the same as columns
+    a.png  a.txt     a caption beside each picture, in the folder or below it
+    shards.tar       pictures, each with a .txt, or a .json with "caption" or "text" (webdataset)
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import stat
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fewstep.errors import RequestError
+from fewstep.limits import check_prompt
+from fewstep.picture import as_tensor, decoded
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FILE = 64 * 2**20  # bytes: the most of a picture's file
+TEXT = 64 * 2**10  # bytes: the most of a caption's file, or of a line
+MOST = 1_000_000  # pictures
+_CAPTION = ("text", "caption")  # names of the caption in a line, a row or a JSON file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One captioned picture, not read yet: `length` bytes of a file from `start`."""
+
+    name: str  # for errors
+    caption: str
+    path: Path = field(repr=False)
+    start: int = 0
+    length: int = 0
+
+    def read(self) -> bytes:
+        """Its file's bytes."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                return file.read(self.length)
+        except OSError as error:
+            raise RequestError(f"{self.name} cannot be read: {error.strerror}") from None
+
+    def fitted(self, side: int) -> Image.Image:
+        """Upright RGB, over white where it is transparent, resized to cover and cropped to a square."""
+        whole = decoded(io.BytesIO(self.read()), self.name)
+        if whole.has_transparency_data:
+            seen = whole.convert("RGBA")
+            whole = Image.new("RGBA", seen.size, "white")
+            whole.alpha_composite(seen)
+        return ImageOps.fit(whole.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+
+    def tensor(self, side: int) -> Tensor:
+        """(1, 3, side, side) in [-1, 1]."""
+        return as_tensor(self.fitted(side))
+
+
+def found(images: Path) -> list[Picture]:
+    """Every picture of a folder or a tar file, in an order that is always the same.
+
+    Raises:
+        RequestError: there are none, one has no caption, or a name leads out of the folder.
+    """
+    pictures = _tar(images) if images.is_file() else _folder(images)
+    if not pictures:
+        raise RequestError(
+            f"images={str(images)!r} has no pictures: give a folder of {', '.join(SUFFIXES)} files with "
+            "captions (metadata.jsonl, metadata.csv, or a .txt beside each), or webdataset .tar files"
+        )
+    if len(pictures) > MOST:
+        raise RequestError(f"images={str(images)!r} has {len(pictures)} pictures: the most is {MOST}")
+    for picture in pictures:
+        try:
+            check_prompt(picture.caption)
+        except RequestError as error:
+            raise RequestError(f"{picture.name}: {error}") from None
+    return pictures
+
+
+def fingerprint(pictures: list[Picture]) -> str:
+    """64 hex digits of all files and captions."""
+    whole = hashlib.sha256()
+    for picture in pictures:
+        whole.update(hashlib.sha256(picture.read()).digest())
+        whole.update(hashlib.sha256(picture.caption.encode()).digest())
+    return whole.hexdigest()
+
+
+def _folder(root: Path) -> list[Picture]:
+    tables = [root / name for name in ("metadata.jsonl", "metadata.csv") if (root / name).is_file()]
+    shards = sorted(path for path in root.glob("*.tar") if path.is_file())
+    beside = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if len(tables) > 1 or (shards and (tables or beside)):
+        raise RequestError(
+            f"images={str(root)!r} has more than one of metadata.jsonl, metadata.csv and .tar files or "
+            "pictures of its own: leave one way to say what there is"
+        )
+    if tables:
+        return _table(root, tables[0])
+    if shards:
+        return [picture for shard in shards for picture in _tar(shard)]
+    return _captioned([_beside(root, path) for path in beside])
+
+
+def _captioned(pictures: list[Picture | str]) -> list[Picture]:
+    """All of them; the names of those without a caption are an error."""
+    bare = [one for one in pictures if isinstance(one, str)]
+    if bare:
+        raise RequestError(
+            f"{len(bare)} of {len(pictures)} pictures have no caption, the first is {bare[0]}: write one "
+            "into a .txt file of its name beside it, or move it away"
+        )
+    return [one for one in pictures if isinstance(one, Picture)]
+
+
+def _beside(root: Path, path: Path) -> Picture | str:
+    text = path.with_suffix(".txt")
+    if not text.exists():
+        return str(path)
+    caption = _line(_plain(root, text, TEXT).read_bytes(), str(text))
+    return str(path) if caption is None else _file(root, path, caption)
+
+
+def _table(root: Path, table: Path) -> list[Picture]:
+    """Rows of metadata.jsonl or metadata.csv."""
+    _plain(root, table, FILE * 16)
+    pictures: list[Picture | str] = []
+    rows = _json_rows(table) if table.suffix == ".jsonl" else _csv_rows(table)
+    for where, row in rows:
+        name, caption = row.get("file_name"), _said(row)
+        if not isinstance(name, str) or not name:
+            raise RequestError(f"{where}: there is no file_name")
+        _require_inside(name, where)
+        pictures.append(where if caption is None else _file(root, root / name, caption, where))
+    return _captioned(pictures)
+
+
+def _json_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with table.open("rb") as file:
+        number = 0
+        while line := file.readline(TEXT + 1):
+            number += 1
+            where = f"{table} line {number}"
+            if len(line) > TEXT:
+                raise RequestError(f"{where} has more than {TEXT} bytes")
+            if line.strip():
+                yield where, _object(line, where)
+
+
+def _csv_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
+                yield f"{table} line {reader.line_num}", row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RequestError(f"{table} cannot be read as CSV in UTF-8: {error}") from None
+
+
+def _tar(path: Path) -> list[Picture]:
+    """A webdataset shard: only its headers and captions are read now. Compressed ones are refused."""
+    sizes: dict[str, tuple[int, int]] = {}
+    captions: dict[str, str] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                where = f"{member.name!r:.200} in {path}"
+                if member.isdir():
+                    continue
+                _require_inside(member.name, where)
+                if not member.isreg() or member.issparse():
+                    raise RequestError(f"{where} is a link or a device: a shard holds plain files only")
+                stem, suffix = _parted(member.name)
+                if suffix in SUFFIXES:
+                    _require_small(member.size, FILE, where)
+                    sizes[member.name] = (member.offset_data, member.size)
+                elif suffix in (".txt", ".json"):
+                    _require_small(member.size, TEXT, where)
+                    _note(captions, stem, suffix, _member(tar, member), where)
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"{path} cannot be read as an uncompressed tar: {error}") from None
+    return _captioned([_in_tar(path, name, place, captions) for name, place in sizes.items()])
+
+
+def _in_tar(path: Path, name: str, place: tuple[int, int], captions: dict[str, str]) -> Picture | str:
+    where, caption = f"{name!r:.200} in {path}", captions.get(_parted(name)[0])
+    if caption is None:
+        return where
+    return Picture(name=where, caption=caption, path=path, start=place[0], length=place[1])
+
+
+def _note(captions: dict[str, str], stem: str, suffix: str, data: bytes, where: str) -> None:
+    """Remember a caption; one in a .txt file counts before one in JSON."""
+    caption = _line(data, where) if suffix == ".txt" else _said(_object(data, where))
+    if caption is not None and (suffix == ".txt" or stem not in captions):
+        captions[stem] = caption
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """(what the files of one sample share, suffix): "a/0001.txt" → ("a/0001", ".txt")."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")), path.suffix.lower()
+
+
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read()
+
+
+def _file(root: Path, path: Path, caption: str, where: str = "") -> Picture:
+    """A picture that is a file of its own."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise RequestError(f"{where}: {path.name!r} is none of {', '.join(SUFFIXES)}")
+    if not path.exists():
+        raise RequestError(f"{where}: there is no file {path}")
+    _plain(root, path, FILE)
+    return Picture(name=str(path), caption=caption, path=path, length=path.stat().st_size)
+
+
+def _plain(root: Path, path: Path, most: int) -> Path:
+    """A file that lies in the folder, is no pipe, and not too large."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise RequestError(f"{path} is a link that leads out of {root}: copy the file itself")
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise RequestError(f"{path} is no file")
+    _require_small(about.st_size, most, str(path))
+    return path
+
+
+def _require_inside(name: str, where: str) -> None:
+    """A relative name without "..", by the rules of POSIX and of Windows."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    outside = posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts)
+    if outside or "\0" in name:
+        raise RequestError(f"{where}: the name {name!r:.200} leads out of the folder: give a relative one")
+
+
+def _require_small(size: int, most: int, where: str) -> None:
+    if size > most:
+        raise RequestError(f"{where} has {size} bytes: at most {most}")
+
+
+def _object(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{where} is no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise RequestError(f'{where} is no JSON object such as {{"file_name": "a.png", "text": "a fox"}}')
+    return row
+
+
+def _said(row: dict[str, Any]) -> str | None:
+    """The caption, on one line; None where there is none."""
+    caption = next((row[name] for name in _CAPTION if isinstance(row.get(name), str)), "")
+    return " ".join(caption.split()) or None
+
+
+def _line(data: bytes, where: str) -> str | None:
+    """A caption's file as one line; None where it is empty."""
+    try:
+        return " ".join(data.decode("utf-8-sig").split()) or None
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{where} is not in UTF-8: {error.reason} at byte {error.start}") from None

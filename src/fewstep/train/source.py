@@ -1,0 +1,68 @@
+"""What a run learns from, and what it starts from: latents with prompts, and a model that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from fewstep.conditioning import Conditioning
+from fewstep.denoiser import Cfg, Denoiser, Unet
+from fewstep.runtimes.eager import eager_unet
+from fewstep.text import Size, TextEncoder
+from fewstep.train.loop import Draw
+
+
+class Source(Protocol):
+    """Pictures as the UNet sees them, with something said of each."""
+
+    @property
+    def size(self) -> Size:
+        """Height and width in pixels."""
+
+    def batch(self, size: int, draw: Draw, empty: float) -> tuple[Tensor, list[str]]:
+        """`size` latents (B, 4, h, w), fp32, and their prompts, each "" with the probability `empty`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A model that is learnt from and does not change."""
+
+    unet: UNet2DConditionModel
+    text: TextEncoder
+    prediction: str  # epsilon, v_prediction or sample
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.unet.device
+        return device
+
+    @torch.no_grad()
+    def read(self, prompts: Sequence[str], size: Size) -> Conditioning:
+        """Prompts as the UNet reads them."""
+        return self.text.batch(prompts, size)
+
+    def denoiser(
+        self, condition: Conditioning, unet: Unet | None = None, embedding: Tensor | None = None
+    ) -> Denoiser:
+        """This model's `denoise`, or that of a student of it."""
+        own = eager_unet(self.unet) if unet is None else unet
+        return Denoiser(own, condition, prediction=self.prediction, embedding=embedding)
+
+    def guided(
+        self, condition: Conditioning, size: Size, guidance: Sequence[float], unet: Unet | None = None
+    ) -> Denoiser:
+        """`denoise` with classifier-free guidance, one scale per picture; 1 is off."""
+        nothing = self.read([""] * len(guidance), size)
+        scale = torch.tensor(guidance, device=self.device).view(-1, 1, 1, 1)
+        own = eager_unet(self.unet) if unet is None else unet
+        return Denoiser(own, condition, prediction=self.prediction, cfg=Cfg(negative=nothing, scale=scale))
+
+
+def levels(values: Sequence[float], like: Tensor) -> Tensor:
+    """One number per picture, as (B, 1, 1, 1) beside `like`."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)

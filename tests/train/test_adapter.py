@@ -1,0 +1,70 @@
+"""An adapter in training: one UNet is student, average and teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from fewstep.conditioning import Conditioning
+from fewstep.runtimes.eager import eager_unet
+from fewstep.train import adapter, base, lcm, loop
+from fewstep.train.latents import Latents
+from fewstep.train.loop import Draw, Hyper
+from fewstep.train.source import Teacher
+
+
+@pytest.fixture
+def told() -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(0)
+    condition = Conditioning(
+        torch.randn(2, 77, 192, generator=generator),
+        torch.randn(2, 128, generator=generator),
+        torch.ones(2, 6),
+    )
+    return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([19.0, 999.0]), condition, None
+
+
+@torch.no_grad()
+def test_off_is_the_base_exactly(told: tuple[Any, ...]) -> None:
+    torch.manual_seed(0)
+    unet = base.build_unet()
+    expected = eager_unet(unet)(*told)
+    factors = adapter.put_on(unet, 4, adapter.EVERYWHERE)
+    assert torch.equal(eager_unet(unet)(*told), expected)  # nothing is changed yet
+    for _, p in factors.named_parameters():
+        p.add_(0.1)
+    assert not torch.allclose(eager_unet(unet)(*told), expected, atol=1e-3)
+    assert torch.equal(adapter.wearing(unet, factors.off())(*told), expected)
+
+
+def test_it_alone_learns() -> None:
+    unet = base.build_unet()
+    factors = dict(adapter.put_on(unet, 4, adapter.ATTENTION).named_parameters())
+    assert factors
+    assert {key for key, p in unet.named_parameters() if p.requires_grad} == set(factors)
+
+
+def test_the_average_is_another_than_the_student(
+    latents: Latents, tokenizer: CLIPTokenizer, tmp_path: Path, told: tuple[Any, ...]
+) -> None:
+    torch.manual_seed(0)
+    teacher = Teacher(unet=base.build_unet(), text=base.build_text(tokenizer), prediction="v_prediction")
+    before = eager_unet(teacher.unet)(*told)
+    task = lcm.as_lora(latents, teacher, 4, rank=4)
+
+    def measured() -> float:
+        with torch.no_grad():
+            return sum(float(task.loss(Draw.of(9, step))) for step in range(4)) / 4
+
+    start = measured()
+    list(loop.train(task, Hyper(steps=16, batch=4, rate=1e-2, warmup=1, ema=0.8, bf16=False), tmp_path))
+    assert measured() < 0.9 * start
+    with torch.no_grad():
+        student, average, own = (call(*told) for call in (task.student, task.target, task.own))
+    assert torch.equal(own, before)
+    assert not torch.allclose(student, average, atol=1e-5)
+    assert not torch.allclose(average, own, atol=1e-5)
