@@ -125,8 +125,11 @@ def theirs(mode: str) -> tuple[Any, dict[str, object]]:
 
     pipe = StableDiffusionXLPipeline.from_pretrained(TINY, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
-    own = {"lcm": (LCMScheduler, {}), "lcm-lora": (LCMScheduler, {})}
-    own["turbo"] = (EulerAncestralDiscreteScheduler, {"timestep_spacing": "trailing"})
+    own: dict[str, tuple[Any, dict[str, str]]] = {
+        "lcm": (LCMScheduler, {}),
+        "lcm-lora": (LCMScheduler, {}),
+        "turbo": (EulerAncestralDiscreteScheduler, {"timestep_spacing": "trailing"}),
+    }
     if mode in ("lcm", "turbo"):
         pipe.unet = UNet2DConditionModel.from_pretrained(TINY / f"unet_{mode}")
     if mode == "lcm-lora":

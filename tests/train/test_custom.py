@@ -107,7 +107,7 @@ def test_an_lcm_lora_resumes_exactly_and_fits_diffusers(make: Make, tmp_path: Pa
     asked = make("lcm-lora", steps=4, save_every=2, grid_every=3)
     list(custom.run(asked))
     parts = replace(asked, out=tmp_path / "parts")
-    run = custom.run(parts)
+    run: Any = custom.run(parts)
     list(itertools.islice(run, 8 + 3))  # one step beyond the last state
     run.close()
     list(custom.run(parts))
@@ -128,7 +128,7 @@ def test_add_resumes_exactly(make: Make, tmp_path: Path) -> None:
     asked = make("add", save_every=1)
     list(custom.run(asked))
     parts = replace(asked, out=tmp_path / "parts")
-    run = custom.run(parts)
+    run: Any = custom.run(parts)
     list(itertools.islice(run, 8 + 2))
     run.close()
     list(custom.run(parts))

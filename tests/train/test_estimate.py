@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fewstep.errors import RequestError
+from fewstep.models import hub
 from fewstep.models.need import KNOWN
 from fewstep.train import custom, drafts, encoded, estimate, jobs
 from fewstep.train.loop import Draw
@@ -29,7 +30,7 @@ def test_activations_are_those_of_a_real_pass(tmp_path: Path, checkpointing: boo
     task, *_ = jobs.task_of(asked, parts, source)
     with estimate.Live() as live:
         loss = task.loss(Draw.of(0, 0))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     held = sum(p.grad.nbytes for _, p in task.modules["lora"].named_parameters() if p.grad is not None)
     assert told == pytest.approx(live.peak - held, rel=0.2)
 
@@ -51,7 +52,7 @@ def test_every_stage_is_told(tmp_path: Path, stage: str) -> None:
 
 
 def test_sdxl_is_known_without_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drafts.hub, "present", lambda *_: None)
+    monkeypatch.setattr(hub, "present", lambda *_: None)
     draft = drafts.draft(order("lcm", tmp_path, "elsewhere", model="sdxl"))
     assert (draft.unet, draft.text, draft.vae) == KNOWN["sdxl"]
     assert (draft.context, draft.pooled) == (2048, 1280)

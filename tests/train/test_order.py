@@ -60,7 +60,7 @@ def test_options_that_cannot_act_are_refused(tmp_path: Path) -> None:
         ("add", {"guidance": (3.0, 4.0)}, "add learns from one"),
     ):
         with pytest.raises(RequestError, match=said):
-            order(stage, tmp_path / "in", tmp_path / "out", **given)  # type: ignore[arg-type]
+            order(stage, tmp_path / "in", tmp_path / "out", **given)
 
 
 def test_a_stage_mistyped() -> None:
