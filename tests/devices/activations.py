@@ -8,7 +8,6 @@ On torch's meta device tensors have sizes and no memory, so that this takes seco
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,53 +17,13 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-# The configurations of stabilityai/stable-diffusion-xl-base-1.0, where they are not diffusers' defaults.
-UNET = {
-    "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048, "use_linear_projection": True,
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}  # fmt: skip
-VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 1024,
-}  # fmt: skip
+from fewstep.train.drafts import UNET, VAE
+from fewstep.train.estimate import Live
+
 # By width: layers, heads.
 TEXT = {768: (12, 12), 1280: (32, 20)}
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside, while they are alive; `networks` are not counted."""
-
-    def __init__(self, *networks: nn.Module):
-        super().__init__()  # type: ignore[no-untyped-call]
-        weights = [weight for network in networks for weight in network.parameters()]
-        self._sizes = {weight.untyped_storage()._cdata: 0 for weight in weights}
-        self._now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._born(tensor.untyped_storage())
-        return made
-
-    def _born(self, storage: Any) -> None:
-        if storage._cdata not in self._sizes:  # else a view of what is known
-            self._sizes[storage._cdata] = storage.nbytes()
-            self._now += storage.nbytes()
-            self.peak = max(self.peak, self._now)
-            weakref.finalize(storage, self._died, storage._cdata)
-
-    def _died(self, key: int) -> None:
-        self._now -= self._sizes.pop(key)
 
 
 def networks() -> tuple[Any, Any]:
@@ -89,7 +48,7 @@ def _clip(width: int) -> CLIPTextConfig:
 
 def step(unet: Any, side: int, rows: int = 1) -> float:
     """Numbers alive at once in a UNet step, per pixel and row."""
-    with _counted(unet) as live:
+    with _counted() as live:
         extra = {"text_embeds": torch.empty(rows, 1280), "time_ids": torch.empty(rows, 6)}
         x, tokens = torch.empty(rows, 4, side // 8, side // 8), torch.empty(rows, 77, 2048)
         unet(x, torch.empty(rows), tokens, added_cond_kwargs=extra, return_dict=False)
@@ -98,26 +57,26 @@ def step(unet: Any, side: int, rows: int = 1) -> float:
 
 def decode(vae: Any, side: int) -> float:
     """Numbers alive at once while the VAE decodes, per pixel."""
-    with _counted(vae) as live:
+    with _counted() as live:
         vae.decode(torch.empty(1, 4, side // 8, side // 8), return_dict=False)
     return float(live.peak / 4 / side**2)
 
 
 def encode(vae: Any, side: int) -> float:
     """Numbers alive at once while the VAE encodes, per pixel."""
-    with _counted(vae) as live:
+    with _counted() as live:
         vae.encode(torch.empty(1, 3, side, side), return_dict=False)
     return float(live.peak / 4 / side**2)
 
 
 @contextmanager
-def _counted(network: nn.Module) -> Iterator[Live]:
+def _counted() -> Iterator[Live]:
     """Attention holds its result and no score, as every fused kernel does."""
 
     def fused(query: Tensor, _key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         return torch.empty(*query.shape[:-1], value.shape[-1])
 
-    live = Live(network)
+    live = Live()
     attention = mock.patch.object(F, "scaled_dot_product_attention", fused)
     with attention, torch.no_grad(), live, torch.device("meta"):
         yield live

@@ -115,19 +115,15 @@ def measure(network: FeatureNetwork, sprites: Tensor, captions: list[Caption], *
     return float(carried(torch.cat(made), known, names, names, nearest=1).float().mean())
 
 
-def task(work: Path) -> FeaturesTask:
-    """The task on a work folder's data, freshly initialised."""
-    torch.manual_seed(HYPER.seed)
-    return FeaturesTask(*data.load(work / "data"), HYPER.batch)
-
-
 def train_features(work: Path) -> Iterator[Progress]:
     """The stage: train, and write `work/features/features.safetensors` and its record."""
-    folder, learner = work / "features", task(work)
+    folder, (sprites, captions) = work / "features", data.load(work / "data")
+    torch.manual_seed(HYPER.seed)
+    learner = FeaturesTask(sprites, captions, HYPER.batch)
     yield from loop.train(learner, HYPER, folder)
     loop.restore(learner, folder)
     network: Any = learner.averages["network"]
     digest = features.write(network, folder / "features.safetensors")
-    found = measure(network, *data.load(work / "data"))
+    found = measure(network, sprites, captions)
     facts = {"retrieval_1_of_real_pictures": found, "sha256": digest, "hyper": asdict(HYPER)}
     record(folder, facts)

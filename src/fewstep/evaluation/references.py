@@ -53,7 +53,7 @@ def of(network: FeatureNetwork, sprites: Tensor) -> Tensor:
 def check(folders: Sequence[Path]) -> None:
     """Are there real pictures in each?"""
     for folder in folders:
-        if not all((folder / name).is_file() for name in ("sprites.safetensors", "captions.jsonl")):
+        if not all(path.is_file() for path in data.files(folder)):
             raise RequestError(
                 f"{folder} holds no real pictures to compare with: "
                 f"type fewstep train data --work {folder.parent}"

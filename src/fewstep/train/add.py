@@ -36,7 +36,7 @@ from fewstep.train.discriminator import (
     generator_loss,
 )
 from fewstep.train.loop import Draw, Hyper, Learning
-from fewstep.train.source import Source, Teacher, levels
+from fewstep.train.source import Source, Teacher, levels, noised
 
 HYPER = Hyper(
     steps=400, batch=64, rate=2e-4, warmup=50, ema=0.98, weight_decay=0.0, paces={"heads": 5.0}
@@ -95,11 +95,6 @@ class AddTask:
         sigmas = [TRAIN_SIGMAS[draw.python.randrange(TRAIN_STEPS)] for _ in made]
         guided = self.teacher.guided(condition, self.source.size, [self.guidance] * len(made), self.own)
         return guided(noised(made, sigmas, draw), sigmas), sigmas
-
-
-def noised(latents: Tensor, sigmas: list[float], draw: Draw) -> Tensor:
-    """x = x0 + sigma * noise."""
-    return latents + levels(sigmas, latents) * torch.randn(latents.shape, generator=draw.torch).to(latents)
 
 
 def _middling(draw: Draw) -> int:

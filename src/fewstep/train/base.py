@@ -22,9 +22,9 @@ from fewstep.schedulers import TRAIN_SIGMAS
 from fewstep.text import TextEncoder
 from fewstep.train.data import SIZE
 from fewstep.train.loop import Draw, Hyper
-from fewstep.train.source import Source, levels
+from fewstep.train.source import Source, levels, noised
 
-HYPER = Hyper(steps=3600, batch=128, rate=1.5e-3, ema=0.999, muon=True)
+HYPER = Hyper(steps=10_000, batch=128, rate=1.5e-3, ema=0.999, muon=True)
 EMPTY = 0.1  # of prompts, so that classifier-free guidance has something to compare with
 PREDICTION = "v_prediction"
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
@@ -121,5 +121,4 @@ def denoising_loss(
     denoise: Denoise, real: Tensor, sigmas: list[float], draw: Draw, prediction: str
 ) -> Tensor:
     """The error at these levels of what `denoise` makes of `real` and noise."""
-    noise = torch.randn(real.shape, generator=draw.torch).to(real)
-    return prediction_loss(denoise(real + levels(sigmas, real) * noise, sigmas), real, sigmas, prediction)
+    return prediction_loss(denoise(noised(real, sigmas, draw), sigmas), real, sigmas, prediction)

@@ -36,7 +36,8 @@ class DecoderTask:
 
     def __init__(self, sprites: Tensor, teacher: AutoencoderKL, batch: int):
         """`teacher` says in its configuration how its latents are normalised."""
-        self._sprites, self._teacher, self._batch = sprites, teacher.requires_grad_(False), batch
+        self.sprites: Tensor = sprites
+        self._teacher, self._batch = teacher.requires_grad_(False), batch
         scaling = (teacher.config.latents_mean, teacher.config.latents_std)
         self._mean, self._std = (
             torch.tensor(each, device=teacher.device).view(1, -1, 1, 1) for each in scaling
@@ -46,7 +47,7 @@ class DecoderTask:
         self.averages: dict[str, nn.Module] = copy.deepcopy(self.modules)
 
     def loss(self, draw: Draw) -> Tensor:
-        real = crops(self._sprites, self._batch, draw).to(self._teacher.device)
+        real = crops(self.sprites, self._batch, draw).to(self._teacher.device)
         known = self._known(real)
         made = self._tiny.decode(known).sample.float()
         seen = self._tiny.encode(real).latents.float()

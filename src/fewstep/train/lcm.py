@@ -22,7 +22,7 @@ from fewstep.samplers import Denoise
 from fewstep.schedulers import sigma_of
 from fewstep.train import adapter
 from fewstep.train.loop import Draw, Hyper, Learning
-from fewstep.train.source import Source, Teacher, levels
+from fewstep.train.source import Source, Teacher, levels, noised
 
 HYPER = Hyper(steps=500, batch=96, rate=5e-4, warmup=50, ema=0.95, weight_decay=0.0, muon=True)
 LORA_HYPER = Hyper(steps=350, batch=96, rate=1.5e-3, warmup=50, ema=0.95, weight_decay=0.0)
@@ -117,14 +117,14 @@ class LcmTask:
         start = [draw.python.choice(LEVELS) for _ in prompts]
         target = [max(0, t - SKIP) for t in start]
         guidance = [draw.python.uniform(*self.guidance) for _ in prompts]
-        high, low = (levels([sigma_of(t) for t in ts], real) for ts in (start, target))
+        high, low = ([sigma_of(t) for t in ts] for ts in (start, target))
 
-        noisy = real + high * torch.randn(real.shape, generator=draw.torch).to(real)
+        noisy = noised(real, high, draw)
         embedding = self._embedded(guidance, real)
         made = consistency(self.teacher.denoiser(condition, self.student, embedding), noisy, start)
         with torch.no_grad():
             guided = self.teacher.guided(condition, self.source.size, guidance, self.own)
-            nearer = ddim_step(noisy, guided(noisy, [sigma_of(t) for t in start]), high, low)
+            nearer = ddim_step(noisy, guided(noisy, high), levels(high, real), levels(low, real))
             aim = consistency(self.teacher.denoiser(condition, self.target, embedding), nearer, target)
         return pseudo_huber(made, aim)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fewstep.conditioning import Conditioning
 from fewstep.denoiser import Cfg, Denoiser, Unet
-from fewstep.runtimes.eager import eager_unet
 from fewstep.text import Size, TextEncoder
 from fewstep.train.loop import Draw
 
@@ -46,21 +45,21 @@ class Teacher:
         """Prompts as the UNet reads them."""
         return self.text.batch(prompts, size)
 
-    def denoiser(
-        self, condition: Conditioning, unet: Unet | None = None, embedding: Tensor | None = None
-    ) -> Denoiser:
-        """This model's `denoise`, or that of a student of it."""
-        own = eager_unet(self.unet) if unet is None else unet
-        return Denoiser(own, condition, prediction=self.prediction, embedding=embedding)
+    def denoiser(self, condition: Conditioning, unet: Unet, embedding: Tensor | None = None) -> Denoiser:
+        """`denoise` of this model's UNet, or of a student of it."""
+        return Denoiser(unet, condition, prediction=self.prediction, embedding=embedding)
 
-    def guided(
-        self, condition: Conditioning, size: Size, guidance: Sequence[float], unet: Unet | None = None
-    ) -> Denoiser:
-        """`denoise` with classifier-free guidance, one scale per picture; 1 is off."""
+    def guided(self, condition: Conditioning, size: Size, guidance: Sequence[float], unet: Unet) -> Denoiser:
+        """The same with classifier-free guidance, one scale per picture; 1 is off."""
         nothing = self.read([""] * len(guidance), size)
         scale = torch.tensor(guidance, device=self.device).view(-1, 1, 1, 1)
-        own = eager_unet(self.unet) if unet is None else unet
-        return Denoiser(own, condition, prediction=self.prediction, cfg=Cfg(negative=nothing, scale=scale))
+        return Denoiser(unet, condition, prediction=self.prediction, cfg=Cfg(negative=nothing, scale=scale))
+
+
+def noised(latents: Tensor, sigmas: Sequence[float], draw: Draw) -> Tensor:
+    """x = x0 + sigma * noise."""
+    noise = torch.randn(latents.shape, generator=draw.torch).to(latents)
+    return latents + levels(sigmas, latents) * noise
 
 
 def levels(values: Sequence[float], like: Tensor) -> Tensor:

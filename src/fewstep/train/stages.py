@@ -78,7 +78,7 @@ def train_decoder(work: Path) -> Iterator[Progress]:
     task = family.decoder_task(work)
     yield from loop.train(task, decoder.HYPER, work / "decoder")
     loop.restore(task, work / "decoder")
-    psnr = vae.measure(task.decoded, data.load(work / "data")[0])
+    psnr = vae.measure(task.decoded, task.sprites)
     record(work / "decoder", {"psnr_db": psnr, "hyper": asdict(decoder.HYPER)})
 
 
