@@ -9,6 +9,7 @@ from PIL import Image
 
 import fewstep
 from fewstep.codec import Codec
+from fewstep.loop import Networks
 from fewstep.runtimes.eager import eager_unet
 from fewstep.train import grids
 from fewstep.train.grids import Sitting
@@ -20,12 +21,19 @@ PROMPTS = ("a red heart, flat style", "an owl, noto style")
 def test_a_grid_is_what_generate_draws(stage: str, mode: str) -> None:
     with fewstep.load("tiny", mode, device="cpu", precision="fp32") as engine:
         parts, recipe = engine.parts, grids.recipe_of(stage, "tiny")
-        sitting = Sitting(
-            text=parts.text, codec=Codec(parts.vae, engine.placement), prediction=parts.prediction,
-            recipe=recipe, guidance=recipe.guidance.default, width=parts.guidance_width, prompts=PROMPTS,
-            size=(128, 128),
+        networks = Networks(
+            text=parts.text, unet=eager_unet(parts.unet), codec=Codec(parts.vae, engine.placement),
+            prediction=parts.prediction, guidance_width=parts.guidance_width, placement=engine.placement,
+            lock=parts.lock,
         )  # fmt: skip
-        found = grids.grid(eager_unet(parts.unet), sitting)
+        sitting = Sitting(
+            networks=networks,
+            recipe=recipe,
+            guidance=recipe.guidance.default,
+            prompts=PROMPTS,
+            size=(128, 128),
+        )
+        found = grids.grid(sitting)
         wanted = engine.generate(list(PROMPTS), seed=0)
     assert found.size == (256, 128)
     for place, picture in enumerate(wanted.images):

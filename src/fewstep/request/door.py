@@ -98,7 +98,8 @@ def complete(recipe: Recipe, steps: int | None, given: Mapping[str, Any]) -> Req
     known = fields["sampler"] in recipe.samplers  # one that is not will be refused below
     fields.setdefault("eta", recipe.sampler(fields["sampler"]).eta if known else 0.0)
     for key in ("guidance", "guidance_rescale", "strength", "eta"):
-        fields[key] = _number(fields.get(key, 0.0))
+        if key in fields:
+            fields[key] = _number(fields[key])
     try:
         return Request(**fields)
     except ValidationError as error:

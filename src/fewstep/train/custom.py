@@ -58,13 +58,12 @@ def run(order: Order) -> Iterator[Reading | Progress]:
     place = _placement(order, devices.device)
     parts = _loaded(order, place)
     _warn_of_long(shown, parts.text)
-    codec = Codec(parts.vae, place)
     if order.stage == "vae":
         job = jobs.for_vae(order, parts, shown)
     else:
         path = order.out / encoded.cache_name(facts["pictures"], parts.vae, order.size)
-        source = yield from _encoded(order, shown, codec, path)
-        job = jobs.for_unet(order, parts, source, codec)
+        source = yield from _encoded(order, shown, Codec(parts.vae, place), path)
+        job = jobs.for_unet(order, parts, source, place)
     yield from _trained(order, job)
     if devices.is_main_process:
         job.write(order.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,26 +11,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewstep import backends
-from fewstep.codec import Codec, pixels_of
-from fewstep.denoiser import Cfg, Denoiser, Unet, guidance_embedding
-from fewstep.loop import draw
+from fewstep import backends, loop
+from fewstep.cancel import CancelToken
+from fewstep.codec import pixels_of
+from fewstep.errors import Failure, FewstepError
+from fewstep.loop import Call, Networks
+from fewstep.prompts import Embedding
 from fewstep.recipe import Recipe
-from fewstep.text import Size, TextEncoder
+from fewstep.request import Job, complete, plan
+from fewstep.text import Size
 
 MODES = {"base": "base", "lcm": "lcm", "lcm-lora": "lcm-lora", "add": "turbo"}  # by stage
+_log = logging.getLogger("fewstep")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sitting:
     """What is drawn, and how; picture i has the seed i."""
 
-    text: TextEncoder
-    codec: Codec
-    prediction: str  # epsilon, v_prediction or sample
+    networks: Networks  # of which the UNet is learning
     recipe: Recipe  # of the mode; its defaults are taken
     guidance: float
-    width: int = 0  # of the UNet's embedding of guidance; 0 is none
     prompts: tuple[str, ...]
     size: Size
 
@@ -40,10 +42,13 @@ def recipe_of(stage: str, family: str) -> Recipe:
 
 
 @torch.no_grad()
-def grid(unet: Unet, sitting: Sitting) -> Image.Image:
-    """One picture for each prompt, one at a time, which bounds memory."""
-    made = [_drawn(unet, sitting, prompt, seed) for seed, prompt in enumerate(sitting.prompts)]
-    return tiled(made)
+def grid(sitting: Sitting) -> Image.Image:
+    """One picture for each prompt, one at a time, which bounds memory.
+
+    Raises:
+        FewstepError: a picture has numbers that are not finite.
+    """
+    return tiled([_drawn(sitting, prompt, seed) for seed, prompt in enumerate(sitting.prompts)])
 
 
 @torch.no_grad()
@@ -65,24 +70,33 @@ def tiled(pictures: Sequence[Image.Image], columns: int = 0) -> Image.Image:
     return sheet
 
 
-def _drawn(unet: Unet, sitting: Sitting, prompt: str, seed: int) -> Image.Image:
-    """`fewstep.loop.steps` for one prompt, on networks that are in training."""
-    recipe, (height, width) = sitting.recipe, sitting.size
-    schedule = recipe.schedule(recipe.schedulers[0], recipe.steps.default, 1.0)
-    sampler = recipe.sampler(recipe.samplers[0])
-    condition = sitting.text.batch([prompt], sitting.size)
-    device = condition.tokens.device
-    cfg, embedding = None, None
-    if recipe.guidance.kind == "cfg" and sitting.guidance > 1:
-        cfg = Cfg(negative=sitting.text.batch([""], sitting.size), scale=sitting.guidance)
-    if sitting.width:
-        embedding = guidance_embedding(torch.tensor([sitting.guidance - 1], device=device), sitting.width)
-    denoise = Denoiser(unet, condition, prediction=sitting.prediction, cfg=cfg, embedding=embedding)
-    shape = (1, 4, height // 8, width // 8)
-    _, first, *noise = draw([seed], shape, 2 + schedule.steps * sampler.draws, True)
-    start = math.hypot(1, schedule.sigmas[0]) if sampler.preserving else schedule.sigmas[0]
-    stepping = sampler.steps(
-        denoise, first.to(device) * start, schedule, [n.to(device) for n in noise], sampler.eta
-    )
-    *_, (latents, _) = stepping
-    return Image.fromarray(sitting.codec.decode(latents).numpy())
+def _drawn(sitting: Sitting, prompt: str, seed: int) -> Image.Image:
+    """A call of the product's loop on networks that are in training."""
+    call = Call(
+        job=_job(sitting, prompt, seed), recipe=sitting.recipe, token=CancelToken(), dress=_as_it_is,
+        undress=_as_it_is, say=_log.warning,
+    )  # fmt: skip
+    *_, last = loop.steps(sitting.networks, call)
+    (made,) = loop.finish(sitting.networks, call, last.latents)
+    if isinstance(made, Failure):
+        raise FewstepError(f"the sample of {prompt!r}: {made.reason}")
+    return made
+
+
+def _job(sitting: Sitting, prompt: str, seed: int) -> Job:
+    """The mode's defaults for one prompt, read as training reads captions: plainly, in one window."""
+    told, against = (_read(sitting, text) for text in (prompt, ""))
+    height, width = sitting.size
+    asked = {"model": "", "prompts": (told.name,), "seed": seed, "width": width, "height": height}
+    request = complete(sitting.recipe, None, {**asked, "guidance": sitting.guidance})
+    understood = plan(request, sitting.recipe)
+    return Job(plan=understood, prompts=(told,), negative=against, image=None, mask=None)
+
+
+def _read(sitting: Sitting, text: str) -> Embedding:
+    known = sitting.networks.text.batch([text], sitting.size)
+    return Embedding(tokens=known.tokens[0], pooled=known.pooled[0], text=text)
+
+
+def _as_it_is() -> None:
+    """What learns has on what it needs."""

@@ -12,7 +12,9 @@ from PIL import Image
 
 from fewstep.codec import Codec
 from fewstep.denoiser import Unet
+from fewstep.devices import Placement
 from fewstep.errors import RequestError
+from fewstep.loop import Networks
 from fewstep.models.catalog import describe
 from fewstep.models.load import Parts
 from fewstep.runtimes.eager import eager_unet
@@ -57,12 +59,16 @@ def for_vae(order: Order, parts: Parts, shown: Sequence[Picture]) -> Job:
     return Job(task=task, draw=draw, write=lambda folder: export.write_network(folder / "vae", made))
 
 
-def for_unet(order: Order, parts: Parts, source: Source, codec: Codec) -> Job:
+def for_unet(order: Order, parts: Parts, source: Source, place: Placement) -> Job:
     """A UNet, or an adapter on one, on latents and captions."""
     with torch.random.fork_rng():
         torch.manual_seed(order.seed)  # of what starts at random: an adapter's first factors, and heads
         task, unet, width = task_of(order, parts, source)
-    sitting = _sitting(order, parts, source, codec, width)
+    networks = Networks(
+        text=parts.text, unet=unet, codec=Codec(parts.vae, place), prediction=parts.prediction,
+        guidance_width=width, placement=place, lock=parts.lock,
+    )  # fmt: skip
+    sitting = _sitting(order, networks, source)
     _halve(order, parts)
 
     def write(folder: Path) -> None:
@@ -73,7 +79,7 @@ def for_unet(order: Order, parts: Parts, source: Source, codec: Codec) -> Job:
         else:
             export.write_network(folder / "unet", task.averages["unet"])
 
-    return Job(task=task, draw=lambda: grids.grid(unet, sitting), write=write)
+    return Job(task=task, draw=lambda: grids.grid(sitting), write=write)
 
 
 def task_of(order: Order, parts: Parts, source: Source) -> tuple[Task, Unet, int]:
@@ -108,17 +114,15 @@ def _halve(order: Order, parts: Parts) -> None:
         network.to(torch.bfloat16)
 
 
-def _sitting(order: Order, parts: Parts, source: Source, codec: Codec, width: int) -> Sitting:
+def _sitting(order: Order, networks: Networks, source: Source) -> Sitting:
     recipe = grids.recipe_of(order.stage, describe(order.model).family)
     usual, (low, high) = recipe.guidance.default, order.guidance
+    learnt = networks.guidance_width > 0  # an embedded one, in this range
     captions: Sequence[str] = getattr(source, "captions", [""])
     return Sitting(
-        text=parts.text,
-        codec=codec,
-        prediction=parts.prediction,
+        networks=networks,
         recipe=recipe,
-        guidance=min(max(usual, low), high) if width else usual,  # an embedded one was learnt in this range
-        width=width,
+        guidance=min(max(usual, low), high) if learnt else usual,
         prompts=order.prompts or tuple(captions[:SHOWN]),
         size=source.size,
     )
