@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from fewstep.schedulers import TRAIN_SIGMAS
 from fewstep.train import add, base, loop
 from fewstep.train.latents import Latents
 from fewstep.train.loop import Draw, Hyper
-from fewstep.train.source import Teacher
+from fewstep.train.source import Teacher, noised
 
 BATCH = 3
 
@@ -96,6 +98,21 @@ class Paper:
 def test_the_loss_is_the_papers(task: add.AddTask, step: int) -> None:
     expected = Paper(task, Draw.of(0, step)).loss()
     assert float(task.loss(Draw.of(0, step))) == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def test_a_student_that_is_held_pays_for_leaving_its_start(task: add.AddTask) -> None:
+    held = replace(task, hold=3.0)
+    loose, tight = (float(one.loss(Draw.of(0, 0))) for one in (task, held))
+    draw = Draw.of(0, 0)
+    real, prompts = task.source.batch(BATCH, draw, 0)
+    condition = task.teacher.read(prompts, (64, 64))
+    sigmas = [TRAIN_SIGMAS[draw.python.choice(add.STARTS)] for _ in prompts]
+    noisy = noised(real, sigmas, draw)
+    # The fixture's student began as the teacher, and was moved from there.
+    made, began = (task.teacher.denoiser(condition, unet)(noisy, sigmas) for unet in (task.student, task.own))
+    assert tight - loose == pytest.approx(3.0 * float((made - began).square().mean()), rel=1e-3)
+    assert tight - loose > 1e-3
 
 
 def gradients(task: add.AddTask, loss: Tensor) -> dict[str, float]:

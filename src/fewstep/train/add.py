@@ -8,7 +8,9 @@ Deviations from the paper, whose DINOv2 and pixel losses would need another down
 - no gradient penalty: the noise in what the heads see keeps them from being certain;
 - the distillation target is the teacher with classifier-free guidance;
 - both players move at once, by the gradients of one sum, in which neither sees the other's weights;
-- the student may start from an LCM, whose single step is better than the teacher's (`lcm.settled`).
+- the student may start from an LCM, whose single step is better than the teacher's (`lcm.settled`), and
+  be held near to what that answers to the same noise, which keeps the pictures of several seeds apart
+  (the regression loss of DMD, Yin et al. 2023, arXiv:2311.18828, sec. 3.3, against latents).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.func import functional_call
@@ -44,6 +47,7 @@ HYPER = Hyper(
 STARTS = (249, 499, 749, 999)  # the student's timesteps: four trailing ones (ibid., sec. 3.1)
 GUIDANCE = 3.0  # of the teacher
 DISTILLATION = 2.5  # lambda (ibid., sec. 4)
+HOLD = 2.0  # of the bundled student to its start
 ADVERSARY = 0.5  # the losses here are of latents, whose errors are smaller than those of pixels
 
 
@@ -64,9 +68,11 @@ class AddTask:
     averages: Mapping[str, Learning]
     student: Unet
     own: Unet  # the teacher
+    first: Unet  # the student as it began
     heads: Heads
     features: Features
     guidance: float = GUIDANCE
+    hold: float = 0.0  # weight of what keeps the student near to how it began
 
     def loss(self, draw: Draw) -> Tensor:
         """The student's (ibid., eq. 1) and the heads', each blind to the other's weights."""
@@ -74,7 +80,8 @@ class AddTask:
         real = real.to(self.teacher.device)
         condition = self.teacher.read(prompts, self.source.size)
         start = [TRAIN_SIGMAS[draw.python.choice(STARTS)] for _ in prompts]
-        made = self.teacher.denoiser(condition, self.student)(noised(real, start, draw), start)
+        noisy = noised(real, start, draw)
+        made = self.teacher.denoiser(condition, self.student)(noisy, start)
 
         look = [TRAIN_SIGMAS[_middling(draw)] for _ in prompts]
         seen = self.features(noised(made, look, draw), look, condition)
@@ -87,7 +94,12 @@ class AddTask:
         )
         aim, sigmas = self._taught(made.detach(), condition, draw)
         taught = distillation_loss(made, aim, sigmas)
-        return ADVERSARY * generator_loss(fooled) + DISTILLATION * taught + caught
+        loss = ADVERSARY * generator_loss(fooled) + DISTILLATION * taught + caught
+        if self.hold:
+            with torch.no_grad():
+                began = self.teacher.denoiser(condition, self.first)(noisy, start)
+            loss = loss + self.hold * F.mse_loss(made, began)
+        return loss
 
     @torch.no_grad()
     def _taught(self, made: Tensor, condition: Conditioning, draw: Draw) -> tuple[Tensor, list[float]]:
@@ -112,14 +124,16 @@ def task(
     compiled: bool = False,
 ) -> AddTask:
     """A student that begins as `start`, which has the teacher's shape."""
-    teacher.unet.requires_grad_(False)
+    for fixed in (teacher.unet, start):
+        fixed.requires_grad_(False)
     student = copy.deepcopy(start).requires_grad_(True)
     looks = UnetFeatures(teacher.unet) if features is None else features
     reader: Any = teacher.text.encoders[1]
     heads = Heads(looks.channels, reader.config.projection_dim).to(teacher.device)
     modules: dict[str, Learning] = {"unet": student, "heads": heads}
-    calls = [eager_unet(torch.compile(unet) if compiled else unet) for unet in (student, teacher.unet)]
+    unets = (student, teacher.unet, start)
+    calls = [eager_unet(torch.compile(unet) if compiled else unet) for unet in unets]
     return AddTask(
         source=source, teacher=teacher, batch=batch, modules=modules, averages=copy.deepcopy(modules),
-        student=calls[0], own=calls[1], heads=heads, features=looks,
+        student=calls[0], own=calls[1], first=calls[2], heads=heads, features=looks,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,14 @@ def lora_task(work: Path) -> lcm.LcmTask:
 
 
 def add_task(work: Path, *, compiled: bool = False) -> add.AddTask:
-    """A student of the finished base that begins as the finished LCM."""
+    """A student of the finished base that begins as the finished LCM, and is held near to it."""
     started = lcm_task(work)
     loop.restore(started, work / "lcm")
     student: Any = started.averages["unet"]
     torch.manual_seed(add.HYPER.seed)
-    return add.task(
-        pictures(work), teacher(work), lcm.settled(student, add.GUIDANCE), add.HYPER.batch, compiled=compiled
-    )
+    start = lcm.settled(student, add.GUIDANCE)
+    task = add.task(pictures(work), teacher(work), start, add.HYPER.batch, compiled=compiled)
+    return replace(task, hold=add.HOLD)
 
 
 def style_task(work: Path) -> style.StyleTask:

@@ -24,7 +24,7 @@ from fewstep.train import adapter
 from fewstep.train.loop import Draw, Hyper, Learning
 from fewstep.train.source import Source, Teacher, levels, noised
 
-HYPER = Hyper(steps=500, batch=96, rate=5e-4, warmup=50, ema=0.95, weight_decay=0.0, muon=True)
+HYPER = Hyper(steps=700, batch=96, rate=5e-4, warmup=50, ema=0.95, weight_decay=0.0, muon=True)
 LORA_HYPER = Hyper(steps=350, batch=96, rate=1.5e-3, warmup=50, ema=0.95, weight_decay=0.0)
 RANK = 6
 LEVELS = range(19, 1000, 20)  # the 50 levels of the solver
