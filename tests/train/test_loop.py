@@ -123,7 +123,7 @@ def test_restore_loads_the_averages_only(tmp_path: Path) -> None:
     trained = Regression()
     list(loop.train(trained, hyper(), tmp_path))
     fresh, start = Regression(seed=1), Regression(seed=1)
-    loop.restore(fresh, tmp_path)
+    loop.restore(fresh.averages, tmp_path)
     for name in ("first", "second"):
         assert torch.equal(weight(fresh.averages, name), weight(trained.averages, name))
         assert torch.equal(weight(fresh.modules, name), weight(start.modules, name))
@@ -135,7 +135,7 @@ def test_restore_works_on_a_task_that_was_trained(tmp_path: Path) -> None:
     list(loop.train(task, hyper(), tmp_path))
     kept = weight(task.averages, "first").clone()
     nn.init.zeros_(weight(task.averages, "first"))
-    loop.restore(task, tmp_path)
+    loop.restore(task.averages, tmp_path)
     assert torch.equal(weight(task.averages, "first"), kept)
 
 

@@ -121,7 +121,7 @@ def train_features(work: Path) -> Iterator[Progress]:
     torch.manual_seed(HYPER.seed)
     learner = FeaturesTask(sprites, captions, HYPER.batch)
     yield from loop.train(learner, HYPER, folder)
-    loop.restore(learner, folder)
+    loop.restore(learner.averages, folder)
     network: Any = learner.averages["network"]
     digest = features.write(network, folder / "features.safetensors")
     found = measure(network, sprites, captions)

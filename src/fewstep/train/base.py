@@ -24,7 +24,7 @@ from fewstep.train.data import SIZE
 from fewstep.train.loop import Draw, Hyper
 from fewstep.train.source import Source, levels, noised
 
-HYPER = Hyper(steps=10_000, batch=128, rate=1.5e-3, ema=0.999, muon=True)
+HYPER = Hyper(steps=9200, batch=128, rate=1.5e-3, ema=0.999, muon=True)
 EMPTY = 0.1  # of prompts, so that classifier-free guidance has something to compare with
 PREDICTION = "v_prediction"
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")

@@ -101,10 +101,13 @@ def load(folder: Path, style: str = "") -> tuple[torch.Tensor, list[Caption]]:
 
     uint8 sprites (N, 4, 128, 128) and their captions.
     """
-    sprites_path, captions_path = files(folder, style)
-    sprites = load_file(sprites_path)["sprites"]
-    rows = (json.loads(line) for line in captions_path.read_text().splitlines())
-    return sprites, [Caption(**{**row, "tags": tuple(row["tags"])}) for row in rows]
+    return load_file(files(folder, style)[0])["sprites"], captions(folder, style)
+
+
+def captions(folder: Path, style: str = "") -> list[Caption]:
+    """What is known of each sprite."""
+    rows = (json.loads(line) for line in files(folder, style)[1].read_text().splitlines())
+    return [Caption(**{**row, "tags": tuple(row["tags"])}) for row in rows]
 
 
 def files(folder: Path, style: str = "") -> tuple[Path, Path]:

@@ -28,11 +28,7 @@ def vae_task(work: Path) -> vae.VaeTask:
 def base_task(work: Path, *, compiled: bool = False) -> base.BaseTask:
     """Text encoders and UNet, freshly initialised."""
     torch.manual_seed(base.HYPER.seed)
-    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    unet, text = base.build_unet(), base.build_text(tokenizer)
-    for network in (unet, *text.encoders):
-        network.to(loop.here().device)
-    return base.BaseTask(pictures(work), unet, text, base.HYPER.batch, compiled=compiled)
+    return base.BaseTask(pictures(work), *_undistilled(work), base.HYPER.batch, compiled=compiled)
 
 
 def lcm_task(work: Path, *, compiled: bool = False) -> lcm.LcmTask:
@@ -49,7 +45,7 @@ def lora_task(work: Path) -> lcm.LcmTask:
 def add_task(work: Path, *, compiled: bool = False) -> add.AddTask:
     """A student of the finished base that begins as the finished LCM, and is held near to it."""
     started = lcm_task(work)
-    loop.restore(started, work / "lcm")
+    loop.restore(started.averages, work / "lcm")
     student: Any = started.averages["unet"]
     torch.manual_seed(add.HYPER.seed)
     start = lcm.settled(student, add.GUIDANCE)
@@ -71,8 +67,7 @@ def decoder_task(work: Path) -> decoder.DecoderTask:
 
 def pictures(work: Path, apart: str = "") -> Latents:
     """All encoded pictures, or those of a style that is apart."""
-    captions = data.load(work / "data", apart)[1]
-    return latents.load(latents_path(work, apart), captions)
+    return latents.load(latents_path(work, apart), data.captions(work / "data", apart))
 
 
 def latents_path(work: Path, apart: str = "") -> Path:
@@ -81,21 +76,22 @@ def latents_path(work: Path, apart: str = "") -> Path:
 
 def autoencoder(work: Path) -> AutoencoderKL:
     """The finished VAE, which knows how its latents are normalised."""
-    task = vae_task(work)
-    loop.restore(task, work / "vae")
-    network: Any = task.averages["vae"]
-    known = pictures(work)
+    network, known = vae.build().to(loop.here().device), pictures(work)
+    loop.restore({"vae": network}, work / "vae")
     export.set_scaling(network, known.mean.tolist(), known.std.tolist())
-    autoencoder: AutoencoderKL = network
-    return autoencoder
+    return network
 
 
 def teacher(work: Path) -> Teacher:
     """The finished base."""
-    task = base_task(work)
-    loop.restore(task, work / "base")
-    first, second = (task.averages[name] for name in ("text_encoder", "text_encoder_2"))
-    unet: Any = task.averages["unet"]
-    average: UNet2DConditionModel = unet
-    text = TextEncoder(task.text.tokenizers, (first, second), zero_empty=False)
-    return Teacher(unet=average, text=text, prediction=base.PREDICTION)
+    unet, text = _undistilled(work)
+    loop.restore(dict(zip(base.NETWORKS, (unet, *text.encoders), strict=True)), work / "base")
+    return Teacher(unet=unet, text=text, prediction=base.PREDICTION)
+
+
+def _undistilled(work: Path) -> tuple[UNet2DConditionModel, TextEncoder]:
+    """UNet and text encoders, freshly initialised."""
+    unet, text = base.build_unet(), base.build_text(CLIPTokenizer.from_pretrained(work / "tokenizer"))
+    for network in (unet, *text.encoders):
+        network.to(loop.here().device)
+    return unet, text

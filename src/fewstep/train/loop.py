@@ -117,11 +117,11 @@ def train(task: Task, hyper: Hyper, folder: Path, *, every: int = 100) -> Iterat
             yield Progress(step + 1, loss, rate)
 
 
-def restore(task: Task, folder: Path) -> None:
-    """Load a run's averaged weights into `task.averages`."""
+def restore(averages: Mapping[str, Learning], folder: Path) -> None:
+    """Load a run's averaged weights into networks of the names that its task gave them."""
     tensors = load_file(folder / STATE)
     with torch.no_grad():
-        parameters = _named(task.averages)  # all of them: after training, averages ask for no gradients
+        parameters = _named(averages)  # all of them: after training, averages ask for no gradients
         for key, tensor in tensors.items():
             if key.startswith("ema."):
                 parameters[key.removeprefix("ema.")].copy_(tensor)

@@ -53,7 +53,7 @@ def make_data(work: Path) -> Iterator[Progress]:
     hashes = data.fetch(folder)
     data.build(folder)
     if not (work / "tokenizer" / "vocab.json").exists():
-        vocabulary.build(data.load(folder)[1], work / "tokenizer")
+        vocabulary.build(data.captions(folder), work / "tokenizer")
     record(folder, {"packages": hashes, "sprites": data.sha256(folder / "sprites.safetensors")})
     yield Progress(1, 0.0, 0.0)
 
@@ -62,7 +62,7 @@ def train_vae(work: Path) -> Iterator[Progress]:
     """The autoencoder, its reconstruction figure, and the latents of every sprite."""
     task = family.vae_task(work)
     yield from loop.train(task, vae.HYPER, work / "vae")
-    loop.restore(task, work / "vae")
+    loop.restore(task.averages, work / "vae")
     network: Any = task.averages["vae"]
     if not (path := family.latents_path(work)).exists():
         yield from latents.encode(network, task.sprites, path)
@@ -77,7 +77,7 @@ def train_decoder(work: Path) -> Iterator[Progress]:
     """The tiny autoencoder and its reconstruction figure."""
     task = family.decoder_task(work)
     yield from loop.train(task, decoder.HYPER, work / "decoder")
-    loop.restore(task, work / "decoder")
+    loop.restore(task.averages, work / "decoder")
     psnr = vae.measure(task.decoded, task.sprites)
     record(work / "decoder", {"psnr_db": psnr, "hyper": asdict(decoder.HYPER)})
 
@@ -139,7 +139,7 @@ def _finished(stage: str, work: Path) -> Any:
     if not (work / stage / loop.STATE).exists():
         return None
     task = _OPTIONAL[stage](work)
-    loop.restore(task, work / stage)
+    loop.restore(task.averages, work / stage)
     return task
 
 

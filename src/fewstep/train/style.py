@@ -15,7 +15,7 @@ from fewstep.train.base import EMPTY, denoising_loss
 from fewstep.train.loop import Draw, Hyper, Learning
 from fewstep.train.source import Source, Teacher
 
-HYPER = Hyper(steps=200, batch=64, rate=2e-3, warmup=50, ema=0.99, weight_decay=0.0)
+HYPER = Hyper(steps=500, batch=64, rate=2e-3, warmup=50, ema=0.99, weight_decay=0.0)
 RANK = 4
 
 
