@@ -47,7 +47,9 @@ HYPER = Hyper(
 STARTS = (249, 499, 749, 999)  # the student's timesteps: four trailing ones (ibid., sec. 3.1)
 GUIDANCE = 3.0  # of the teacher
 DISTILLATION = 2.5  # lambda (ibid., sec. 4)
-HOLD = 2.0  # of the bundled student to its start: pictures of one prompt differ by 0.20, without by 0.08
+# Of the bundled student to its start: pictures of one prompt differ by 0.20, as the base's do; without, an
+# earlier one's by 0.08 where its base's differed by 0.36.
+HOLD = 2.0
 ADVERSARY = 0.5  # the losses here are of latents, whose errors are smaller than those of pixels
 
 
