@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.errors import CorruptModelError, ModelNotFoundError
 from fewstep.evaluation import features, learning
-from fewstep.train import loop
+from fewstep.train import loop, tensors
 from fewstep.train.data import Caption, sha256
 from fewstep.train.loop import Draw
 
@@ -52,7 +52,7 @@ def test_written_and_read_back(work: Path, tmp_path: Path) -> None:
     again = tmp_path / "new" / "network.safetensors"
     assert features.write(network, again) == sha256(again) == sha256(network_file(work))
     assert {tensor.dtype for tensor in load_file(again).values()} == {torch.float16}
-    assert features.digest(features.read(again)) == features.digest(network)
+    assert tensors.digest(features.read(again)) == tensors.digest(network)
 
 
 def test_one_that_is_missing_says_how_to_make_it(tmp_path: Path) -> None:

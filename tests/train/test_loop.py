@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, RequestError
-from fewstep.train import loop
+from fewstep.train import loop, tensors
 from fewstep.train.loop import Draw, Hyper
 from fewstep.train.optimisers import Optimiser
 
@@ -92,7 +92,7 @@ def test_a_kill_while_writing_leaves_the_state_before(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_file", torn)
+        patch.setattr(tensors, "save_file", torn)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, hyper(), every=2)
     assert_same(state(tmp_path), before)

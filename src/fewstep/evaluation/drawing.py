@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.engine import Engine
-from fewstep.evaluation.features import digest
 from fewstep.picture import as_tensor
 from fewstep.request import Options
+from fewstep.train import tensors
 from fewstep.train.data import SIZE, sha256
 
 BATCH = 32  # pictures in a call; with guidance twice as many rows, which is where a CPU is fastest
@@ -87,17 +87,14 @@ def kept(engine: Engine, order: Order, key: str, cache: Path) -> Generator[Drawn
     path = cache / f"pictures-{key[:12]}.safetensors"
     if not path.exists():
         pictures = yield from draw(engine, order)
-        cache.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".partial")
-        save_file({"pictures": pictures.contiguous()}, scratch)
-        scratch.replace(path)
+        tensors.write({"pictures": pictures}, path)
     return load_file(path)["pictures"]
 
 
 def weights_of(engine: Engine) -> str:
     """The sha256 of all weights; of an engine that has not drawn: LoRAs of a call stay on until the next."""
     parts = engine.parts
-    found = [digest(network) for network in (parts.unet, parts.vae, *parts.text.encoders)]
+    found = [tensors.digest(network) for network in (parts.unet, parts.vae, *parts.text.encoders)]
     return hashlib.sha256(" ".join(found).encode()).hexdigest()
 
 

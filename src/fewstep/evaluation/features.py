@@ -7,7 +7,6 @@ is asked here: which of the training pictures is this?
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +83,3 @@ def read(path: Path = SHIPPED) -> FeatureNetwork:
     network.eval().requires_grad_(False)
     found: FeatureNetwork = network
     return found
-
-
-def digest(network: nn.Module) -> str:
-    """The sha256 of all weights, by name."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.errors import RequestError
-from fewstep.evaluation.features import FeatureNetwork, describe, digest
-from fewstep.train import augment, data
+from fewstep.evaluation.features import FeatureNetwork, describe
+from fewstep.train import augment, data, tensors
 from fewstep.train.data import Caption, sha256
 
 BACKDROPS = ("white", "blue", "yellow")  # captions leave the background open; white is the most frequent
@@ -65,16 +65,13 @@ def load(network: FeatureNetwork, folder: Path, cache: Path, apart: str = "") ->
 
     `cache` keeps them for next time.
     """
-    seen = f"{digest(network)} {sha256(data.files(folder, apart)[0])}"
+    seen = f"{tensors.digest(network)} {sha256(data.files(folder, apart)[0])}"
     key = hashlib.sha256(seen.encode()).hexdigest()
     path = cache / f"references-{key[:12]}.safetensors"
-    sprites, captions = data.load(folder, apart)
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".partial")
-        save_file({"features": of(network, sprites)}, scratch)
-        scratch.replace(path)
-    return References(features=load_file(path)["features"], captions=tuple(captions), key=key)
+        tensors.write({"features": of(network, data.load(folder, apart)[0])}, path)
+    captions = tuple(data.captions(folder, apart))
+    return References(features=load_file(path)["features"], captions=captions, key=key)
 
 
 def joined(parts: Sequence[References]) -> References:

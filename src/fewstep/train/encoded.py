@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.codec import Codec, finite
 from fewstep.errors import FewstepError
 from fewstep.text import Size
+from fewstep.train import tensors
 from fewstep.train.loop import Draw
 from fewstep.train.pictures import Picture
 
@@ -49,10 +50,8 @@ class Encoded:
 
 def cache_name(data: str, vae: Any, side: int) -> str:
     """Of the file for these pictures (their fingerprint), this VAE and this size."""
-    whole = hashlib.sha256(f"{data} {side} {json.dumps(dict(vae.config), default=str)}".encode())
-    for name, weight in vae.state_dict().items():
-        whole.update(name.encode())
-        whole.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    config = json.dumps(dict(vae.config), default=str)
+    whole = hashlib.sha256(f"{data} {side} {config} {tensors.digest(vae)}".encode())
     return f"latents-{whole.hexdigest()[:16]}.safetensors"
 
 
@@ -67,9 +66,7 @@ def encode(pictures: Sequence[Picture], codec: Codec, side: int, path: Path) -> 
             raise FewstepError(f"{picture.name}: the VAE gave numbers that are not finite; leave it out")
         values[index] = latents[0].cpu()
         yield Reading(index + 1, len(pictures))
-    scratch = path.with_suffix(".partial")
-    save_file({"values": values}, scratch)
-    scratch.replace(path)
+    tensors.write({"values": values}, path)
 
 
 def load(path: Path, pictures: Sequence[Picture]) -> Encoded:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.train import augment
+from fewstep.train import augment, tensors
 from fewstep.train.data import Caption
 from fewstep.train.loop import Draw, Progress
 
@@ -86,11 +86,11 @@ def encode(
         (latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))) if like is None else (like.mean, like.std)
     )
     normal = (latents - mean.view(1, 4, 1, 1)) / std.view(1, 4, 1, 1)
-    tensors = {"values": normal.half(), "backdrops": torch.tensor(backdrops), "mean": mean, "std": std}
-    save_file(tensors, path)
+    content = {"values": normal.half(), "backdrops": torch.tensor(backdrops), "mean": mean, "std": std}
+    tensors.write(content, path)
 
 
 def load(path: Path, captions: list[Caption]) -> Latents:
     """Read what `encode` wrote."""
-    tensors = load_file(path)
-    return Latents(tensors["values"], tensors["backdrops"], captions, tensors["mean"], tensors["std"])
+    found = load_file(path)
+    return Latents(found["values"], found["backdrops"], captions, found["mean"], found["std"])

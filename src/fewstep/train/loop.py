@@ -21,11 +21,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env, reduce
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, RequestError
 from fewstep.train.optimisers import Optimiser
+from fewstep.train.tensors import write
 
 STATE, LOSSES = "state.safetensors", "losses.csv"
 
@@ -195,10 +196,8 @@ class _State:
         tensors = {f"live.{key}": p.detach() for key, p in self.live.items()}
         tensors |= {f"ema.{key}": p for key, p in self.mean.items()}
         tensors |= dict(self.optimiser.tensors())
-        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        scratch = self.folder / "state.partial"
-        save_file(whole, scratch, metadata={"step": str(step), "hyper": json.dumps(asdict(self.hyper))})
-        scratch.replace(self.folder / STATE)
+        about = {"step": str(step), "hyper": json.dumps(asdict(self.hyper))}
+        write(tensors, self.folder / STATE, about)
 
     def resume(self) -> int:
         """Read the state back, if there is one; return how many steps are done."""
