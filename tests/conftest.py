@@ -28,8 +28,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import fewstep
 from fewstep import Engine
-from fewstep.train import vocabulary
-from fewstep.train.data import Caption
+from fewstep.train.bundled import vocabulary
+from fewstep.train.bundled.data import Caption
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # each worker has a core of its own
@@ -62,7 +62,7 @@ def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdxl")
     torch.manual_seed(0)
     words = tmp_path_factory.mktemp("vocabulary")
-    vocabulary.build(CAPTIONS, words)
+    vocabulary.build_tokenizer(CAPTIONS, words)
     first, second = (CLIPTokenizer.from_pretrained(words, pad_token=sign) for sign in ("<|endoftext|>", "!"))
     StableDiffusionXLPipeline(
         vae=_vae(),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import fewstep
-from fewstep import backends, cli, testing
+from fewstep import cli, modes, testing
 from fewstep.errors import FewstepError
 from fewstep.testing import FakeEngine
 
@@ -93,7 +93,7 @@ def test_warnings_of_the_library_go_to_stderr(
         logging.getLogger("fewstep").warning("look at %s", mode)
         raise FewstepError("and stop")
 
-    monkeypatch.setattr("fewstep.backends.recipe", warns)
+    monkeypatch.setattr("fewstep.modes.find_recipe", warns)
     handlers = list(logging.getLogger("fewstep").handlers)
     code, _, err = run(capsys, "plan", "x", "--mode", "lcm")
     assert (code, err) == (1, "fewstep: warning: look at lcm\nfewstep: and stop\n")
@@ -161,7 +161,7 @@ def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_modes(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "modes")
     blocks = [[lines[0], *lines[1:4]] for lines in _blocks(out)]
-    assert [block[0].split()[0] for block in blocks] == backends.modes()
+    assert [block[0].split()[0] for block in blocks] == modes.mode_names()
     assert ["                " + line for line in (
         "steps 2, 4 or 8 (4), guidance none",
         "trailing levels, euler; 4 are 999, 749, 499, 249",

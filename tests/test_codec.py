@@ -10,9 +10,9 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from fewstep import codec as rooms
-from fewstep.codec import Codec, pixels_of
+from fewstep.catalog import models
+from fewstep.codec import Codec, to_pixels
 from fewstep.devices import Placement, place
-from fewstep.models import catalog
 
 from .devices.machines import SDXL, TINY, machine
 
@@ -54,7 +54,7 @@ def latents() -> torch.Tensor:
 def test_decoding_undoes_the_scaling(full: Any, latents: torch.Tensor) -> None:
     mean, std = (torch.tensor(v).view(1, 4, 1, 1) for v in (MEAN, STD))
     with torch.no_grad():
-        wanted = pixels_of(full.decode(latents * std / 0.5 + mean).sample)[0]
+        wanted = to_pixels(full.decode(latents * std / 0.5 + mean).sample)[0]
     made = Codec(full, placement(channels_last=False)).decode(latents)
     assert made.dtype == torch.uint8
     assert made.shape == (64, 48, 3)
@@ -83,7 +83,7 @@ def test_the_layout_changes_no_picture(
 def test_a_tiny_autoencoder_serves_both_ways(tiny: Any, latents: torch.Tensor) -> None:
     codec = Codec(tiny, placement(channels_last=False))
     with torch.no_grad():
-        wanted = pixels_of(tiny.decode(latents).sample)[0]
+        wanted = to_pixels(tiny.decode(latents).sample)[0]
     assert (codec.decode(latents).int() - wanted.int()).abs().max() <= 1
     picture = torch.zeros(1, 3, 64, 48)
     with torch.no_grad():
@@ -105,8 +105,8 @@ def test_a_small_vae_previews_by_decoding(full: Any, latents: torch.Tensor) -> N
 
 def test_a_large_vae_previews_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundled VAE as if it were large: its linear map finds the colours of flat pictures."""
-    monkeypatch.setattr(rooms, "CHEAP", 0)
-    codec = Codec(AutoencoderKL.from_pretrained(catalog.TINY / "vae").eval(), placement(channels_last=False))
+    monkeypatch.setattr(rooms, "SMALL_VAE", 0)
+    codec = Codec(AutoencoderKL.from_pretrained(models.TINY / "vae").eval(), placement(channels_last=False))
     for colour in ([1.0, -1.0, -1.0], [-0.5, 0.5, 0.0], [1.0, 1.0, 1.0]):
         picture = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 64, 48)
         seen = codec.preview(codec.encode(picture, torch.zeros(1, 4, 8, 6)))
@@ -115,7 +115,7 @@ def test_a_large_vae_previews_colours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tiles_share_the_weights(full: Any) -> None:
-    tiled = rooms.tiled(full)
+    tiled = rooms.with_tiles(full)
     assert tiled.use_tiling
     assert not full.use_tiling
     assert tiled.decoder is full.decoder
@@ -141,4 +141,4 @@ def test_tiles_of_a_tiny_autoencoder_give_the_whole_picture(tiny: Any) -> None:
 
 def test_rounding_and_clipping() -> None:
     row = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
-    assert pixels_of(row)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert to_pixels(row)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fewstep import Guidance, Recipe, RequestError, Steps, backends
+from fewstep import Guidance, Recipe, RequestError, Steps, modes
 from fewstep.samplers import SAMPLERS, Sampler
 from fewstep.schedulers import SCHEDULERS, Schedule, explicit
 from fewstep.testing import check_backend, problems
@@ -33,9 +33,9 @@ SOUND = Recipe(
 )
 
 
-@pytest.mark.parametrize("mode", backends.modes())
+@pytest.mark.parametrize("mode", modes.mode_names())
 def test_built_in_modes_keep_the_rules(mode: str) -> None:
-    assert problems(backends.recipe(mode)) == []
+    assert problems(modes.find_recipe(mode)) == []
 
 
 def test_the_sound_one_is_sound() -> None:

@@ -14,14 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fewstep
-from fewstep import (
-    CorruptModelError,
-    Engine,
-    ModelError,
-    ModelNotFoundError,
-)
-from fewstep.models.catalog import describe
-from fewstep.models.load import verify
+from fewstep import CorruptModelError, Engine, ModelError, ModelNotFoundError
+from fewstep.catalog.models import describe_model
+from fewstep.loading.parts import verify_checksums
 
 Load = Callable[..., Engine]
 
@@ -42,12 +37,12 @@ def pixels(engine: Engine, steps: int = 2) -> bytes:
 
 
 def test_a_folder_says_what_it_is(sdxl_folder: Path) -> None:
-    model = describe(str(sdxl_folder))
+    model = describe_model(str(sdxl_folder))
     assert (model.family, model.size, model.default_mode, model.carries) == ("sdxl", 96, "base", "")
 
 
 def test_an_lcm_folder_is_recognised(lcm_folder: Path, engine: Load) -> None:
-    assert describe(str(lcm_folder)).default_mode == "lcm"
+    assert describe_model(str(lcm_folder)).default_mode == "lcm"
     with load(lcm_folder) as loaded:
         assert loaded.recipe.mode == "lcm"
         assert loaded.parts.guidance_width == 32
@@ -56,7 +51,7 @@ def test_an_lcm_folder_is_recognised(lcm_folder: Path, engine: Load) -> None:
 
 @pytest.mark.parametrize("name", ["sdxl", "ssd-1b", "owner/name"])
 def test_hub_names_need_no_files(name: str) -> None:
-    assert describe(name).size == 1024
+    assert describe_model(name).size == 1024
 
 
 def test_prediction_type_is_the_models_own(copy: Path) -> None:
@@ -174,10 +169,10 @@ def test_checksums(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"hello")
     digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
     (tmp_path / "SHA256SUMS").write_text(f"{digest}  a\n")
-    verify(tmp_path)
+    verify_checksums(tmp_path)
     (tmp_path / "a").write_bytes(b"hellp")
     with pytest.raises(CorruptModelError, match="damaged"):
-        verify(tmp_path)
+        verify_checksums(tmp_path)
     (tmp_path / "a").unlink()
     with pytest.raises(CorruptModelError, match="missing"):
-        verify(tmp_path)
+        verify_checksums(tmp_path)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fewstep import Engine, RequestError
 from fewstep.codec import Codec
-from fewstep.loop import draw, masked
-from fewstep.picture import as_tensor
+from fewstep.images import image_to_tensor
+from fewstep.loop import draw_noise, masked_denoiser
 from fewstep.samplers import SAMPLERS
 
 SIDE = 96
@@ -99,8 +99,8 @@ def test_a_grey_mask_mixes(engine: Load, noise: Image.Image) -> None:
 
 def known_latents(engine: Engine, image: Image.Image, seed: int, draws: int) -> tuple[Tensor, list[Tensor]]:
     """The picture's latents, and the noise that its call takes after them."""
-    posterior, *noise = draw([seed], (1, 4, SIDE // 8, SIDE // 8), 2 + draws, False)
-    return Codec(engine.parts.vae, engine.placement).encode(as_tensor(image), posterior), noise
+    posterior, *noise = draw_noise([seed], (1, 4, SIDE // 8, SIDE // 8), 2 + draws, False)
+    return Codec(engine.parts.vae, engine.placement).encode(image_to_tensor(image), posterior), noise
 
 
 def expected_noise(steps: int, sigmas: tuple[float, ...], noise: list[Tensor], eta: float) -> list[Tensor]:
@@ -157,5 +157,5 @@ def test_a_mask_edge_inside_a_latent_is_shared() -> None:
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., 12:] = 1  # half of the right latent
     known, answer = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
-    mixed = masked(lambda _x, _sigma: answer, known, mask)(known, 1.0)
+    mixed = masked_denoiser(lambda _x, _sigma: answer, known, mask)(known, 1.0)
     assert mixed[0, 0].tolist() == [[0.0, 0.5], [0.0, 0.5]]

@@ -17,12 +17,12 @@ from huggingface_hub import constants
 from PIL import Image
 
 import fewstep
-from fewstep import backends, cli
+from fewstep import cli, modes
+from fewstep.catalog import addons, assets, hub, licences, mode_weights
+from fewstep.catalog.assets import ASSETS, MODEL_PARTS
+from fewstep.catalog.mode_weights import choose_weights
+from fewstep.catalog.models import ALIASES, FP16_VAE, FP16_VAE_REVISION, describe_model
 from fewstep.errors import ModelNotFoundError, RequestError
-from fewstep.models import adapting, assets, hub, licences
-from fewstep.models.assets import ASSETS, PARTS
-from fewstep.models.catalog import FP16_VAE, FP16_VAE_REVISION, HUB, describe
-from fewstep.models.weights import choose
 from fewstep.testing import fake
 from tests.models.headers import PEFT, adapter, modules
 from tests.models.headers import write as write_header
@@ -86,22 +86,22 @@ def test_revisions_that_are_pinned() -> None:
         "pcm-normal-4", "pcm-normal-8", "pcm-normal-16", "pcm-lcm", "canny", "depth", "union",
         "ip-adapter", "ip-adapter-plus", "ip-adapter-plus-face", "ip-adapter-bigg",
     }  # fmt: skip
-    assert HUB["sdxl"].revision == "462165984030d82259a11f4367a4eed129e94a7b"
-    assert describe("stabilityai/sdxl-turbo").revision == "71153311d3dbb46851df1931d3ca6e939de83304"
-    assert describe("owner/name").revision == ""
+    assert ALIASES["sdxl"].revision == "462165984030d82259a11f4367a4eed129e94a7b"
+    assert describe_model("stabilityai/sdxl-turbo").revision == "71153311d3dbb46851df1931d3ca6e939de83304"
+    assert describe_model("owner/name").revision == ""
     assert (FP16_VAE, FP16_VAE_REVISION[:8]) == ("madebyollin/sdxl-vae-fp16-fix", "207b116d")
 
 
-@pytest.mark.parametrize("mode", [mode for mode in backends.modes() if mode not in ("merge", "dmd2-1step")])
+@pytest.mark.parametrize("mode", [mode for mode in modes.mode_names() if mode not in ("merge", "dmd2-1step")])
 def test_all_weights_of_a_mode_have_a_name(mode: str) -> None:
     """And the licence of the mode."""
-    for count in (None, *backends.recipe(mode).steps.only):
+    for count in (None, *modes.find_recipe(mode).steps.only):
         for family, model in (("sdxl", "sdxl"), ("ssd-1b", "ssd-1b")):
-            about, recipe = backends.chosen(model, mode, count)
+            about, recipe = modes.choose_mode(model, mode, count)
             if family in recipe.weights:
-                own = choose(about, recipe, "")
+                own = choose_weights(about, recipe, "")
                 assert own is not None
-                asset = assets.holding(own.source, own.file)
+                asset = assets.asset_for(own.source, own.file)
                 assert asset is not None
                 assert mode in asset.modes
                 assert asset.family == family
@@ -114,9 +114,9 @@ def test_all_weights_of_a_mode_have_a_name(mode: str) -> None:
 
 def refused(model: str, mode: str, accelerator: str = "", others: Sequence[str] = ()) -> str:
     """What commercial=True says; "" is nothing."""
-    about, recipe = backends.chosen(model, mode)
+    about, recipe = modes.choose_mode(model, mode)
     try:
-        used = licences.used(about, recipe, choose(about, recipe, accelerator))
+        used = mode_weights.licences_of_mode(about, recipe, choose_weights(about, recipe, accelerator))
         licences.check_commercial(used | {repr(other): "unknown" for other in others})
     except RequestError as error:
         return str(error)
@@ -182,47 +182,47 @@ def test_files_of_the_user_have_no_known_licence() -> None:
 def test_a_pinned_folder_is_taken_from_the_cache(cache: Path) -> None:
     """Without asking the network, which these tests do not have."""
     top = put(cache, "owner/name", FILES)
-    assert hub.folder("owner/name", FILES, COMMIT) == top
-    assert hub.file("owner/name", "config.json", COMMIT) == top / "config.json"
-    assert hub.cached("owner/name", "config.json") == top / "config.json"
-    assert hub.cached("owner/name", "other.json") is None
-    assert hub.cached("./no id", "config.json") is None
-    assert hub.revision_of(top / "config.json") == COMMIT
-    assert hub.revision_of("models/snapshots/main") == ""
+    assert hub.fetch_folder("owner/name", FILES, COMMIT) == top
+    assert hub.fetch_file("owner/name", "config.json", COMMIT) == top / "config.json"
+    assert hub.cached_file("owner/name", "config.json") == top / "config.json"
+    assert hub.cached_file("owner/name", "other.json") is None
+    assert hub.cached_file("./no id", "config.json") is None
+    assert hub.revision_in_path(top / "config.json") == COMMIT
+    assert hub.revision_in_path("models/snapshots/main") == ""
 
 
 def test_the_catalogs_revision_is_the_default(cache: Path) -> None:
     asset = ASSETS["taesdxl"]
     put(cache, asset.repo, asset.files, OTHER)
-    assert hub.present(asset.repo, asset.files) is None
+    assert hub.cached_folder(asset.repo, asset.files) is None
     top = put(cache, asset.repo, asset.files, asset.revision)
-    assert hub.present(asset.repo, asset.files) == top
-    assert hub.folder(asset.repo, asset.files) == top
+    assert hub.cached_folder(asset.repo, asset.files) == top
+    assert hub.fetch_folder(asset.repo, asset.files) == top
 
 
 @pytest.mark.parametrize("lost", FILES)
 def test_half_a_download_is_none(cache: Path, lost: str) -> None:
     put(cache, "owner/name", [name for name in (*FILES, "README.txt") if name != lost])
-    assert hub.present("owner/name", ("config.json", "*.safetensors")) is None
+    assert hub.cached_folder("owner/name", ("config.json", "*.safetensors")) is None
 
 
 def test_a_model_without_one_partss_weights_is_incomplete(cache: Path) -> None:
-    names = [f"{part}/{file}" for part in PARTS for file in ("config.json", "model.safetensors")]
+    names = [f"{part}/{file}" for part in MODEL_PARTS for file in ("config.json", "model.safetensors")]
     put(cache, "owner/name", [*names[:-1], "model_index.json"])
-    assert hub.present("owner/name", assets.FOLDER) is None
+    assert hub.cached_folder("owner/name", assets.MODEL_FILES) is None
     put(cache, "owner/name", names)
-    assert hub.present("owner/name", assets.FOLDER) is not None
+    assert hub.cached_folder("owner/name", assets.MODEL_FILES) is not None
 
 
 def test_local_ones_come_first(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
-    assert hub.folder(str(tmp_path), FILES) == tmp_path
-    assert hub.file(str(tmp_path), "config.json") == tmp_path / "config.json"
+    assert hub.fetch_folder(str(tmp_path), FILES) == tmp_path
+    assert hub.fetch_file(str(tmp_path), "config.json") == tmp_path / "config.json"
     with pytest.raises(ModelNotFoundError, match="is a file, where a folder is needed"):
-        hub.folder(str(tmp_path / "config.json"), FILES)
-    assert hub.file(str(tmp_path / "config.json"), "other.json") == tmp_path / "config.json"
+        hub.fetch_folder(str(tmp_path / "config.json"), FILES)
+    assert hub.fetch_file(str(tmp_path / "config.json"), "other.json") == tmp_path / "config.json"
     with pytest.raises(ModelNotFoundError, match=r"holds no other\.json"):
-        hub.file(str(tmp_path), "other.json")
+        hub.fetch_file(str(tmp_path), "other.json")
 
 
 # --- the network
@@ -236,7 +236,7 @@ def test_fp16_is_preferred_where_there_is_one(online: dict[str, Any]) -> None:
         "text_encoder/model-00001-of-00002.safetensors", "text_encoder/model.fp16-00001-of-00002.safetensors",
         "other/model.safetensors", "model_index.json",
     ]  # fmt: skip
-    hub.folder("owner/name", assets.FOLDER)
+    hub.fetch_folder("owner/name", assets.MODEL_FILES)
     assert online["asked"] == [
         (
             "owner/name",
@@ -253,20 +253,20 @@ def test_fp16_is_preferred_where_there_is_one(online: dict[str, Any]) -> None:
 def test_a_file_is_downloaded_at_the_catalogs_revision(online: dict[str, Any]) -> None:
     asset = ASSETS["lightning-4"]
     online["names"] = [*asset.files, "sdxl_lightning_8step_unet.safetensors"]
-    path = hub.file(asset.repo, asset.files[0])
+    path = hub.fetch_file(asset.repo, asset.files[0])
     assert path.name == asset.files[0]
-    assert hub.revision_of(path) == asset.revision
+    assert hub.revision_in_path(path) == asset.revision
     assert online["asked"] == [(asset.repo, asset.revision, list(asset.files))]
-    assert hub.file(asset.repo, asset.files[0]) == path
+    assert hub.fetch_file(asset.repo, asset.files[0]) == path
     assert len(online["asked"]) == 1  # once
 
 
 def test_pickles_are_never_asked_for(online: dict[str, Any]) -> None:
     online["names"] = ["weights.bin", "config.json", "run.py"]
     with pytest.raises(ModelNotFoundError, match=r"has no weights.bin as safetensors"):
-        hub.file("owner/name", "weights.bin")
+        hub.fetch_file("owner/name", "weights.bin")
     with pytest.raises(ModelNotFoundError, match=r"has no \*.bin, run.py as safetensors"):
-        hub.folder("owner/name", ("*.bin", "run.py"))
+        hub.fetch_folder("owner/name", ("*.bin", "run.py"))
     assert online["asked"] == []
 
 
@@ -288,7 +288,7 @@ def test_offline_says_what_to_type(
         "ByteDance/SDXL-Lightning": "lightning-lora-4",
     }
     with pytest.raises(ModelNotFoundError) as caught:
-        hub.file(repo, file) if file else hub.folder(repo, assets.FOLDER)
+        hub.fetch_file(repo, file) if file else hub.fetch_folder(repo, assets.MODEL_FILES)
     said = str(caught.value)
     assert says in said
     assert "could not be downloaded (OfflineModeIsEnabled: " in said
@@ -300,14 +300,14 @@ def test_offline_says_what_to_type(
 def test_offline_the_newest_that_is_here_serves(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     top = put(cache, "owner/name", FILES)
-    assert hub.folder("owner/name", FILES) == top
-    assert hub.file("owner/name", FILES[0], "main") == top / FILES[0]
+    assert hub.fetch_folder("owner/name", FILES) == top
+    assert hub.fetch_file("owner/name", FILES[0], "main") == top / FILES[0]
 
 
 def test_whatever_the_network_does_is_one_line(cache: Path) -> None:
     """These tests have none: the socket itself is refused."""
     with pytest.raises(ModelNotFoundError) as caught:
-        hub.file("owner/name", "model.safetensors")
+        hub.fetch_file("owner/name", "model.safetensors")
     assert str(caught.value).startswith("model.safetensors of 'owner/name' is not on this machine and could")
     assert "\n" not in str(caught.value)
 
@@ -319,23 +319,23 @@ def test_an_adapters_repository_is_asked_once(
     online: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online["names"] = ["README.md", "adapter_model.safetensors", "other.safetensors"]
-    peft = adapting.fetched("owner/peft")
+    peft = addons.fetch_addon("owner/peft")
     online["names"] = ["style.safetensors", "style.bin"]
-    style = adapting.fetched("owner/style")
-    word = adapting.fetched("owner/word", "embeddings")
+    style = addons.fetch_addon("owner/style")
+    word = addons.fetch_addon("owner/word", "embeddings")
     assert [peft.name, style.name, word.name] == ["adapter_model.safetensors", *2 * ["style.safetensors"]]
     monkeypatch.undo()  # the hub is away
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(peft.parents[3]))
-    assert adapting.fetched("owner/peft") == peft
-    assert adapting.fetched("owner/style") == style
-    assert adapting.fetched("owner/word", "embeddings") == word
+    assert addons.fetch_addon("owner/peft") == peft
+    assert addons.fetch_addon("owner/style") == style
+    assert addons.fetch_addon("owner/word", "embeddings") == word
 
 
 def test_one_of_several_that_is_here_by_chance_is_not_meant(online: dict[str, Any], cache: Path) -> None:
     put(cache, "ByteDance/SDXL-Lightning", ASSETS["lightning-lora-4"].files, ASSETS["lightning-4"].revision)
     online["names"] = [*ASSETS["lightning-lora-4"].files, *ASSETS["lightning-lora-8"].files]
     with pytest.raises(ModelNotFoundError, match="or several: download the file that is meant"):
-        adapting.fetched("ByteDance/SDXL-Lightning")
+        addons.fetch_addon("ByteDance/SDXL-Lightning")
 
 
 class ConnectError(Exception):
@@ -354,7 +354,7 @@ def test_without_a_network_an_adapter_is_missed_in_one_line(
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", away)
     with pytest.raises(ModelNotFoundError) as caught:
-        adapting.fetched("owner/name", name)
+        addons.fetch_addon("owner/name", name)
     said = str(caught.value)
     assert "could not be downloaded (ConnectError: no route to host): check the name and the network" in said
     assert "\n" not in said
@@ -405,7 +405,7 @@ def test_models_as_json(cache: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [*listed] == [*ASSETS]
     assert listed["sdxl"] == {
         "name": "sdxl", "title": "Stable Diffusion XL base 1.0", "kind": "base",
-        "repo": "stabilityai/stable-diffusion-xl-base-1.0", "files": list(assets.FOLDER),
+        "repo": "stabilityai/stable-diffusion-xl-base-1.0", "files": list(assets.MODEL_FILES),
         "licence": "openrail++", "revision": "462165984030d82259a11f4367a4eed129e94a7b",
         "bytes": 6_940_000_000, "memory": 8.1, "size": 1024, "modes": ["base"], "family": "sdxl",
         "terms": licences.LICENCES["openrail++"].terms, "commercial": True, "path": "",

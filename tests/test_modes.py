@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import fewstep
-from fewstep import Engine, RequestError, backends, cli
+from fewstep import Engine, RequestError, cli, modes
 from fewstep.errors import ModelNotFoundError
 
 Load = Callable[..., Engine]
@@ -158,7 +158,7 @@ def test_each_number_of_steps_has_its_file(mode: str) -> None:
     attach, path = TABLE[mode].weights.split(" ")
     for steps in (None, *COUNTS[mode]):
         count = TABLE[mode].default if steps is None else steps
-        _, recipe = backends.chosen("sdxl", mode, steps)
+        _, recipe = modes.choose_mode("sdxl", mode, steps)
         own = recipe.weights["sdxl"]
         assert (own.attach, f"{own.source}/{own.file}") == (attach, path.replace("{steps}", str(count)))
         assert (recipe.steps.low, recipe.steps.default, recipe.steps.high) == (count, count, count)
@@ -167,14 +167,14 @@ def test_each_number_of_steps_has_its_file(mode: str) -> None:
 
 
 def test_other_modes_are_not_narrowed() -> None:
-    _, recipe = backends.chosen("sdxl", "lcm-lora", 3)
-    assert recipe == backends.recipe("lcm-lora")
+    _, recipe = modes.choose_mode("sdxl", "lcm-lora", 3)
+    assert recipe == modes.find_recipe("lcm-lora")
 
 
 @pytest.mark.parametrize("steps", [3, 0, -1, 16, True, "4", 4.0])
 def test_a_number_without_weights(steps: Any) -> None:
     with pytest.raises(RequestError) as caught:
-        backends.chosen("sdxl", "lightning", steps)
+        modes.choose_mode("sdxl", "lightning", steps)
     assert str(caught.value) == (
         f"steps={steps!r}: mode 'lightning' has weights for 2, 4 or 8 steps; type steps=4"
     )
@@ -182,10 +182,10 @@ def test_a_number_without_weights(steps: Any) -> None:
 
 def asked(mode: str, steps: int | None = None, loaded: int | None = None, **options: Any) -> None:
     """Ask for pictures of an engine that was loaded for `loaded` steps."""
-    from fewstep.request import resolve
+    from fewstep.request import resolve_job
 
-    about, recipe = backends.chosen("sdxl", mode, loaded)
-    resolve(about, recipe, "a fox", steps, options)  # type: ignore[arg-type]
+    about, recipe = modes.choose_mode("sdxl", mode, loaded)
+    resolve_job(about, recipe, "a fox", steps, options)  # type: ignore[arg-type]
 
 
 def test_another_number_than_was_loaded() -> None:

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep import Engine, RequestError
-from fewstep.models.pipe import usual_mode
+from fewstep.loading.from_pipe import usual_mode
 from tests.models import loras
 from tests.test_parity import BASE, FEW, IMAGE, TOLERANCE, ours, rounded, theirs
 

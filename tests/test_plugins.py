@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import fewstep
-from fewstep import backends, cli
+from fewstep import cli
 from fewstep.errors import BackendError, RequestError
+from fewstep.modes import GROUP, _warn_hidden, find_recipe, mode_names
 
 BUILT_IN = [
     "base", "dmd2", "dmd2-1step", "flash", "hyper", "hyper-1step", "hyper-cfg", "hyper-unified", "lcm",
@@ -89,7 +90,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.2\n")
         offers = "".join(f"{mode} = {module}:RECIPE\n" for mode in modes or ("odd",))
-        (info / "entry_points.txt").write_text(f"[{backends.GROUP}]\n{offers}")
+        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{offers}")
 
     yield installed
     for name in set(sys.modules) - before:
@@ -100,7 +101,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 def message(mode: str) -> str:
     """What naming a broken mode says: one line, and which package to look at."""
     with pytest.raises(BackendError) as caught:
-        backends.recipe(mode)
+        find_recipe(mode)
     said = str(caught.value)
     assert "\n" not in said
     assert f"mode={mode!r}" in said
@@ -160,7 +161,7 @@ def test_a_scheduler_that_fails(install: Install, levels: str, says: str) -> Non
 
 def test_naming_modes_imports_none(install: Install) -> None:
     install("third-party", RECIPE)
-    assert backends.modes() == sorted([*BUILT_IN, "odd"])
+    assert mode_names() == sorted([*BUILT_IN, "odd"])
     fewstep.plan("a fox", mode="lcm")
     assert "third_party" not in sys.modules
 
@@ -169,7 +170,7 @@ def test_recipes_are_plain_data(install: Install, capsys: pytest.CaptureFixture[
     install("third-party", RECIPE)
     assert cli.main(["modes", "--json"]) == 0
     listed = {mode["mode"]: mode for mode in json.loads(capsys.readouterr().out)}
-    assert sorted(listed) == backends.modes()
+    assert sorted(listed) == mode_names()
     assert (listed["odd"]["own_schedulers"], listed["odd"]["own_samplers"]) == (["thirds"], ["mine"])
     assert listed["base"]["overrides"]["tiny"]["steps"] == {
         "low": 1, "default": 25, "high": 200, "only": [], "also": [],
@@ -193,14 +194,14 @@ def test_a_broken_plugin_says_what_is_wrong(install: Install, fault: str) -> Non
 def test_a_value_that_names_no_object(install: Install, tmp_path: Path) -> None:
     install("third-party", RECIPE)
     listed = tmp_path / "third_party-1.2.dist-info" / "entry_points.txt"
-    listed.write_text(f"[{backends.GROUP}]\nodd = no such thing\n")
+    listed.write_text(f"[{GROUP}]\nodd = no such thing\n")
     assert "package third-party 1.2 is broken" in message("odd")
 
 
 def test_an_interrupt_at_import_is_the_users(install: Install) -> None:
     install("third-party", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
-        backends.recipe("odd")
+        find_recipe("odd")
 
 
 def test_broken_ones_harm_nobody_else(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,10 +216,10 @@ def test_broken_ones_harm_nobody_else(install: Install, capsys: pytest.CaptureFi
 
     assert cli.main(["modes", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [mode["mode"] for mode in listed] == backends.modes()
+    assert [mode["mode"] for mode in listed] == mode_names()
     broken = {mode["mode"]: mode["broken"] for mode in listed if "broken" in mode}
     assert len(broken) == len(BROKEN) + 1
-    assert set(backends.modes()) - set(broken) == {*BUILT_IN, "odd"}
+    assert set(mode_names()) - set(broken) == {*BUILT_IN, "odd"}
     assert all("package" in said or "offered by" in said for said in broken.values())
 
     assert cli.main(["modes"]) == 0
@@ -251,15 +252,15 @@ def test_a_built_in_is_never_replaced(
     install: Install, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install("usurper", SOUND.format(mode="lcm"), "lcm")
-    backends._warn_hidden.cache_clear()
+    _warn_hidden.cache_clear()
     with caplog.at_level(logging.WARNING, "fewstep"):
         for _ in range(2):
-            assert backends.recipe("lcm").title.startswith("latent consistency model")
+            assert find_recipe("lcm").title.startswith("latent consistency model")
     assert [record.getMessage() for record in caplog.records] == [
         "mode='lcm' of package usurper 1.2 is not used: the name is fewstep's own"
     ]
     assert "usurper" not in sys.modules
-    backends._warn_hidden.cache_clear()
+    _warn_hidden.cache_clear()
     assert cli.main(["plan", "a fox"]) == 0
     assert capsys.readouterr().err.startswith("fewstep: warning: mode='lcm' of package usurper 1.2")
 
@@ -270,9 +271,9 @@ def test_the_switch_leaves_the_built_ins(
 ) -> None:
     install("third-party", RECIPE)
     monkeypatch.setenv("FEWSTEP_DISABLE_PLUGINS", value)
-    assert ("odd" in backends.modes()) is there
-    assert set(backends.modes()) >= set(BUILT_IN)
+    assert ("odd" in mode_names()) is there
+    assert set(mode_names()) >= set(BUILT_IN)
     if not there:
         with pytest.raises(RequestError, match="FEWSTEP_DISABLE_PLUGINS is set"):
-            backends.recipe("odd")
+            find_recipe("odd")
         assert "third_party" not in sys.modules

@@ -24,7 +24,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, patience: float = 0.0) -> Terminal
     """Put stderr on a screen; called in the test itself, as pytest renews stderr before that."""
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(progress, "PATIENCE", patience)
+    monkeypatch.setattr(progress, "BAR_DELAY", patience)
     return screen
 
 
@@ -55,7 +55,7 @@ def test_elsewhere_nothing_is_said(engine: Load, capsys: pytest.CaptureFixture[s
 def test_true_insists(
     engine: Load, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "BAR_DELAY", 0.0)
     engine("turbo").generate("a fox", 2, seed=1, progress=True)
     out, err = capsys.readouterr()
     assert out == ""

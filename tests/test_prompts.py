@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import fewstep
-from fewstep import RequestError, backends, prompts, request
-from fewstep.prompts import Embedding, Fragment, Prompt, fragments, windows
+from fewstep import RequestError, modes, prompts, request
+from fewstep.prompts import Embedding, Fragment, Prompt, parse_fragments, split_windows
 
 PLAIN = 1.0
 
@@ -28,8 +28,8 @@ def embedding(text: str = "", seed: int = 0) -> Embedding:
 
 
 def job(prompt: Any, mode: str = "lcm", **options: Any) -> request.Job:
-    about, recipe = backends.chosen("tiny", mode)
-    return request.resolve(about, recipe, prompt, None, options)  # type: ignore[arg-type]
+    about, recipe = modes.choose_mode("tiny", mode)
+    return request.resolve_job(about, recipe, prompt, None, options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def job(prompt: Any, mode: str = "lcm", **options: Any) -> request.Job:
     ],
 )
 def test_weights(prompt: str, expected: list[tuple[str, float]]) -> None:
-    assert fragments(prompt) == tuple(Fragment(*pair) for pair in expected)
+    assert parse_fragments(prompt) == tuple(Fragment(*pair) for pair in expected)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_weights(prompt: str, expected: list[tuple[str, float]]) -> None:
      "a\\b", "(a\n:b)"],
 )  # fmt: skip
 def test_all_else_is_text(prompt: str) -> None:
-    assert fragments(prompt) == (Fragment(prompt, PLAIN),)
+    assert parse_fragments(prompt) == (Fragment(prompt, PLAIN),)
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_all_else_is_text(prompt: str) -> None:
     ],
 )
 def test_literal_brackets(prompt: str, text: str) -> None:
-    assert fragments(prompt) == (Fragment(text, PLAIN),)
+    assert parse_fragments(prompt) == (Fragment(text, PLAIN),)
 
 
 @pytest.mark.parametrize("weight", ["2.01", "3", "-1", "-0.1", "100", "30", "9" * 500])
 def test_a_weight_out_of_range_is_refused(weight: str) -> None:
     with pytest.raises(RequestError, match=r"from 0 to 2") as refusal:
-        fragments(f"an owl (red\nfox:{weight}) here")
+        parse_fragments(f"an owl (red\nfox:{weight}) here")
     said = str(refusal.value)
     assert weight in said
     assert r"\(" in said
@@ -101,7 +101,7 @@ def test_no_text_breaks_the_syntax() -> None:
     for _ in range(2000):
         prompt = "".join(rng.choices(pieces, k=rng.randrange(1, 30)))
         with suppress(RequestError):
-            found = fragments(prompt)
+            found = parse_fragments(prompt)
             letters = "".join(fragment.text for fragment in found)
             assert all(letters.count(sign) == prompt.count(sign) for sign in ("fox", "🦊"))
             assert all(one.weight != other.weight for one, other in pairwise(found))
@@ -116,13 +116,13 @@ def test_no_text_breaks_the_syntax() -> None:
 )
 def test_long_prompts_are_read_at_once(prompt: str) -> None:
     started = time.process_time()
-    fragments(prompt)
+    parse_fragments(prompt)
     assert time.process_time() - started < 1
 
 
 def joined(ends: Sequence[bool], room: int) -> list[list[int]]:
     tokens = list(range(len(ends)))
-    return [tokens[window] for window in windows(ends, room)]
+    return [tokens[window] for window in split_windows(ends, room)]
 
 
 def test_windows_end_where_words_do() -> None:

@@ -20,8 +20,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from fewstep.conditioning import Conditioning
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import Conditioning, Denoiser
 from fewstep.samplers import SAMPLERS
 from fewstep.schedulers import SCHEDULERS, Schedule, explicit
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 import fewstep
+from fewstep.catalog.models import TINY
 from fewstep.engine import Engine
-from fewstep.models.catalog import TINY
-from fewstep.models.load import verify
+from fewstep.loading.parts import verify_checksums
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_card_names_data_and_licences() -> None:
 
 
 def test_files_are_whole() -> None:
-    verify(TINY)
+    verify_checksums(TINY)
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     with pytest.raises(fewstep.CorruptModelError, match=r"unet.*is damaged"):
-        verify(copy)
+        verify_checksums(copy)
 
 
 COLOURS = {

@@ -16,13 +16,14 @@ from torch import Tensor
 
 import fewstep
 from fewstep import RequestError, api
-from fewstep.codec import pixels_of
-from fewstep.devices.memory import TINY_VAE, VAE_DECODE
+from fewstep.catalog import assets, hub, vaes
+from fewstep.catalog.models import TINY, describe_model
+from fewstep.codec import to_pixels
+from fewstep.devices.memory import TINY_VAE_NUMBERS, VAE_NUMBERS
 from fewstep.errors import CorruptModelError, ModelNotFoundError
-from fewstep.models import assets, folders, hub, vae
-from fewstep.models import load as loading
-from fewstep.models.catalog import TINY, describe
-from fewstep.models.need import need_of
+from fewstep.loading import parts as loading
+from fewstep.loading.folder import read_folder
+from fewstep.loading.footprint import measure_model
 from fewstep.testing import fake
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -60,7 +61,7 @@ def test_it_decodes_as_diffusers_does(place: str, small: Path, sdxl_folder: Path
     assert torch.equal(own.latents, step.latents)  # it has no say in them
     with torch.no_grad():
         wanted = AutoencoderTiny.from_pretrained(small).decode(step.latents).sample
-    assert apart(step.codec.decode(step.latents), pixels_of(wanted)[0]) <= 1
+    assert apart(step.codec.decode(step.latents), to_pixels(wanted)[0]) <= 1
     assert torch.equal(step.codec.preview(step.latents), step.codec.decode(step.latents))
 
 
@@ -68,7 +69,7 @@ def test_the_bundled_one_is_the_families() -> None:
     step = last("tiny", mode="lcm", vae="tiny")
     with torch.no_grad():
         wanted = AutoencoderTiny.from_pretrained(TINY / "vae_tiny").decode(step.latents).sample
-    assert apart(step.codec.decode(step.latents), pixels_of(wanted)[0]) <= 1
+    assert apart(step.codec.decode(step.latents), to_pixels(wanted)[0]) <= 1
     assert step.preview().tobytes() == Image.fromarray(step.codec.decode(step.x0).numpy()).tobytes()
 
 
@@ -82,15 +83,15 @@ def test_sdxls_comes_from_the_hub_at_its_commit(
         asked.append(what)
         return small
 
-    monkeypatch.setattr(hub, "present", lambda *_: None)
-    monkeypatch.setattr(hub, "folder", folder)
+    monkeypatch.setattr(hub, "cached_folder", lambda *_: None)
+    monkeypatch.setattr(hub, "fetch_folder", folder)
     known = assets.ASSETS["taesdxl"]
-    vae.check("tiny", describe(family))  # looks at nothing that is not here
+    vaes.check_vae("tiny", describe_model(family))  # looks at nothing that is not here
     assert asked == []
-    assert vae.fetched("tiny", describe(family)) == small
+    assert vaes.fetch_vae("tiny", describe_model(family)) == small
     assert asked == [("madebyollin/taesdxl", known.files, known.revision)]
-    assert vae.fetched("owner/name", describe(family)) == small
-    assert asked[1] == ("owner/name", assets.UNET)
+    assert vaes.fetch_vae("owner/name", describe_model(family)) == small
+    assert asked[1] == ("owner/name", assets.NETWORK_FILES)
 
 
 def test_it_encodes_too() -> None:
@@ -111,7 +112,7 @@ def test_a_picture_can_be_made_again(tmp_path: Path) -> None:
     asked: dict[str, Any] = {"seed": 4, "device": "cpu"}
     made = fewstep.generate("a sun", 1, vae="tiny", **asked)
     assert (made.vae, made.licence) == ("tiny", "Apache-2.0")
-    assert [key.vae for key in api._resident] == ["tiny"]
+    assert [key.vae for key in api._resident_engines] == ["tiny"]
     facts = fewstep.metadata.read(made.save(tmp_path / "sun.png")[0])
     own = fewstep.generate("a sun", 1, **asked)
     assert (own.vae, own.facts()["vae"]) == ("", "")
@@ -127,14 +128,14 @@ def test_fakes_take_it() -> None:
 
 
 def test_it_is_counted(small: Path, sdxl_folder: Path, tmp_path: Path) -> None:
-    model, count = describe(str(sdxl_folder)), sum(p.numel() for p in _weights(small))
+    model, count = describe_model(str(sdxl_folder)), sum(p.numel() for p in _weights(small))
     shutil.copy(small / WEIGHTS, tmp_path / "mine.safetensors")
     for given in (small, tmp_path / "mine.safetensors"):
-        need = need_of(model, given)
-        assert (need.vae, need.vae_room, need.vae_fp16_safe) == (count, TINY_VAE, True)
-    own = need_of(model)
-    assert (own.vae_room, own.vae_fp16_safe) == (VAE_DECODE, False)
-    assert need_of(model, sdxl_folder / "vae") == own
+        need = measure_model(model, given)
+        assert (need.vae, need.vae_room, need.vae_fp16_safe) == (count, TINY_VAE_NUMBERS, True)
+    own = measure_model(model)
+    assert (own.vae_room, own.vae_fp16_safe) == (VAE_NUMBERS, False)
+    assert measure_model(model, sdxl_folder / "vae") == own
 
 
 def _weights(folder: Path) -> Any:
@@ -145,11 +146,11 @@ def test_a_choice_is_respected_in_fp16(
     sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The corrected VAE stands in for a model's own only."""
-    monkeypatch.setattr(vae, "corrected", lambda _: tmp_path)
-    whole, model = folders.read(sdxl_folder), describe(str(sdxl_folder))
+    monkeypatch.setattr(vaes, "corrected_vae", lambda _: tmp_path)
+    whole, model = read_folder(sdxl_folder), describe_model(str(sdxl_folder))
     given = str(sdxl_folder / "vae")
-    assert loading._vae(whole, sdxl_folder, torch.float16, model, given).source == given
-    assert not need_of(model, sdxl_folder / "vae").vae_fp16_safe
+    assert loading._vae_blueprint(whole, sdxl_folder, torch.float16, model, given).source == given
+    assert not measure_model(model, sdxl_folder / "vae").vae_fp16_safe
 
 
 # --- what is refused
@@ -227,8 +228,8 @@ def test_names_are_sdxls_only_where_latents_are(name: str, copy: Path) -> None:
 def test_a_copy_of_the_bundled_model(tmp_path: Path) -> None:
     """Its weights are those in it."""
     copied = shutil.copytree(TINY, tmp_path / "mine")
-    assert describe(str(copied)).family == "tiny"
-    assert vae.fetched("tiny", describe(str(copied))) == copied / "vae_tiny"
+    assert describe_model(str(copied)).family == "tiny"
+    assert vaes.fetch_vae("tiny", describe_model(str(copied))) == copied / "vae_tiny"
     fewstep.plan("a fox", mode="lcm-lora", model=copied, vae="tiny", loras=["fx"])
     shutil.rmtree(copied / "vae_tiny")
     assert "has no folder vae_tiny" in refused("tiny", copied)
@@ -251,9 +252,9 @@ def test_all_modes_run_on_the_bundled_model(mode: str, steps: int, levels: tuple
 
 def test_its_adapter_is_the_one_in_its_folder() -> None:
     with fewstep.load("tiny", "lcm-lora", device="cpu", precision="fp32") as engine:
-        assert engine.parts.accelerator == (str(TINY / "lcm_lora" / assets.LORA[0]), 1.0)
+        assert engine.parts.accelerator == (str(TINY / "lcm_lora" / assets.LORA_FILES[0]), 1.0)
         unet = UNet2DConditionModel.from_pretrained(TINY / "unet")
-        unet.load_lora_adapter(TINY / "lcm_lora", prefix="unet", weight_name=assets.LORA[0])
+        unet.load_lora_adapter(TINY / "lcm_lora", prefix="unet", weight_name=assets.LORA_FILES[0])
         unet.fuse_lora()
         theirs, ours = unet.mid_block.attentions[0].proj_in.base_layer, engine.parts.unet
         assert torch.allclose(theirs.weight, ours.mid_block.attentions[0].proj_in.weight, atol=1e-6)

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 import fewstep
-from fewstep import Recipe, Weights, backends
+from fewstep import Recipe, Weights, modes
+from fewstep.catalog import addons
+from fewstep.catalog.addons import LORA_NAME
+from fewstep.catalog.assets import ACCELERATORS, BASES
+from fewstep.catalog.mode_weights import adapter_file, choose_weights, unet_file, unet_folder
+from fewstep.catalog.models import describe_model, is_hub_id, local_path
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
-from fewstep.models import adapting
-from fewstep.models.adapting import LORA
-from fewstep.models.assets import ACCELERATORS, BASES
-from fewstep.models.catalog import describe, is_hub_id, local
-from fewstep.models.weights import adapter_file, choose, unet_file, unet_folder
 from fewstep.testing import fake
 
 
@@ -45,12 +45,12 @@ def lcm_folder(folder: Path) -> Path:
 
 
 def chosen(model: str | Path, mode: str, accelerator: str | Path = "") -> Weights | None:
-    about, recipe = backends.chosen(model, mode)
-    return choose(about, recipe, accelerator)
+    about, recipe = modes.choose_mode(model, mode)
+    return choose_weights(about, recipe, accelerator)
 
 
 def recipe(mode: str) -> Recipe:
-    return backends.recipe(mode)
+    return modes.find_recipe(mode)
 
 
 # --- what fits
@@ -167,7 +167,7 @@ def test_an_lcm_checkpoint_is_not_for_turbo(lcm_folder: Path) -> None:
 def test_missing_ones_are_missed(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="neither a file or folder here, nor a hub id"):
         chosen("sdxl", "lcm", tmp_path / "nothing")
-    with pytest.raises(ModelNotFoundError, match=f"holds no {LORA}"):
+    with pytest.raises(ModelNotFoundError, match=f"holds no {LORA_NAME}"):
         chosen("sdxl", "lcm-lora", tmp_path)
     with pytest.raises(CorruptModelError, match="holds no UNet"):
         chosen("sdxl", "lcm", tmp_path)
@@ -179,7 +179,7 @@ def test_missing_ones_are_missed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a/b", "stabilityai/sdxl-turbo", "A_b/c.d-1", f"a/{94 * 'b'}"])
 def test_hub_ids(name: str) -> None:
     assert is_hub_id(name)
-    assert describe(name).source == name
+    assert describe_model(name).source == name
 
 
 @pytest.mark.parametrize(
@@ -191,16 +191,16 @@ def test_no_hub_ids(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", 5000 * "x", "a\0b", "~nobody/x", "\ud800"])
 def test_names_of_nothing(name: str) -> None:
-    assert local(name) is None
+    assert local_path(name) is None
     with pytest.raises(ModelNotFoundError) as caught:
-        describe(name)
+        describe_model(name)
     assert "\n" not in str(caught.value)
 
 
 def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert local("~/model") == folder
-    assert describe(os.path.join("~", "model")).local
+    assert local_path("~/model") == folder
+    assert describe_model(os.path.join("~", "model")).local
 
 
 def test_where_files_are(folder: Path, tmp_path: Path) -> None:
@@ -213,11 +213,11 @@ def test_where_files_are(folder: Path, tmp_path: Path) -> None:
     for source, name in ((folder, "a.safetensors"), (folder / "a.safetensors", "")):
         given = Weights(attach="unet", source=str(source), file=name)
         assert unet_file(given) == folder / "a.safetensors"
-    (tmp_path / LORA).touch()
-    assert adapter_file(Weights(attach="adapter", source=str(tmp_path)), folder) == tmp_path / LORA
+    (tmp_path / LORA_NAME).touch()
+    assert adapter_file(Weights(attach="adapter", source=str(tmp_path)), folder) == tmp_path / LORA_NAME
     assert adapter_file(Weights(attach="adapter", source="owner/name"), folder) is None
-    own = Weights(attach="adapter", source=tmp_path.name, file=LORA)
-    assert adapter_file(own, tmp_path.parent) == tmp_path / LORA  # inside the model's folder
+    own = Weights(attach="adapter", source=tmp_path.name, file=LORA_NAME)
+    assert adapter_file(own, tmp_path.parent) == tmp_path / LORA_NAME  # inside the model's folder
     with pytest.raises(ModelNotFoundError, match="give the mode's LoRA as accelerator="):
         adapter_file(own, folder)
 
@@ -230,7 +230,7 @@ def test_a_lora_folder_means_the_same_everywhere(tmp_path: Path) -> None:
         save(tmp_path / name[0] / name, lora)
         folder = str(tmp_path / name[0])
         assert chosen("sdxl", "lcm-lora", folder) == Weights(attach="adapter", source=folder)
-        assert adapter_file(Weights(attach="adapter", source=folder), tmp_path) == adapting.file(folder)
+        assert adapter_file(Weights(attach="adapter", source=folder), tmp_path) == addons.addon_file(folder)
     assert chosen("sdxl", "lightning", tmp_path / "a") == Weights(
         attach="adapter", source=str(tmp_path / "a")
     )
@@ -238,7 +238,7 @@ def test_a_lora_folder_means_the_same_everywhere(tmp_path: Path) -> None:
 
 def test_a_folder_of_learned_words_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"embeddings has .* holds 0 \.safetensors files") as told:
-        adapting.file(str(tmp_path), "embeddings")
+        addons.addon_file(str(tmp_path), "embeddings")
     assert "lora" not in str(told.value).replace(str(tmp_path), "")
 
 
@@ -247,20 +247,20 @@ def test_a_folder_of_learned_words_is_told_as_such(tmp_path: Path) -> None:
 
 def test_a_known_repository_is_its_alias() -> None:
     for asset in (*BASES[1:], ACCELERATORS[0]):
-        found = describe(asset.repo)
+        found = describe_model(asset.repo)
         assert (found.name, found.source, found.revision) == (asset.repo, asset.repo, asset.revision)
         assert (found.family, found.size, found.licence) == (asset.family, asset.size, asset.licence)
         assert found.default_mode == asset.modes[0]
-    sdxl = describe("stabilityai/stable-diffusion-xl-base-1.0")
-    assert replace(sdxl, name="sdxl") == describe("sdxl")
-    assert describe("latent-consistency/lcm-sdxl").licence == "unknown"  # no whole model
+    sdxl = describe_model("stabilityai/stable-diffusion-xl-base-1.0")
+    assert replace(sdxl, name="sdxl") == describe_model("sdxl")
+    assert describe_model("latent-consistency/lcm-sdxl").licence == "unknown"  # no whole model
 
 
 def test_turbo_by_its_repository_is_turbo() -> None:
     """And is not fetched once more; another mode's UNet would leave nothing of it."""
     turbo = "stabilityai/sdxl-turbo"
-    about, own = backends.chosen(turbo, None)
-    assert (own.mode, about.size, choose(about, own, "")) == ("turbo", 512, None)
+    about, own = modes.choose_mode(turbo, None)
+    assert (own.mode, about.size, choose_weights(about, own, "")) == ("turbo", 512, None)
     assert chosen(turbo, "base") is None
     with pytest.raises(RequestError, match="would replace the UNet"):
         chosen(turbo, "lightning")
@@ -280,7 +280,7 @@ def test_a_folders_family(depths: object, middle: str, family: str, folder: Path
         folder / "unet" / "config.json", addition_embed_type="text_time", mid_block_type=middle,
         transformer_layers_per_block=depths,
     )  # fmt: skip
-    assert describe(folder).family == family
+    assert describe_model(folder).family == family
 
 
 # --- a revision

@@ -5,55 +5,29 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Unpack
 
-from fewstep import backends, inspection, limits
-from fewstep.calls import checked
-from fewstep.cancel import CancelToken, in_thread
-from fewstep.errors import RequestError
-from fewstep.key import EngineKey
-from fewstep.models import adapting, licences, weights
-from fewstep.models import vae as autoencoders
-from fewstep.request import File, Job, Options, Plan, Prompts, extras
+from fewstep.cancel import CancelToken, run_in_thread
+from fewstep.request import File, Plan, Prompts, limits
+from fewstep.request.choose import (
+    resolve_engine,
+    resolve_generate,
+)
+from fewstep.request.options import EngineOptions, GenerateOptions
+from fewstep.request.schema import EngineKey
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fewstep.catalog.models import Model
     from fewstep.engine import Engine
-    from fewstep.models.catalog import Model
     from fewstep.progress import Progress
     from fewstep.prompts import Embedding
     from fewstep.recipe import Recipe
     from fewstep.result import Result
 
 
-class Place(TypedDict, total=False):
-    """Which engine serves a call; `fewstep.generate` says what each is."""
-
-    model: File
-    accelerator: File
-    vae: File
-    embeddings: Sequence[File]
-    revision: str
-    commercial: bool
-    device: str
-    precision: str
-    offload: str
-
-
-_PLACE: Place = {
-    "model": "tiny", "accelerator": "", "vae": "", "embeddings": (), "revision": "", "commercial": False,
-    "device": "auto", "precision": "auto", "offload": "auto",
-}  # fmt: skip
-
-
-class Everything(Options, Place, total=False):
-    """All keywords of `fewstep.generate` that choose pictures or the engine."""
-
-
-_resident: dict[EngineKey, Engine] = {}  # at most one
+_resident_engines: dict[EngineKey, Engine] = {}  # at most one
 _lock = threading.Lock()
 
 
@@ -137,7 +111,7 @@ def generate(  # noqa: PLR0913  the public call names every choice
     cannot be done, `ModelError` for bad or missing files, `GenerationError` where pictures did not
     come out, with those that did in its `survivors`, and `GenerationCancelledError`.
     """
-    wanted, job = _checked(
+    wanted, job = resolve_generate(
         prompt, steps, mode, model=model, prompt_2=prompt_2, negative_prompt=negative_prompt,
         long_prompt=long_prompt, guidance=guidance, guidance_rescale=guidance_rescale, seed=seed, count=count,
         width=width, height=height, image=image, mask=mask, strength=strength, scheduler=scheduler,
@@ -145,7 +119,7 @@ def generate(  # noqa: PLR0913  the public call names every choice
         accelerator=accelerator, vae=vae, embeddings=embeddings, revision=revision, commercial=commercial,
         device=device, precision=precision, offload=offload,
     )  # fmt: skip
-    return _engine(*wanted).run(job, cancel=cancel, progress=progress)
+    return _resident_engine(*wanted).run(job, cancel=cancel, progress=progress)
 
 
 async def agenerate(
@@ -155,11 +129,13 @@ async def agenerate(
     *,
     cancel: CancelToken | None = None,
     progress: Progress = None,
-    **how: Unpack[Everything],
+    **how: Unpack[GenerateOptions],
 ) -> Result:
     """`generate` beside an event loop; cancelling the task stops it at its next step."""
-    wanted, job = _checked(prompt, steps, mode, **how)
-    return await in_thread(lambda token: _engine(*wanted).run(job, cancel=token, progress=progress), cancel)
+    wanted, job = resolve_generate(prompt, steps, mode, **how)
+    return await run_in_thread(
+        lambda token: _resident_engine(*wanted).run(job, cancel=token, progress=progress), cancel
+    )
 
 
 def load(  # noqa: PLR0913  as `generate`
@@ -181,12 +157,12 @@ def load(  # noqa: PLR0913  as `generate`
     `steps` chooses between the weights of a mode that has them for certain numbers of steps, as
     "lightning" has for 2, 4 and 8; in other modes each call says its own.
     """
-    place: Place = {
+    place: EngineOptions = {
         "model": model, "accelerator": accelerator, "vae": vae, "embeddings": embeddings,
         "revision": revision, "commercial": commercial, "device": device, "precision": precision,
         "offload": offload,
     }  # fmt: skip
-    wanted = _wanted(mode, steps, place)
+    wanted = resolve_engine(mode, steps, place)
     if steps is not None:
         limits.check_steps(steps, wanted.recipe)
     engine = _load_engine(*wanted)
@@ -195,97 +171,27 @@ def load(  # noqa: PLR0913  as `generate`
 
 
 def plan(
-    prompt: Prompts, steps: int | None = None, mode: str | None = None, **how: Unpack[Everything]
+    prompt: Prompts, steps: int | None = None, mode: str | None = None, **how: Unpack[GenerateOptions]
 ) -> Plan:
     """What `generate` would run with these arguments: timesteps, sigmas, guidance meaning, size, warnings.
 
     All is checked as far as names and files here tell; nothing is loaded, nothing fetched.
     """
-    return _checked(prompt, steps, mode, **how)[1].plan
-
-
-def _chosen(model: File, mode: str | None, steps: int | None) -> tuple[Model, Recipe]:
-    """The model, and the recipe of the mode, which a file or folder of the user's may itself tell."""
-    about, recipe = backends.chosen(model, mode, steps)
-    if mode is not None or not about.foreign or recipe.mode != "base":
-        return about, recipe
-    found = inspection.inspect(about.source) if about.local else None
-    if found is not None and found.mode:
-        return (about, recipe) if found.mode == recipe.mode else backends.chosen(model, found.mode, steps)
-    told = inspection.doubt(Path(about.name).stem if about.local else about.name)
-    if found is not None and found.modes:
-        told = found.notes[-1]
-    if told:
-        raise RequestError(f"model={about.name!r}: {told}")
-    return about, recipe
-
-
-def _count(steps: int | None, options: Options) -> int | None:
-    """The number of steps, as far as it is said; a list of timesteps says it too."""
-    levels = options.get("timesteps")
-    return len(levels) if steps is None and isinstance(levels, list | tuple) and levels else steps
-
-
-class _Wanted(NamedTuple):
-    """Which engine serves a call."""
-
-    key: EngineKey
-    about: Model
-    recipe: Recipe
-
-
-def _checked(
-    prompt: Prompts, steps: int | None, mode: str | None, **how: Unpack[Everything]
-) -> tuple[_Wanted, Job]:
-    """Which engine, and what for: everything is checked here, before torch is imported."""
-    place = cast(Place, {name: value for name, value in how.items() if name in Place.__annotations__})
-    options = cast(Options, {name: value for name, value in how.items() if name not in place})
-    wanted = _wanted(mode, _count(steps, options), place)
-    commercial = place.get("commercial", False)
-    return wanted, checked(wanted.about, wanted.recipe, prompt, steps, options, commercial)
-
-
-def _wanted(mode: str | None, steps: int | None, place: Place) -> _Wanted:
-    """Completed, and checked as far as names and configuration files tell."""
-    place = {**_PLACE, **place}
-    limits.check_names(place["device"], place["precision"], place["offload"])
-    about, recipe = _chosen(place["model"], mode, steps)
-    own = weights.choose(about, recipe, place["accelerator"])
-    if place["revision"] != "":
-        weights.check_revision(place["revision"], about, own)
-        about = replace(about, revision=place["revision"])
-    autoencoders.check(place["vae"], about)
-    words = extras.files(place["embeddings"], "embeddings")
-    adapting.check_embeddings(words, about)
-    if place["commercial"]:
-        licences.check_commercial(licences.used(about, recipe, own, words, str(place["vae"])))
-    key = EngineKey(
-        model=str(place["model"]),
-        mode=recipe.mode,
-        steps=recipe.steps.high if recipe.steps.low == recipe.steps.high else 0,
-        accelerator=str(place["accelerator"]),
-        vae=str(place["vae"]),
-        embeddings=words,
-        revision=about.revision,
-        device=place["device"],
-        precision=place["precision"],
-        offload=place["offload"],
-    )
-    return _Wanted(key, about, recipe)
+    return resolve_generate(prompt, steps, mode, **how)[1].plan
 
 
 def _load_engine(key: EngineKey, about: Model, recipe: Recipe) -> Engine:
     """The one way to an engine; `fewstep.testing.fake` puts another in its place."""
-    from fewstep import engine
+    from fewstep.engine import load_engine
 
-    return engine.load(key, about, recipe)
+    return load_engine(key, about, recipe)
 
 
-def _engine(key: EngineKey, about: Model, recipe: Recipe) -> Engine:
+def _resident_engine(key: EngineKey, about: Model, recipe: Recipe) -> Engine:
     """The resident engine, or a new one in its place."""
     with _lock:
-        if key not in _resident:
-            _resident.clear()  # a call still running on it keeps it until it ends
+        if key not in _resident_engines:
+            _resident_engines.clear()  # a call still running on it keeps it until it ends
             gc.collect()
-            _resident[key] = _load_engine(key, about, recipe)
-        return _resident[key]
+            _resident_engines[key] = _load_engine(key, about, recipe)
+        return _resident_engines[key]

@@ -39,7 +39,7 @@ class CancelToken:
             )
 
 
-async def in_thread(call: Callable[[CancelToken], T], token: CancelToken | None) -> T:
+async def run_in_thread(call: Callable[[CancelToken], T], token: CancelToken | None) -> T:
     """Run `call` in a thread. Cancelling the task stops it at its next step, and waits for that.
 
     The threads are fewstep's own: asyncio's few are the app's, which calls that wait would block.

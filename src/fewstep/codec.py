@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.devices import Placement
-from fewstep.errors import ran_out
-from fewstep.runtimes.memory import Say, release, told_as_memory
+from fewstep.errors import is_out_of_memory
+from fewstep.runtimes.memory import Notify, free_memory, raise_as_memory_error
 
-CHEAP = 5_000_000  # parameters: decoding by such a VAE costs less than a step
+SMALL_VAE = 5_000_000  # parameters: decoding by such a VAE costs less than a step
 
 
 def _ignore(sentence: str) -> None:
@@ -36,11 +36,11 @@ class Codec:
         self._scale = float(config.scaling_factor)
         self._mean = torch.tensor(config.get("latents_mean") or [0.0] * 4, device=device).view(1, 4, 1, 1)
         self._std = torch.tensor(config.get("latents_std") or [1.0] * 4, device=device).view(1, 4, 1, 1)
-        self._cheap = sum(weight.numel() for weight in vae.parameters()) < CHEAP
+        self._cheap = sum(weight.numel() for weight in vae.parameters()) < SMALL_VAE
         self._colours: Tensor | None = None
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, say: Say = _ignore) -> Tensor:
+    def decode(self, latents: Tensor, say: Notify = _ignore) -> Tensor:
         """Latents (1, 4, h, w) → uint8 picture (H, W, 3) on the CPU.
 
         Where memory runs out it is decoded by tiles; where a number is not finite, once more in
@@ -48,18 +48,18 @@ class Codec:
         """
         with self._lock:
             decoded = self._sparing(self._vae, lambda vae: self._decode(vae, latents), say)
-            if not finite(decoded) and self._placement.vae_dtype != torch.float32:
+            if not is_finite(decoded) and self._placement.vae_dtype != torch.float32:
                 # SDXL's own VAE overflows in fp16, on some pictures.
                 say("the VAE gave numbers that are not finite, and decoded once more in fp32")
-                with told_as_memory("beside the VAE, for its copy in fp32"):
+                with raise_as_memory_error("beside the VAE, for its copy in fp32"):
                     precise = self._in_fp32()
                 decoded = self._sparing(precise, lambda vae: self._decode(vae, latents), say)
-        if not finite(decoded):
+        if not is_finite(decoded):
             raise FloatingPointError("the VAE gave numbers that are not finite")
-        return pixels_of(decoded)[0].cpu()
+        return to_pixels(decoded)[0].cpu()
 
     @torch.no_grad()
-    def encode(self, picture: Tensor, noise: Tensor, say: Say = _ignore) -> Tensor:
+    def encode(self, picture: Tensor, noise: Tensor, say: Notify = _ignore) -> Tensor:
         """Picture (1, 3, H, W) in [-1, 1] → latents; `noise` (1, 4, h, w) picks the sample."""
         with self._lock:
             return self._sparing(self._vae, lambda vae: self._encode(vae, picture, noise), say)
@@ -74,27 +74,27 @@ class Codec:
         if self._cheap:
             with self._lock:
                 seen = self._sparing(self._vae, lambda vae: self._decode(vae, latents), _ignore)
-            return pixels_of(seen.nan_to_num())[0].cpu()
+            return to_pixels(seen.nan_to_num())[0].cpu()
         with self._lock:
             if self._colours is None:
                 self._colours = self._fitted()
         rows = latents.movedim(1, -1)
         small = (rows @ self._colours[:4] + self._colours[4]).movedim(-1, 1)
         large = F.interpolate(small.clamp(-1, 1), scale_factor=8, mode="bilinear")
-        return pixels_of(large)[0].cpu()
+        return to_pixels(large)[0].cpu()
 
-    def _sparing(self, vae: Any, run: Callable[[Any], Tensor], say: Say) -> Tensor:
+    def _sparing(self, vae: Any, run: Callable[[Any], Tensor], say: Notify) -> Tensor:
         """Run on the VAE; where memory runs out, once more by tiles."""
         if not self._placement.tiling:
             try:
                 return run(vae)
             except Exception as error:
-                if not ran_out(error):
+                if not is_out_of_memory(error):
                     raise
-            release()
+            free_memory()
             say("memory ran out: the VAE worked in tiles")
-        with told_as_memory("in the VAE, though it worked in tiles"):
-            return run(tiled(vae))
+        with raise_as_memory_error("in the VAE, though it worked in tiles"):
+            return run(with_tiles(vae))
 
     def _decode(self, vae: Any, latents: Tensor) -> Tensor:
         raw = self._cast(latents * self._std / self._scale + self._mean, vae)
@@ -137,7 +137,7 @@ class Codec:
         return fitted.to(self._placement.device)
 
 
-def tiled(vae: Any) -> Any:
+def with_tiles(vae: Any) -> Any:
     """The same networks, worked in tiles of about half the side that the VAE was trained at.
 
     An AutoencoderTiny has the same three settings, and does not say that side: its tiles are of 256 pixels.
@@ -150,12 +150,12 @@ def tiled(vae: Any) -> Any:
     return twin
 
 
-def finite(x: Tensor) -> bool:
+def is_finite(x: Tensor) -> bool:
     """Is every element a number?"""
     return bool(x.isfinite().all())
 
 
-def pixels_of(pictures: Tensor) -> Tensor:
+def to_pixels(pictures: Tensor) -> Tensor:
     """(B, 3, H, W) in [-1, 1] → uint8 (B, H, W, 3), on the same device."""
     scaled = (pictures * 0.5 + 0.5).clamp(0, 1) * 255
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -12,35 +12,36 @@ from typing import Any, Self
 import torch
 from PIL import Image
 
-from fewstep import backends, devices, loop
-from fewstep.calls import Calls, beside
+from fewstep import devices, loop, modes
+from fewstep.addons.cache import AddonCache
+from fewstep.addons.lora_apply import EngineLoras
 from fewstep.cancel import CancelToken
+from fewstep.catalog import vaes
+from fewstep.catalog.licences import join_licences
+from fewstep.catalog.models import Model
 from fewstep.codec import Codec
 from fewstep.devices import Placement
+from fewstep.engine_base import EngineBase
 from fewstep.errors import DeviceMemoryError, Failure, FewstepError, GenerationError, RequestError
-from fewstep.key import EngineKey
+from fewstep.loading import from_pipe as pipes
+from fewstep.loading import parts as loading
+from fewstep.loading.footprint import measure_model
+from fewstep.loading.parts import Parts
 from fewstep.loop import Call, Networks, Step
-from fewstep.models import load as loading
-from fewstep.models import pipe as pipes
-from fewstep.models import vae
-from fewstep.models.adapters import Adapters
-from fewstep.models.beside import Beside
-from fewstep.models.catalog import Model
-from fewstep.models.licences import joined
-from fewstep.models.load import Parts
-from fewstep.models.need import need_of
-from fewstep.progress import Progress, shown
+from fewstep.progress import Progress, show_progress
 from fewstep.prompts import Embedding
 from fewstep.recipe import Recipe
 from fewstep.request import Job
+from fewstep.request.choose import licences_of_call
+from fewstep.request.schema import EngineKey
 from fewstep.result import Result
 from fewstep.runtimes.eager import eager_unet
-from fewstep.runtimes.memory import Say, release, told_as_memory
+from fewstep.runtimes.memory import Notify, free_memory, raise_as_memory_error
 
 _log = logging.getLogger("fewstep")
 
 
-class Engine(Calls[Step]):
+class Engine(EngineBase[Step]):
     """A model kept loaded: `generate`, `agenerate`, `stream`, `plan`, as in `Calls`, until `close`.
 
     No call leaves anything behind on it but encoded prompts, and what it had loaded, so that calls
@@ -63,8 +64,8 @@ class Engine(Calls[Step]):
             placement=placement,
             lock=parts.lock,
         )
-        self._loaded: tuple[Parts, Networks, Adapters, Beside] | None = (
-            parts, networks, Adapters(parts), Beside(parts.unet, placement)
+        self._loaded: tuple[Parts, Networks, EngineLoras, AddonCache] | None = (
+            parts, networks, EngineLoras(parts), AddonCache(parts.unet, placement)
         )  # fmt: skip
 
     @classmethod
@@ -75,10 +76,10 @@ class Engine(Calls[Step]):
             a checkpoint, the pipeline is taken at the caller's word to have them, fused or active.
         steps: as in `fewstep.load`: which of the weights these are, where each has its own.
         """
-        about = pipes.describe(pipe)
-        named = backends.recipe(pipes.mode_of(pipe) if mode is None else mode)
+        about = pipes.describe_pipe(pipe)
+        named = modes.find_recipe(pipes.pipe_mode(pipe) if mode is None else mode)
         recipe = named.on(about.family).for_steps(steps)
-        return cls(pipes.sized(about, recipe), recipe, *pipes.placed(pipe, about, recipe))
+        return cls(pipes.limit_size(about, recipe), recipe, *pipes.parts_of_pipe(pipe, about, recipe))
 
     def embed(self, prompt: str) -> Embedding:
         """Encode a prompt, to keep or to change; it may stand for a prompt in every call on this model."""
@@ -90,11 +91,11 @@ class Engine(Calls[Step]):
         started = time.perf_counter()
         (parts, networks, *_), notes = self._open, dict[str, None]()  # in order, each sentence once
         call = self._call(job, cancel, notes.setdefault)
-        with shown(progress, job.request.steps) as tell:
+        with show_progress(progress, job.request.steps) as tell:
             for step in self._steps(networks, call):
                 tell(step)
         stepped = time.perf_counter()
-        made = loop.finish(networks, call, step.latents)
+        made = loop.decode_pictures(networks, call, step.latents)
         ended = time.perf_counter()
         fine = [index for index, one in enumerate(made) if isinstance(one, Image.Image)]
         result = Result(
@@ -103,7 +104,7 @@ class Engine(Calls[Step]):
             timings={"steps": stepped - started, "decode": ended - stepped, "total": ended - started},
             warnings=(*job.plan.warnings, *notes),
             model=self.model.source,
-            licence=joined((parts.licence, *beside(job.request).values())),
+            licence=join_licences((parts.licence, *licences_of_call(job.request).values())),
             accelerator=parts.given,
             vae=parts.given_vae,
             embeddings=parts.embeddings,
@@ -134,7 +135,7 @@ class Engine(Calls[Step]):
 
     def close(self) -> None:
         self._loaded = None
-        release()
+        free_memory()
 
     @property
     def parts(self) -> Parts:
@@ -146,15 +147,15 @@ class Engine(Calls[Step]):
         return self._open[1]
 
     @property
-    def _adapters(self) -> Adapters:
+    def _adapters(self) -> EngineLoras:
         return self._open[2]
 
     @property
-    def _beside(self) -> Beside:
+    def _beside(self) -> AddonCache:
         return self._open[3]
 
     @property
-    def _open(self) -> tuple[Parts, Networks, Adapters, Beside]:
+    def _open(self) -> tuple[Parts, Networks, EngineLoras, AddonCache]:
         if os.getpid() != self._process:
             raise FewstepError(
                 "this engine was loaded before a fork, which torch's threads and CUDA do not survive: "
@@ -170,17 +171,17 @@ class Engine(Calls[Step]):
     @staticmethod
     def _steps(networks: Networks, call: Call) -> Iterator[Step]:
         try:
-            yield from loop.steps(networks, call)
+            yield from loop.run_steps(networks, call)
         finally:
             call.undress()
 
-    def _call(self, job: Job, cancel: CancelToken | None, say: Say) -> Call:
+    def _call(self, job: Job, cancel: CancelToken | None, say: Notify) -> Call:
         """A job under way; what of its prompts will not be read is refused or said."""
         if not isinstance(cancel, CancelToken | None):
             raise RequestError(f"cancel={cancel!r}: give a fewstep.CancelToken()")
         for sentence in self._networks.text.check((*job.prompts, job.negative), job.request.long_prompt):
             say(sentence)
-        with told_as_memory("while ControlNets or IP-Adapters were loaded"):
+        with raise_as_memory_error("while ControlNets or IP-Adapters were loaded"):
             controls, references = self._beside.controls(job), self._beside.references(job)
         adapters = self._adapters
         return Call(
@@ -195,12 +196,12 @@ class Engine(Calls[Step]):
         )
 
 
-def load(key: EngineKey, about: Model, recipe: Recipe) -> Engine:
+def load_engine(key: EngineKey, about: Model, recipe: Recipe) -> Engine:
     """See `fewstep.load`."""
-    need = need_of(about, vae.fetched(key.vae, about) if key.vae else None)
+    need = measure_model(about, vaes.fetch_vae(key.vae, about) if key.vae else None)
     placement = devices.place(devices.probe(key.device), need, key.device, key.precision, key.offload)
     devices.limit_threads(placement)
     for reason in placement.reasons:
         _log.info("%s", reason)
-    with told_as_memory("while the model was loaded"):
-        return Engine(about, recipe, placement, loading.load(about, recipe, key, placement))
+    with raise_as_memory_error("while the model was loaded"):
+        return Engine(about, recipe, placement, loading.load_parts(about, recipe, key, placement))

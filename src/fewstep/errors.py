@@ -88,13 +88,13 @@ class OutputError(FewstepError, OSError):
     exit_code = 73
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Another library's error in one line, for use in a message: its kind, and how its own begins."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Is this error a lack of memory? torch has no one class for it on all devices, but says so."""
     if isinstance(error, MemoryError):
         return True

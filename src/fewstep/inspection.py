@@ -10,20 +10,20 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-from fewstep import backends
+from fewstep.catalog import hub
+from fewstep.catalog.addons import LORA_NAME, MERGEABLE, SDXL_KIN
+from fewstep.catalog.models import ALIASES
 from fewstep.errors import BackendError, ModelNotFoundError, RequestError
-from fewstep.models import hub, kinds
-from fewstep.models.adapting import KIN, LORA, MERGED
-from fewstep.models.catalog import HUB
-from fewstep.models.families import SAYING
-from fewstep.models.header import Header, read, shown
-from fewstep.models.kinds import Kind
-from fewstep.models.shards import STEMS, files, read_index
+from fewstep.files import identify
+from fewstep.files.identify import METADATA_KEYS, FileKind
+from fewstep.files.safetensors import WEIGHT_STEMS, Header, read_header, read_shard_index, weight_files
+from fewstep.files.untrusted import printable_path
+from fewstep.modes import find_recipe, mode_names
 from fewstep.recipe import Recipe
 
-PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")  # of a diffusers folder
-DRAWN = {"tiny", *(model.family for model in HUB.values())}
-FITTING = {*DRAWN, *KIN, "unknown"}  # of LoRAs
+FOLDER_PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")  # of a diffusers folder
+DRAWABLE = {"tiny", *(model.family for model in ALIASES.values())}
+LORA_FITS = {*DRAWABLE, *SDXL_KIN, "unknown"}  # of LoRAs
 TITLES: MappingProxyType[str, str] = MappingProxyType(
     {
         "sdxl": "SDXL", "ssd-1b": "SSD-1B", "tiny": "the bundled model", "vega": "Segmind Vega",
@@ -31,9 +31,9 @@ TITLES: MappingProxyType[str, str] = MappingProxyType(
         "sd-2.x": "SD 2.x", "kolors": "Kolors", "flux": "Flux", "sd3": "SD 3", "unknown": "an unknown base",
     }
 )  # fmt: skip
-SPELT = {"loha": "LoHa", "lokr": "LoKr", "dora": "DoRA", "oft": "OFT", "glora": "GLoRA", "ia3": "IA3"}
+VARIETY_NAMES = {"loha": "LoHa", "lokr": "LoKr", "dora": "DoRA", "oft": "OFT", "glora": "GLoRA", "ia3": "IA3"}
 # Kinds that draw only beside a model.
-ASIDE: MappingProxyType[str, str] = MappingProxyType(
+OTHER_KINDS: MappingProxyType[str, str] = MappingProxyType(
     {
         "vae": "a VAE on its own: it draws with the UNet and text encoders of a model",
         "text_encoder": "a text encoder on its own: it draws with the UNet and VAE of a model",
@@ -43,18 +43,18 @@ ASIDE: MappingProxyType[str, str] = MappingProxyType(
         "unknown": "its names and shapes fit no kind of model that fewstep knows",
     }
 )
-ATTACHED = {"checkpoint": "checkpoint", "unet": "unet", "adapter": "lora"}  # a recipe's word → a kind's
+ATTACHED_AS = {"checkpoint": "checkpoint", "unet": "unet", "adapter": "lora"}  # a recipe's word → a kind's
 AS_IT_IS, BESIDE = "it runs as it is", "the mode's LoRA goes beside its UNet"
 AT_WORD = "if it was distilled so: nothing in it says that"
 STYLE, OWN = "as loras=, beside what the mode runs", "it has the name of the mode's own file"
 # Names that say nothing: every trainer uses them.
-_GENERIC = (LORA, *(f"{stem}{kind}.safetensors" for stem in STEMS for kind in ("", ".fp16")))
-_NAMES = ("modelspec.title", "ss_output_name", *SAYING)  # metadata that may name a mode
+_GENERIC = (LORA_NAME, *(f"{stem}{kind}.safetensors" for stem in WEIGHT_STEMS for kind in ("", ".fp16")))
+_NAMES = ("modelspec.title", "ss_output_name", *METADATA_KEYS)  # metadata that may name a mode
 _SHOWN = (40, 200)  # entries of metadata, and characters of each, that are shown
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspection(Kind):
+class Inspection(FileKind):
     """What a file or folder is, and how to draw with it."""
 
     path: Path
@@ -81,11 +81,11 @@ def inspect(path: str | Path) -> Inspection:
     if not isinstance(path, str | Path) or path == "":
         raise RequestError(f"path={path!r}: give a .safetensors file, or a folder")
     header = _header(Path(os.path.expanduser(path)))
-    kind = kinds.kind(header)
+    kind = identify.identify(header)
     recipes = dict(_recipes())
-    own = [mode for mode, recipe in recipes.items() if _published(recipe, kind, header.path)]
+    own = [mode for mode, recipe in recipes.items() if _is_own_file(recipe, kind, header.path)]
     obstacle = _obstacle(kind, header.path)
-    whys = {mode: _why(recipe, kind, mode in own) for mode, recipe in recipes.items()}
+    whys = {mode: _why_it_fits(recipe, kind, mode in own) for mode, recipe in recipes.items()}
     modes = {mode: why for mode, why in whys.items() if why and not obstacle}
     mode, doubt = _mode(header, kind, {mode: recipes[mode] for mode in modes}, own)
     entries, length = _SHOWN
@@ -107,27 +107,27 @@ def inspect(path: str | Path) -> Inspection:
 def _header(path: Path) -> Header:
     """Of a file; or of all the files of a folder or index, as if they were one."""
     if path.is_dir():
-        return _folder(path)
+        return _folder_header(path)
     if path.name.endswith(".safetensors.index.json"):
-        return _together(path, {"": read_index(path)})
-    return read(path)
+        return _join_headers(path, {"": read_shard_index(path)})
+    return read_header(path)
 
 
-def _folder(folder: Path) -> Header:
-    whole = {f"{part}.": files(folder / part) for part in PARTS if (folder / part).is_dir()}
-    found = whole if any(whole.values()) else {"": files(folder)}
-    if not any(found.values()) and os.path.lexists(folder / LORA):
-        found = {"": [folder / LORA]}
+def _folder_header(folder: Path) -> Header:
+    whole = {f"{part}.": weight_files(folder / part) for part in FOLDER_PARTS if (folder / part).is_dir()}
+    found = whole if any(whole.values()) else {"": weight_files(folder)}
+    if not any(found.values()) and os.path.lexists(folder / LORA_NAME):
+        found = {"": [folder / LORA_NAME]}
     if not any(found.values()):
         raise ModelNotFoundError(
-            f"{shown(folder)} holds no model: give a diffusers folder with safetensors weights, or one file"
+            f"{printable_path(folder)} holds no model: give a diffusers folder with safetensors weights, or one file"
         )
-    return _together(folder, found)
+    return _join_headers(folder, found)
 
 
-def _together(path: Path, found: Mapping[str, list[Path]]) -> Header:
+def _join_headers(path: Path, found: Mapping[str, list[Path]]) -> Header:
     """`found`: what to put before the names → files."""
-    headers = [(prefix, read(file)) for prefix, paths in found.items() for file in paths]
+    headers = [(prefix, read_header(file)) for prefix, paths in found.items() for file in paths]
     if len(headers) == 1 and headers[0][0] == "":
         return headers[0][1]
     return Header(
@@ -139,17 +139,17 @@ def _together(path: Path, found: Mapping[str, list[Path]]) -> Header:
 
 
 def _recipes() -> Iterator[tuple[str, Recipe]]:
-    for mode in backends.modes():
+    for mode in mode_names():
         try:
-            yield mode, backends.recipe(mode)
+            yield mode, find_recipe(mode)
         except BackendError:  # a broken plug-in, which says so when it is asked for
             continue
 
 
-def _published(recipe: Recipe, kind: Kind, path: Path) -> bool:
+def _is_own_file(recipe: Recipe, kind: FileKind, path: Path) -> bool:
     """Is this a mode's own file, by its name; by its folder's, where files have everybody's name?"""
     weights = recipe.weights.get(kind.family)
-    if weights is None or ATTACHED[weights.attach] != kind.what:
+    if weights is None or ATTACHED_AS[weights.attach] != kind.what:
         return False
     if path.name in _GENERIC or path.is_dir():
         owner = {weights.source.split("/")[-1], "models--" + weights.source.replace("/", "--")} - {""}
@@ -160,14 +160,14 @@ def _published(recipe: Recipe, kind: Kind, path: Path) -> bool:
     return re.fullmatch(named, path.name) is not None
 
 
-def _why(recipe: Recipe, kind: Kind, own: bool) -> str:
+def _why_it_fits(recipe: Recipe, kind: FileKind, own: bool) -> str:
     """Why a mode fits; "" where it does not."""
     attach = recipe.weights[kind.family].attach if kind.family in recipe.weights else ""
     if kind.what == "lora":
-        put_on = kind.variety in MERGED and kind.family in FITTING
+        put_on = kind.variety in MERGEABLE and kind.family in LORA_FITS
         return (f"as accelerator=: {OWN}" if own else STYLE) if put_on else ""
     embedded = recipe.guidance.kind == "embedded"
-    if kind.what not in ("checkpoint", "unet") or kind.family not in DRAWN:
+    if kind.what not in ("checkpoint", "unet") or kind.family not in DRAWABLE:
         return ""
     if embedded or kind.guidance_width:
         both = embedded and kind.guidance_width
@@ -177,16 +177,18 @@ def _why(recipe: Recipe, kind: Kind, own: bool) -> str:
     return {"adapter": BESIDE, "checkpoint": AT_WORD, kind.what: AT_WORD}.get(attach, "")
 
 
-def _mode(header: Header, kind: Kind, fitting: Mapping[str, Recipe], own: list[str]) -> tuple[str, list[str]]:
+def _mode(
+    header: Header, kind: FileKind, fitting: Mapping[str, Recipe], own: list[str]
+) -> tuple[str, list[str]]:
     """What mode=None should take, "" for none; and a note where it must be named."""
     own = [mode for mode in own if mode in fitting]
     if len(own) == 1 or kind.what == "lora":
         return (own[0] if len(own) == 1 else ""), []
     if kind.guidance_width:
         return ("lcm" if "lcm" in fitting else next(iter(fitting), "")), []
-    word = _hint(header) if fitting else ""
+    word = _mode_in_name(header) if fitting else ""
     if own or word:
-        choice = own or [mode for mode, recipe in fitting.items() if _possible(recipe, kind, word)]
+        choice = own or [mode for mode, recipe in fitting.items() if _may_be(recipe, kind, word)]
         says = (
             f"its name or metadata says {word}, and nothing in it proves that"
             if word
@@ -196,11 +198,11 @@ def _mode(header: Header, kind: Kind, fitting: Mapping[str, Recipe], own: list[s
     return ("base" if "base" in fitting else ""), []
 
 
-def _obstacle(kind: Kind, path: Path) -> list[str]:
+def _obstacle(kind: FileKind, path: Path) -> list[str]:
     """Why a checkpoint cannot be a model=, in a sentence; [] is fine."""
-    if kind.what != "checkpoint" or kind.family not in DRAWN:
+    if kind.what != "checkpoint" or kind.family not in DRAWABLE:
         return []
-    missing = [part for part in PARTS[1:3] if part not in kind.targets]
+    missing = [part for part in FOLDER_PARTS[1:3] if part not in kind.targets]
     if missing:
         return [f"it holds no {' and no '.join(missing)}: choose one that holds all"]
     if kind.layout == "diffusers" and not path.is_dir():
@@ -208,7 +210,7 @@ def _obstacle(kind: Kind, path: Path) -> list[str]:
     return []
 
 
-def _possible(recipe: Recipe, kind: Kind, word: str) -> bool:
+def _may_be(recipe: Recipe, kind: FileKind, word: str) -> bool:
     """May a model that speaks of `word` be for this mode? An adapter would distil it once more."""
     weights = recipe.weights.get(kind.family)
     if weights is None:
@@ -217,40 +219,40 @@ def _possible(recipe: Recipe, kind: Kind, word: str) -> bool:
     return named and weights.attach != "adapter"
 
 
-def _hint(header: Header) -> str:
+def _mode_in_name(header: Header) -> str:
     """The mode that a file's name or metadata speaks of: turbo, lightning, lcm …"""
     own = header.path.parent if header.path.name in _GENERIC else header.path
-    return spoken(" ".join([own.stem, *(header.metadata.get(key, "") for key in _NAMES)]))
+    return mode_in_text(" ".join([own.stem, *(header.metadata.get(key, "") for key in _NAMES)]))
 
 
-def doubt(name: str) -> str:
+def name_doubt(name: str) -> str:
     """Why a model of this name needs its mode named, in a sentence; "" where its name speaks of none."""
-    word, plain = spoken(name), Kind(what="checkpoint", family="sdxl")
-    fitting = {mode: recipe for mode, recipe in _recipes() if _why(recipe, plain, False)}
-    choice = [mode for mode, recipe in fitting.items() if _possible(recipe, plain, word)]
+    word, plain = mode_in_text(name), FileKind(what="checkpoint", family="sdxl")
+    fitting = {mode: recipe for mode, recipe in _recipes() if _why_it_fits(recipe, plain, False)}
+    choice = [mode for mode, recipe in fitting.items() if _may_be(recipe, plain, word)]
     return f"its name says {word}: name the mode, one of {', '.join(choice)}" if word else ""
 
 
-def spoken(told: str) -> str:
+def mode_in_text(told: str) -> str:
     """The mode that a text speaks of; "" for none."""
     words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", told)}
-    for name in dict.fromkeys(mode.split("-")[0].rstrip("0123456789") for mode in backends.modes()):
+    for name in dict.fromkeys(mode.split("-")[0].rstrip("0123456789") for mode in mode_names()):
         # A long name counts inside a word too (turbovision); a short one would be found in many.
         if name != "base" and (name in words or (len(name) >= 5 and name in told.lower())):
             return name
     return ""
 
 
-def _notes(kind: Kind, header: Header) -> Iterator[str]:
+def _notes(kind: FileKind, header: Header) -> Iterator[str]:
     title = TITLES[kind.family]
-    if kind.what in ASIDE:
+    if kind.what in OTHER_KINDS:
         made_for = f"; it is for {title}" if kind.family != "unknown" else ""
-        yield ASIDE[kind.what] + made_for + ("" if kind.family in FITTING else ", not for SDXL")
+        yield OTHER_KINDS[kind.what] + made_for + ("" if kind.family in LORA_FITS else ", not for SDXL")
     elif kind.what == "lora":
         yield from _lora_notes(kind, title)
     elif kind.family == "sdxl-inpaint":
         yield "its UNet has 9 input channels, for inpainting: fewstep inpaints with any model that has 4"
-    elif kind.family not in DRAWN:
+    elif kind.family not in DRAWABLE:
         yield f"a {kind.what} of {title}; fewstep draws with SDXL's architecture: choose one made for SDXL"
     elif kind.what == "unet":
         yield "a UNet on its own: give it as accelerator=, over a whole model"
@@ -260,20 +262,20 @@ def _notes(kind: Kind, header: Header) -> Iterator[str]:
         yield "it is marked v_pred: it predicts v, not noise"
 
 
-def _lora_notes(kind: Kind, title: str) -> Iterator[str]:
+def _lora_notes(kind: FileKind, title: str) -> Iterator[str]:
     if kind.family == "unknown":
         yield "a LoRA whose base cannot be told: it changes too little of it"
-    elif kind.family not in FITTING:
+    elif kind.family not in LORA_FITS:
         yield f"a LoRA for {title} does not fit SDXL: choose one made for SDXL"
-    if kind.variety not in MERGED:
-        name = SPELT.get(kind.variety, kind.variety)
+    if kind.variety not in MERGEABLE:
+        name = VARIETY_NAMES.get(kind.variety, kind.variety)
         yield f"LoRA of kind {name} is not supported: choose one of kind LoRA or LoCon"
 
 
 def _lines(seen: Inspection) -> Iterator[str]:
     layout = f"{seen.layout} layout, " if seen.layout else ""
-    size = f"{hub.told_size(seen.bytes)}, {seen.parameters:,} parameters, {', '.join(seen.dtypes)}"
-    yield f"{shown(seen.path)}: {seen.what} of {TITLES[seen.family]}, {layout}{size}"
+    size = f"{hub.format_size(seen.bytes)}, {seen.parameters:,} parameters, {', '.join(seen.dtypes)}"
+    yield f"{printable_path(seen.path)}: {seen.what} of {TITLES[seen.family]}, {layout}{size}"
     if seen.what == "lora":
         alpha = ", ".join(f"{value:g}" for value in seen.alpha) or "none"
         also = "attention and convolutions" if seen.convolutions else "attention"

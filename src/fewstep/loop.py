@@ -16,20 +16,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from fewstep.addons.controlnet import Control, with_controlnets
+from fewstep.addons.ip_adapter import Reference, with_ip_adapters
+from fewstep.architectures.text import TextEncoder
 from fewstep.cancel import CancelToken
-from fewstep.codec import Codec, finite
+from fewstep.codec import Codec, is_finite
 from fewstep.denoiser import Cfg, Denoiser, Unet, guidance_embedding
 from fewstep.devices import Placement
 from fewstep.errors import BackendError, DeviceMemoryError, Failure
-from fewstep.models.control import Control, controlled
-from fewstep.models.reference import Reference, referring
-from fewstep.picture import as_mask, as_tensor
+from fewstep.images import image_to_tensor, mask_to_tensor
 from fewstep.recipe import Recipe
 from fewstep.request import Job
-from fewstep.runtimes.memory import Say, halving, told_as_memory
-from fewstep.runtimes.shared import in_turn
+from fewstep.runtimes.batching import halve_when_full, take_turns
+from fewstep.runtimes.memory import Notify, raise_as_memory_error
 from fewstep.samplers import Denoise
-from fewstep.text import TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,29 +70,31 @@ class Call:
     token: CancelToken
     dress: Callable[[], None]  # puts this call's adapters on the networks, under their lock
     undress: Callable[[], None]  # leaves the networks as they are to be found after it
-    say: Say  # takes what had to be done to get through, for the result's warnings
+    say: Notify  # takes what had to be done to get through, for the result's warnings
     controls: tuple[Control, ...] = ()
     references: tuple[Reference, ...] = ()
 
 
 @torch.no_grad()
-def steps(networks: Networks, call: Call) -> Iterator[Step]:
+def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
     """Draw, encode, start, step."""
     call.token.check()
     asked, schedule, codec = call.job.request, call.job.plan.schedule, networks.codec
     sampler, device, image = call.recipe.sampler(asked.sampler), networks.placement.device, call.job.image
-    with told_as_memory("while prompts were encoded"), networks.lock, networks.text.lock:
+    with raise_as_memory_error("while prompts were encoded"), networks.lock, networks.text.lock:
         call.dress()
         denoise: Denoise = _denoiser(networks, call)
     shape = (1, 4, asked.height // 8, asked.width // 8)
-    posterior, first, *noise = draw(asked.seeds, shape, 2 + schedule.steps * sampler.draws, image is None)
+    posterior, first, *noise = draw_noise(
+        asked.seeds, shape, 2 + schedule.steps * sampler.draws, image is None
+    )
     x = first.to(device) * (call.job.plan.start if image is None else schedule.sigmas[0])
     if image is not None:
-        picture = as_tensor(image)
-        known = torch.cat([_encoded(codec, picture, sample, call) for sample in posterior.split(1)])
+        picture = image_to_tensor(image)
+        known = torch.cat([_encode_image(codec, picture, sample, call) for sample in posterior.split(1)])
         x = x + known
         if call.job.mask is not None:
-            denoise = masked(denoise, known, as_mask(call.job.mask).to(device))
+            denoise = masked_denoiser(denoise, known, mask_to_tensor(call.job.mask).to(device))
     stepping = sampler.steps(denoise, x, schedule, [n.to(device) for n in noise], asked.eta)
     done = 0
     for done, (timestep, (latents, x0)) in enumerate(zip(schedule.timesteps, stepping, strict=False), 1):
@@ -107,13 +109,13 @@ def steps(networks: Networks, call: Call) -> Iterator[Step]:
 
 
 @torch.no_grad()
-def finish(networks: Networks, call: Call, latents: Tensor) -> list[Image.Image | Failure]:
+def decode_pictures(networks: Networks, call: Call, latents: Tensor) -> list[Image.Image | Failure]:
     """Latents → pictures, each on its own; outside a mask the given picture comes back untouched."""
     made: list[Image.Image | Failure] = []
-    paste = _paster(call.job)
+    paste = _mask_paster(call.job)
     for index, (one, seed) in enumerate(zip(latents.split(1), call.job.request.seeds, strict=True)):
         call.token.check()
-        if not finite(one):
+        if not is_finite(one):
             reason = "the UNet gave numbers that are not finite"
             made.append(Failure(picture=index, seed=seed, stage="UNet", reason=reason))
             continue
@@ -127,7 +129,7 @@ def finish(networks: Networks, call: Call, latents: Tensor) -> list[Image.Image 
     return made
 
 
-def _encoded(codec: Codec, picture: Tensor, sample: Tensor, call: Call) -> Tensor:
+def _encode_image(codec: Codec, picture: Tensor, sample: Tensor, call: Call) -> Tensor:
     call.token.check()
     return codec.encode(picture, sample, call.say)
 
@@ -149,21 +151,21 @@ def _denoiser(networks: Networks, call: Call) -> Denoiser:
         w = torch.full((pictures,), asked.guidance - 1, device=place.device)
         embedding = guidance_embedding(w, networks.guidance_width).to(place.dtype)
     conditioning = conditioning.beside([seen for _, seen in looks])
-    unet = controlled(referring(networks.unet, call.references), call.controls)
-    unet = halving(in_turn(unet, networks.lock, call.token, call.dress), place.batch, call.say)
+    unet = with_controlnets(with_ip_adapters(networks.unet, call.references), call.controls)
+    unet = halve_when_full(take_turns(unet, networks.lock, call.token, call.dress), place.batch, call.say)
     return Denoiser(unet, conditioning, prediction=networks.prediction, cfg=cfg, embedding=embedding)
 
 
-def _paster(job: Job) -> Callable[[Tensor], Tensor]:
+def _mask_paster(job: Job) -> Callable[[Tensor], Tensor]:
     """Pixels (H, W, 3) uint8 → the same where the mask is white, the given picture where it is black."""
     if job.image is None or job.mask is None:
         return lambda pixels: pixels
-    given = ((as_tensor(job.image) + 1) * 127.5)[0].permute(1, 2, 0)
-    share = as_mask(job.mask)[0].permute(1, 2, 0)
+    given = ((image_to_tensor(job.image) + 1) * 127.5)[0].permute(1, 2, 0)
+    share = mask_to_tensor(job.mask)[0].permute(1, 2, 0)
     return lambda pixels: (share * pixels + (1 - share) * given).round().to(torch.uint8)
 
 
-def draw(seeds: Sequence[int], shape: tuple[int, ...], count: int, skip_first: bool) -> list[Tensor]:
+def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], count: int, skip_first: bool) -> list[Tensor]:
     """`count` draws of noise (B, 4, h, w), on the CPU, from one generator per picture.
 
     The order is that of diffusers: the VAE's posterior (only where a picture is given; `skip_first`
@@ -177,7 +179,7 @@ def draw(seeds: Sequence[int], shape: tuple[int, ...], count: int, skip_first: b
     return [torch.cat(row) for row in zip(*columns, strict=True)]
 
 
-def masked(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
+def masked_denoiser(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
     """A denoiser that knows the picture where the mask is 0, so that x keeps the right noise there."""
     share = F.interpolate(mask, known.shape[-2:], mode="area")
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 Progress: TypeAlias = "bool | Callable[[Step], object] | None"
 
-PATIENCE = 0.5  # seconds: quicker calls show no bar
+BAR_DELAY = 0.5  # seconds: quicker calls show no bar
 
 
 @contextmanager
-def shown(progress: Progress, steps: int) -> Iterator[Callable[[Step], object]]:
+def show_progress(progress: Progress, steps: int) -> Iterator[Callable[[Step], object]]:
     """What to call after each step. None is a bar at a terminal and in a notebook, and nothing elsewhere."""
     if callable(progress):
         yield progress
@@ -33,7 +33,7 @@ def _bar(steps: int) -> Any:
         from tqdm.auto import tqdm  # a widget in a notebook
     else:
         from tqdm import tqdm  # there, tqdm.auto would warn that it has no widgets
-    return tqdm(total=steps, desc="fewstep", unit="step", leave=False, delay=PATIENCE, file=sys.stderr)
+    return tqdm(total=steps, desc="fewstep", unit="step", leave=False, delay=BAR_DELAY, file=sys.stderr)
 
 
 def _notebook() -> bool:

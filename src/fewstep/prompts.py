@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WINDOW = 77  # tokens that CLIP reads at once (Radford et al. 2021, arXiv:2103.00020, sec. 2.4)
-ROOM = WINDOW - 2  # of them the prompt's own, between the signs of begin and end
-HEAVIEST = 2.0  # weights above give noise (compel's documentation: "values >1.6 tend to produce garbage")
+WINDOW_TOKENS = WINDOW - 2  # of them the prompt's own, between the signs of begin and end
+MAX_WEIGHT = 2.0  # weights above give noise (compel's documentation: "values >1.6 tend to produce garbage")
 
 # A bracket, or one that is literal; a closing one with the weight before it, where there is one.
 _BRACKET = re.compile(r"\\[()]|\(|(?::\s*+([+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++))\s*+)?\)")
@@ -65,17 +65,17 @@ class Fragment:
     weight: float
 
 
-def fragments(prompt: str) -> tuple[Fragment, ...]:
+def parse_fragments(prompt: str) -> tuple[Fragment, ...]:
     """The prompt by weights, neighbours of equal weight joined; `RequestError` for a weight out of range."""
-    pieces = (piece for piece in _pieces(prompt) if piece.text)
+    pieces = (piece for piece in _split_at_brackets(prompt) if piece.text)
     stretches = groupby(pieces, key=lambda piece: piece.weight)
     return tuple(Fragment("".join(piece.text for piece in run), weight) for weight, run in stretches)
 
 
-def _pieces(prompt: str) -> Iterator[Fragment]:
+def _split_at_brackets(prompt: str) -> Iterator[Fragment]:
     """The text between brackets that weigh, and the literal brackets, each under its weight."""
     brackets = list(_BRACKET.finditer(prompt))
-    weights = _weights(prompt, brackets)
+    weights = _bracket_weights(prompt, brackets)
     current, end = [1.0], 0
     for bracket in brackets:
         yield Fragment(prompt[end : bracket.start()], current[-1])
@@ -84,9 +84,9 @@ def _pieces(prompt: str) -> Iterator[Fragment]:
             yield Fragment(bracket[0].removeprefix("\\"), current[-1])
         elif bracket[0] == "(":
             current.append(current[-1] * weights[bracket.start()])
-            if current[-1] > HEAVIEST:
+            if current[-1] > MAX_WEIGHT:
                 raise RequestError(
-                    f"nested weights in {prompt!r} multiply to {current[-1]:g}: at most {HEAVIEST:g}; "
+                    f"nested weights in {prompt!r} multiply to {current[-1]:g}: at most {MAX_WEIGHT:g}; "
                     "choose smaller ones"
                 )
         else:
@@ -94,7 +94,7 @@ def _pieces(prompt: str) -> Iterator[Fragment]:
     yield Fragment(prompt[end:], 1.0)
 
 
-def _weights(prompt: str, brackets: Sequence[re.Match[str]]) -> dict[int, float]:
+def _bracket_weights(prompt: str, brackets: Sequence[re.Match[str]]) -> dict[int, float]:
     """Where brackets that weigh open and close → their weight."""
     weights: dict[int, float] = {}
     opened: list[re.Match[str]] = []
@@ -106,23 +106,23 @@ def _weights(prompt: str, brackets: Sequence[re.Match[str]]) -> dict[int, float]
             if bracket[1] is None or not _WORD.search(prompt, first.end(), bracket.start()):
                 continue
             weight = float(bracket[1])
-            if not 0 <= weight <= HEAVIEST:
+            if not 0 <= weight <= MAX_WEIGHT:
                 given = prompt[first.start() : bracket.end()]
                 raise RequestError(
-                    f"the weight {bracket[1]} in {given!r} is not from 0 to {HEAVIEST:g}: choose another, "
+                    f"the weight {bracket[1]} in {given!r} is not from 0 to {MAX_WEIGHT:g}: choose another, "
                     r"or write \( and \) for literal brackets"
                 )
             weights[first.start()] = weights[bracket.start()] = weight
     return weights
 
 
-def told(prompt: object, second: object) -> tuple[Prompt | Embedding, ...]:
+def parse_prompts(prompt: object, second: object) -> tuple[Prompt | Embedding, ...]:
     """`prompt` and `prompt_2` as given, checked → what each says; `second` None is the same again."""
     several = "a string or a non-empty list of strings; an Embedding may stand for any"
-    firsts = _listed("prompt", prompt, (str, Embedding), several)
+    firsts = _as_tuple("prompt", prompt, (str, Embedding), several)
     seconds = firsts
     if second is not None:
-        seconds = _listed("prompt_2", second, (str,), "a string, or a list as long as prompt")
+        seconds = _as_tuple("prompt_2", second, (str,), "a string, or a list as long as prompt")
         seconds *= len(firsts) if isinstance(second, str) else 1
         if len(seconds) != len(firsts):
             raise RequestError(
@@ -131,22 +131,22 @@ def told(prompt: object, second: object) -> tuple[Prompt | Embedding, ...]:
         if any(isinstance(one, Embedding) for one in firsts):
             raise RequestError("prompt_2 cannot act beside an Embedding, which has it in it: leave it out")
     pairs = zip(firsts, seconds, strict=True)
-    return tuple(one if isinstance(one, Embedding) else worded(one, two) for one, two in pairs)
+    return tuple(one if isinstance(one, Embedding) else checked_prompt(one, two) for one, two in pairs)
 
 
-def told_against(negative: object) -> Prompt | Embedding:
+def parse_negative_prompt(negative: object) -> Prompt | Embedding:
     """`negative_prompt` as given, checked."""
     if not isinstance(negative, str | Embedding):
         raise RequestError(f"negative_prompt={negative!r}: give a string or an Embedding")
-    return negative if isinstance(negative, Embedding) else worded(negative, negative)
+    return negative if isinstance(negative, Embedding) else checked_prompt(negative, negative)
 
 
-def worded(first: str, second: str) -> Prompt:
+def checked_prompt(first: str, second: str) -> Prompt:
     """A pair of texts, their weights checked: in range, and the extra that applies them is there."""
     for text in (first, second):
         if _RECORDED.fullmatch(text):
             raise RequestError(f"{text!r} is how an Embedding is recorded: give that Embedding as the prompt")
-        if weighs(text) and find_spec("compel") is None:
+        if has_weights(text) and find_spec("compel") is None:
             raise RequestError(
                 f"{text!r} has weights, which compel applies: pip install 'fewstep[prompt]', "
                 r"or write \( and \) for literal brackets"
@@ -154,7 +154,7 @@ def worded(first: str, second: str) -> Prompt:
     return Prompt(first, second)
 
 
-def _listed(name: str, given: object, kinds: tuple[type, ...], allowed: str) -> tuple[Any, ...]:
+def _as_tuple(name: str, given: object, kinds: tuple[type, ...], allowed: str) -> tuple[Any, ...]:
     """One or several of `kinds` → a tuple of them."""
     several = (given,) if isinstance(given, kinds) else given
     if not isinstance(several, Sequence) or not several or not all(isinstance(s, kinds) for s in several):
@@ -162,13 +162,13 @@ def _listed(name: str, given: object, kinds: tuple[type, ...], allowed: str) -> 
     return tuple(several)
 
 
-def weighs(prompt: str) -> bool:
+def has_weights(prompt: str) -> bool:
     """Does any part weigh more or less than 1?"""
-    return any(fragment.weight != 1 for fragment in fragments(prompt))
+    return any(fragment.weight != 1 for fragment in parse_fragments(prompt))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class TokenizedPrompt:
     """A prompt as one tokenizer sees it."""
 
     fragments: tuple[Fragment, ...]  # those that have tokens
@@ -184,38 +184,38 @@ class Reading:
         """Raise where it does not fit in one window."""
         if self.rest:
             raise RequestError(
-                f"the prompt has {len(self.ids)} tokens, {ROOM} fit, and this does not: {self.rest!r}; "
+                f"the prompt has {len(self.ids)} tokens, {WINDOW_TOKENS} fit, and this does not: {self.rest!r}; "
                 "shorten it, or give long_prompt='chunk' to have all of it read, 'cut' to have that left out"
             )
 
 
-def read(tokenizer: Any, prompt: str) -> Reading:
+def tokenize_prompt(tokenizer: Any, prompt: str) -> TokenizedPrompt:
     """Tokens of a prompt of any length, by a CLIP tokenizer of transformers. Fragments share no token."""
     kept, words = list[Fragment](), ""
     ids, spans = list[int](), list[tuple[int, int]]()
-    for fragment in fragments(prompt):
+    for fragment in parse_fragments(prompt):
         found = tokenizer(fragment.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         kept += [fragment] if found.input_ids else []
         ids += found.input_ids
         spans += [(len(words) + start, len(words) + stop) for start, stop in found.offset_mapping]
         words += fragment.text
-    return Reading(
+    return TokenizedPrompt(
         fragments=tuple(kept),
         ids=ids,
         ends=[token.endswith("</w>") for token in tokenizer.convert_ids_to_tokens(ids)],
-        rest=_rest(words, spans),
+        rest=_unread_text(words, spans),
     )
 
 
-def _rest(words: str, spans: Sequence[tuple[int, int]]) -> str:
+def _unread_text(words: str, spans: Sequence[tuple[int, int]]) -> str:
     """What follows the tokens that fit. Bytes of one character, and vectors of one word, share a span."""
-    if len(spans) <= ROOM:
+    if len(spans) <= WINDOW_TOKENS:
         return ""
-    whole = [stop for start, stop in spans[:ROOM] if (start, stop) != spans[ROOM]]
+    whole = [stop for start, stop in spans[:WINDOW_TOKENS] if (start, stop) != spans[WINDOW_TOKENS]]
     return words[whole[-1] if whole else 0 :].lstrip()
 
 
-def windows(ends: Sequence[bool], room: int = ROOM) -> tuple[slice, ...]:
+def split_windows(ends: Sequence[bool], room: int = WINDOW_TOKENS) -> tuple[slice, ...]:
     """Tokens, of which `ends` says what ends a word → stretches of at most `room`, cut at word ends.
 
     A word longer than that is cut where it must be; no tokens are one empty stretch.

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from fewstep.errors import BackendError, FewstepError, RequestError, told
+from fewstep.errors import BackendError, FewstepError, RequestError, describe_error
 from fewstep.samplers import SAMPLERS, Sampler
 from fewstep.schedulers import SCHEDULERS, Schedule, Scheduler
 
-MOST_LISTED = 16  # steps: as far as `Recipe.timesteps` counts
+MAX_LISTED_STEPS = 16  # steps: as far as `Recipe.timesteps` counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ class Recipe:
         except Exception as error:
             raise BackendError(
                 f"scheduler={name!r} of mode={self.mode!r} failed at steps={steps}, strength={strength:g} "
-                f"({told(error)}): choose other steps, or scheduler={self.schedulers[0]!r}"
+                f"({describe_error(error)}): choose other steps, or scheduler={self.schedulers[0]!r}"
             ) from error
         return schedule
 
@@ -136,7 +136,7 @@ class Recipe:
         """The default levels at each legal number of steps up to 16, those it refuses left out."""
         listed = {}
         for steps in self.counts():
-            if steps <= MOST_LISTED:
+            if steps <= MAX_LISTED_STEPS:
                 try:
                     listed[steps] = self.schedule(self.schedulers[0], steps, 1.0).timesteps
                 except RequestError:

@@ -11,7 +11,7 @@ import diffusers
 import pytest
 import torch
 
-from fewstep import backends
+from fewstep import modes
 from fewstep.checking import check
 from tests.checking.conftest import Make, Type, found
 
@@ -246,7 +246,7 @@ def test_a_fused_lora_is_right(make: Make, tmp_path: Path) -> None:
     assert finding.severity == "doubtful"
 
 
-@pytest.mark.parametrize("mode", backends.modes())
+@pytest.mark.parametrize("mode", modes.mode_names())
 def test_from_sdxl_the_mends_lead_to_every_mode(
     mode: str,
     make: Make,

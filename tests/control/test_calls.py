@@ -17,10 +17,11 @@ from torch import Tensor
 
 import fewstep
 from fewstep import Engine
+from fewstep.addons import cache, ip_adapter
+from fewstep.catalog import addons
 from fewstep.denoiser import Unet
-from fewstep.models import guides, reference
 from fewstep.runtimes import offload
-from fewstep.runtimes.eager import in_batches
+from fewstep.runtimes.batching import in_batches
 from fewstep.testing import FakeEngine
 from tests.control.conftest import PLUS, SUMMARY
 
@@ -120,7 +121,7 @@ def test_lacking_memory_halves_the_rows(
 
         return in_batches(cast(Unet, call), limit)
 
-    monkeypatch.setattr("fewstep.runtimes.memory.in_batches", scarce)
+    monkeypatch.setattr("fewstep.runtimes.batching.in_batches", scarce)
     made = loaded.generate(**order)
     assert [one.tobytes() for one in made] == expected
 
@@ -139,7 +140,7 @@ def test_the_last_few_stay_loaded() -> None:
         asked.append(source)
         return source
 
-    get = guides.kept(load, lambda source: guides.Guide(root=f"owner/{source}"))
+    get = cache.keep_loaded(load, lambda source: addons.AddonPlace(root=f"owner/{source}"))
     for names in ("a", "b", "ab", "c", "b", "a", "abc", "bca"):
         assert get(names) == {name: name for name in names}
     assert "".join(asked) == "abc" + "a" + "c"
@@ -163,7 +164,7 @@ def test_offloading_leaves_them_on_the_device(
     loaded = fewstep.load(sdxl_folder, "turbo", device="cpu", precision="fp32")
     parts = loaded.parts
     networks = (*parts.text.encoders, parts.unet)
-    offload.apply(networks, parts.vae, replace(loaded.placement, offload=how))
+    offload.apply_offload(networks, parts.vae, replace(loaded.placement, offload=how))
     assert drawn(loaded, orders["both"]) == drawn(engine("turbo"), orders["both"])
 
 
@@ -184,14 +185,14 @@ def test_clip_sees_the_middle(size: tuple[int, int]) -> None:
     values = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8, generator=torch.Generator())
     image = Image.fromarray(values.numpy())
     theirs = CLIPImageProcessorPil(size=32, crop_size=32)(image, return_tensors="pt").pixel_values
-    off = (reference._pixels(image, 32) - theirs).abs()
+    off = (ip_adapter._clip_pixels(image, 32) - theirs).abs()
     assert float(off.max()) < 1.01 / 255 / 0.26  # one level of grey, where the two round apart
     assert float((off > 1e-6).float().mean()) < 0.002
 
 
 def test_a_long_picture_takes_no_memory() -> None:
     """Made as large as the rule says before it is cut, this one would take 4 GB."""
-    assert reference._pixels(Image.new("RGB", (30_000, 1)), 224).shape == (1, 3, 224, 224)
+    assert ip_adapter._clip_pixels(Image.new("RGB", (30_000, 1)), 224).shape == (1, 3, 224, 224)
 
 
 def test_the_fake_takes_them_in(edges: Image.Image, cats: Sequence[Image.Image]) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep import CorruptModelError, Engine, FewstepError, ModelNotFoundError, RequestError
-from fewstep.models import guides
+from fewstep.catalog import addons
 from tests.control.conftest import PLUS, SUMMARY
 
 Load = Callable[..., Engine]
@@ -80,12 +80,12 @@ def test_an_adapters_encoder_is_the_one_it_reads(
 
 
 def test_known_names() -> None:
-    assert guides.controlnet("canny").root == "diffusers/controlnet-canny-sdxl-1.0"
-    assert guides.adapter("ip-adapter").file == "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"
-    where = guides.adapter("h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors")
-    assert where == guides.Guide(root="h94/IP-Adapter", file="sdxl_models/ip-adapter_sdxl.safetensors")
-    assert guides.split("union:depth") == ("union", "depth")
-    assert guides.split("C:/nets/canny") == ("C:/nets/canny", "")
+    assert addons.locate_controlnet("canny").root == "diffusers/controlnet-canny-sdxl-1.0"
+    assert addons.locate_ip_adapter("ip-adapter").file == "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"
+    where = addons.locate_ip_adapter("h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors")
+    assert where == addons.AddonPlace(root="h94/IP-Adapter", file="sdxl_models/ip-adapter_sdxl.safetensors")
+    assert addons.split_view("union:depth") == ("union", "depth")
+    assert addons.split_view("C:/nets/canny") == ("C:/nets/canny", "")
 
 
 CONTROL: dict[str, tuple[Callable[[Path], Path | str], type[FewstepError], str]] = {

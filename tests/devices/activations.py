@@ -19,8 +19,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from fewstep.train.drafts import UNET, VAE
 from fewstep.train.estimate import Live
+from fewstep.train.meta_networks import UNET, VAE
 
 # By width: layers, heads.
 TEXT = {768: (12, 12), 1280: (32, 20)}

@@ -9,13 +9,13 @@ import math
 import sys
 from dataclasses import dataclass, replace
 
-from fewstep.devices import Cpu, Cuda, Mps, Need, Probe, place
-from fewstep.devices.rules import NAMES
+from fewstep.devices import Cpu, Cuda, ModelSize, Mps, Probe, place
+from fewstep.devices.place import DTYPE_NAMES
 from fewstep.errors import RequestError
 
 GIB = 2**30
-SDXL = Need(unet=2_567_463_684, text=817_720_320, vae=83_653_863, side=1024, vae_fp16_safe=False)
-TINY = Need(unet=5_850_020, text=1_142_272, vae=3_274_055, side=128, vae_fp16_safe=True)
+SDXL = ModelSize(unet=2_567_463_684, text=817_720_320, vae=83_653_863, side=1024, vae_fp16_safe=False)
+TINY = ModelSize(unet=5_850_020, text=1_142_272, vae=3_274_055, side=128, vae_fp16_safe=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +157,13 @@ MACHINES: dict[str, tuple[Probe, Answer]] = {
 }  # fmt: skip
 
 
-def answer(probe: Probe, need: Need = SDXL) -> tuple[str, str, str, bool, tuple[str, ...]]:
+def answer(probe: Probe, need: ModelSize = SDXL) -> tuple[str, str, str, bool, tuple[str, ...]]:
     """Device, dtypes, offload, tiling and reasons, or "refused" and why."""
     try:
         made = place(probe, need)
     except RequestError as error:
         return "refused", "", "none", False, (str(error),)
-    dtypes = f"{NAMES[made.dtype]} {NAMES[made.vae_dtype]}"
+    dtypes = f"{DTYPE_NAMES[made.dtype]} {DTYPE_NAMES[made.vae_dtype]}"
     return str(made.device), dtypes, made.offload, made.tiling, made.reasons
 
 

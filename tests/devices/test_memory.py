@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny
 
 from fewstep.devices import memory
 from fewstep.devices.memory import footprint
-from fewstep.models.need import KNOWN
+from fewstep.loading.footprint import KNOWN_SIZES
 
 from .activations import decode, encode, networks, step, text_encoders
 from .machines import SDXL, TINY
@@ -27,21 +27,21 @@ def count(*modules: Any) -> int:
 
 def test_known_sizes_are_those_of_the_architecture(sdxl: tuple[Any, Any]) -> None:
     unet, vae = sdxl
-    assert KNOWN["sdxl"] == (count(unet), count(*text_encoders()), count(vae))
-    assert max(p.numel() for e in text_encoders() for p in e.parameters()) <= memory.LAYER
-    assert max(count(m) for m in unet.modules() if not list(m.children())) <= memory.LAYER
+    assert KNOWN_SIZES["sdxl"] == (count(unet), count(*text_encoders()), count(vae))
+    assert max(p.numel() for e in text_encoders() for p in e.parameters()) <= memory.LARGEST_LAYER
+    assert max(count(m) for m in unet.modules() if not list(m.children())) <= memory.LARGEST_LAYER
 
 
 @pytest.mark.parametrize("side", [512, 1024])
 def test_activations_are_those_of_the_networks(side: int, sdxl: tuple[Any, Any]) -> None:
     unet, vae = sdxl
     for rows in (1, 2):
-        assert step(unet, side, rows) == pytest.approx(memory.UNET_STEP, rel=0.01)
-    assert decode(vae, side) == pytest.approx(memory.VAE_DECODE, rel=0.01)
-    assert encode(vae, side) < memory.VAE_DECODE
+        assert step(unet, side, rows) == pytest.approx(memory.UNET_NUMBERS, rel=0.01)
+    assert decode(vae, side) == pytest.approx(memory.VAE_NUMBERS, rel=0.01)
+    assert encode(vae, side) < memory.VAE_NUMBERS
     with torch.device("meta"):
         small = AutoencoderTiny().eval()
-    assert decode(small, side) < encode(small, side) == pytest.approx(memory.TINY_VAE, rel=0.01)
+    assert decode(small, side) < encode(small, side) == pytest.approx(memory.TINY_VAE_NUMBERS, rel=0.01)
 
 
 def test_bytes() -> None:

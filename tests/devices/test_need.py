@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fewstep
-from fewstep import backends
+from fewstep import modes
+from fewstep.catalog import vaes
+from fewstep.catalog.models import FP16_VAE, FP16_VAE_REVISION, describe_model
 from fewstep.devices import place
 from fewstep.errors import CorruptModelError
-from fewstep.key import EngineKey
-from fewstep.models import vae
-from fewstep.models.catalog import FP16_VAE, FP16_VAE_REVISION, describe, read_json
-from fewstep.models.load import load
-from fewstep.models.need import KNOWN, need_of
+from fewstep.files.untrusted import read_config
+from fewstep.loading.footprint import KNOWN_SIZES, measure_model
+from fewstep.loading.parts import load_parts
+from fewstep.request.schema import EngineKey
 
 from .machines import TINY, gpu, machine
 
@@ -57,15 +58,15 @@ def fixed(hub: Path, sdxl_folder: Path) -> Path:
 def like_sdxl(sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test model's VAE passes for SDXL's."""
     config = json.loads((sdxl_folder / "vae" / "config.json").read_text())
-    monkeypatch.setattr(vae, "SDXL", {key: config[key] for key in vae.SDXL})
+    monkeypatch.setattr(vaes, "SDXL_VAE", {key: config[key] for key in vaes.SDXL_VAE})
 
 
 def test_the_bundled_model() -> None:
-    assert need_of(describe("tiny")) == TINY
+    assert measure_model(describe_model("tiny")) == TINY
 
 
 def test_a_folder_is_counted(sdxl_folder: Path) -> None:
-    need = need_of(describe(str(sdxl_folder)))
+    need = measure_model(describe_model(str(sdxl_folder)))
     with fewstep.load(sdxl_folder, "base", device="cpu", precision="fp32") as engine:
         parts = engine.parts
         counted = [
@@ -78,13 +79,13 @@ def test_a_folder_is_counted(sdxl_folder: Path) -> None:
 @pytest.mark.parametrize("name", ["sdxl", "ssd-1b", "somebody/finetune"])
 @pytest.mark.usefixtures("hub")
 def test_what_is_not_here_is_known(name: str) -> None:
-    need = need_of(describe(name))
-    assert (need.unet, need.text, need.vae) == KNOWN["ssd-1b" if name == "ssd-1b" else "sdxl"]
+    need = measure_model(describe_model(name))
+    assert (need.unet, need.text, need.vae) == KNOWN_SIZES["ssd-1b" if name == "ssd-1b" else "sdxl"]
     assert (need.side, need.vae_fp16_safe) == (1024, False)
 
 
 def test_shards_are_added_up_and_variants_are_not(copy: Path) -> None:
-    before = need_of(describe(str(copy)))
+    before = measure_model(describe_model(str(copy)))
     tensors = load_file(copy / UNET)
     names = sorted(tensors)
     (copy / UNET).unlink()
@@ -93,12 +94,12 @@ def test_shards_are_added_up_and_variants_are_not(copy: Path) -> None:
         save_file({n: tensors[n] for n in part}, copy / "unet" / f"{stem}-0000{index}-of-00002.safetensors")
     for variant in (f"{stem}.fp16.safetensors", f"{stem}.non_ema.safetensors", "other.safetensors"):
         save_file(tensors, copy / "unet" / variant)
-    assert need_of(describe(str(copy))) == before
+    assert measure_model(describe_model(str(copy))) == before
 
 
 def test_missing_weights_count_nothing(copy: Path) -> None:
     (copy / UNET).unlink()
-    assert need_of(describe(str(copy))).unet == 0
+    assert measure_model(describe_model(str(copy))).unet == 0
 
 
 def header(content: bytes) -> bytes:
@@ -124,7 +125,7 @@ BROKEN: dict[str, bytes] = {
 def test_broken_headers_are_named(content: bytes, copy: Path) -> None:
     (copy / UNET).write_bytes(content)
     with pytest.raises(CorruptModelError, match=r"unet.*safetensors"):
-        need_of(describe(str(copy)))
+        measure_model(describe_model(str(copy)))
 
 
 # --- the VAE in fp16
@@ -140,26 +141,26 @@ def test_broken_headers_are_named(content: bytes, copy: Path) -> None:
     ],
 )
 def test_what_is_safe_in_fp16(config: dict[str, Any], safe: bool) -> None:
-    assert vae.fp16_safe(config) == safe
+    assert vaes.fp16_safe(config) == safe
 
 
 def instead(root: Path, dtype: torch.dtype = torch.float16) -> Path | None:
     """The VAE that takes the place of a folder's own."""
-    return vae.instead(read_json(root / "vae" / "config.json"), dtype == torch.float16, str(root))
+    return vaes.replacement_vae(read_config(root / "vae" / "config.json"), dtype == torch.float16, str(root))
 
 
 @pytest.mark.usefixtures("like_sdxl")
 def test_the_corrected_vae_serves_fp16_alone(fixed: Path, sdxl_folder: Path) -> None:
     dtypes = (torch.float16, torch.bfloat16, torch.float32)
     assert [instead(sdxl_folder, dtype) for dtype in dtypes] == [fixed, None, None]
-    assert need_of(describe(str(sdxl_folder))).vae_fp16_safe
+    assert measure_model(describe_model(str(sdxl_folder))).vae_fp16_safe
 
 
 @pytest.mark.usefixtures("fixed")
 def test_other_latents_keep_their_vae(sdxl_folder: Path) -> None:
     """The test model's VAE is not SDXL's."""
     assert instead(sdxl_folder) is None
-    assert not need_of(describe(str(sdxl_folder))).vae_fp16_safe
+    assert not measure_model(describe_model(str(sdxl_folder))).vae_fp16_safe
 
 
 @pytest.mark.usefixtures("like_sdxl", "fixed")
@@ -183,11 +184,11 @@ def test_half_a_download_does_not_count(fixed: Path, sdxl_folder: Path) -> None:
 @pytest.mark.parametrize(("dtype", "black"), [(torch.float16, True), (torch.bfloat16, False)])
 def test_it_is_what_is_loaded(dtype: torch.dtype, black: bool, sdxl_folder: Path) -> None:
     """And each part has its own dtype."""
-    about, recipe = describe(str(sdxl_folder)), backends.recipe("base")
+    about, recipe = describe_model(str(sdxl_folder)), modes.find_recipe("base")
     placement = replace(
         place(machine(gpu("T4", 14.5, (7, 5))), TINY), device=torch.device("cpu"), vae_dtype=dtype
     )
-    parts = load(about, recipe, EngineKey(model=str(sdxl_folder), mode="base"), placement)
+    parts = load_parts(about, recipe, EngineKey(model=str(sdxl_folder), mode="base"), placement)
     assert parts.vae.dtype == dtype
     assert parts.unet.dtype == parts.text.encoders[0].dtype == torch.float16
     assert bool((parts.vae.decoder.conv_out.weight == 0).all()) == black

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fewstep import Engine, backends
+from fewstep import Engine, modes
 from fewstep.devices import Placement, place
-from fewstep.key import EngineKey
-from fewstep.models.load import Parts, load
+from fewstep.loading.parts import Parts, load_parts
+from fewstep.request.schema import EngineKey
 from fewstep.runtimes import offload
 
 from .machines import TINY, machine
@@ -31,17 +31,20 @@ def placed(how: str, device: torch.device = CPU) -> Placement:
 
 
 def loaded(folder: Path, mode: str, accelerator: Path | str, placement: Placement) -> Engine:
-    about, recipe = backends.chosen(str(folder), mode)
+    about, recipe = modes.choose_mode(str(folder), mode)
     return Engine(
-        about, recipe, placement, load(about, recipe, replace(KEY, accelerator=str(accelerator)), placement)
+        about,
+        recipe,
+        placement,
+        load_parts(about, recipe, replace(KEY, accelerator=str(accelerator)), placement),
     )
 
 
 @pytest.fixture(params=WAYS)
 def waiting(request: pytest.FixtureRequest, sdxl_folder: Path) -> Parts:
     """A model whose weights visit torch's meta device: nothing there may meet a weight that stayed in RAM."""
-    about, recipe = backends.chosen(str(sdxl_folder), "turbo")
-    return load(about, recipe, KEY, placed(request.param, META))
+    about, recipe = modes.choose_mode(str(sdxl_folder), "turbo")
+    return load_parts(about, recipe, KEY, placed(request.param, META))
 
 
 def weights(*networks: nn.Module) -> list[Tensor]:
@@ -92,8 +95,8 @@ def test_every_weight_is_fetched_in_time(waiting: Parts) -> None:
 
 
 def test_one_network_at_a_time(sdxl_folder: Path) -> None:
-    about, recipe = backends.chosen(str(sdxl_folder), "turbo")
-    parts = load(about, recipe, KEY, placed("model", META))
+    about, recipe = modes.choose_mode(str(sdxl_folder), "turbo")
+    parts = load_parts(about, recipe, KEY, placed("model", META))
     networks: Sequence[Any] = (*parts.text.encoders, parts.unet, parts.vae)
     before = [weight.clone() for weight in weights(*networks)]
     ids = torch.zeros(1, 77, dtype=torch.long)
@@ -131,8 +134,8 @@ def test_one_layer_at_a_time(sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch)
         alive.append((len(on_device), sum(weight.numel() for weight in on_device)))
 
     monkeypatch.setattr(offload._Waiting, "fetch", counted)
-    about, recipe = backends.chosen(str(sdxl_folder), "turbo")
-    parts = load(about, recipe, KEY, placed("sequential", META))
+    about, recipe = modes.choose_mode(str(sdxl_folder), "turbo")
+    parts = load_parts(about, recipe, KEY, placed("sequential", META))
     step(parts.unet)
     largest = max(sum(p.numel() for p in m.parameters(recurse=False)) for m in parts.unet.modules())
     assert max(alive) <= (2, largest)  # weight and bias
@@ -142,15 +145,15 @@ def test_one_layer_at_a_time(sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_layer_that_fails_leaves_too(sdxl_folder: Path) -> None:
-    about, recipe = backends.chosen(str(sdxl_folder), "turbo")
-    parts = load(about, recipe, KEY, placed("sequential", META))
+    about, recipe = modes.choose_mode(str(sdxl_folder), "turbo")
+    parts = load_parts(about, recipe, KEY, placed("sequential", META))
     with pytest.raises(RuntimeError):
         parts.unet.conv_in(torch.zeros(1, 5, 8, 8, device=META))
     assert places(parts.unet) == {"cpu"}
 
 
 def test_without_offload_nothing_is_hooked(sdxl_folder: Path) -> None:
-    about, recipe = backends.chosen(str(sdxl_folder), "turbo")
-    parts = load(about, recipe, KEY, placed("none"))
+    about, recipe = modes.choose_mode(str(sdxl_folder), "turbo")
+    parts = load_parts(about, recipe, KEY, placed("none"))
     networks = (parts.unet, parts.vae, *parts.text.encoders)
     assert not any(m._forward_pre_hooks or hasattr(m, "_hf_hook") for n in networks for m in n.modules())

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep.devices import Need, Placement, Probe, place
+from fewstep.catalog.models import FP16_VAE
+from fewstep.devices import ModelSize, Placement, Probe, place
 from fewstep.errors import RequestError
-from fewstep.models.catalog import FP16_VAE
 
 from .machines import MACHINES, SDXL, TINY, Answer, answer, apple, cpu, gpu, machine
 
@@ -179,7 +179,7 @@ def test_small_models(probe: Probe, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("need", "small"), [(TINY, True), (SDXL, False), (replace(TINY, text=10**8), False)])
-def test_what_is_small(need: Need, small: bool) -> None:
+def test_what_is_small(need: ModelSize, small: bool) -> None:
     assert need.small == small
 
 

@@ -10,7 +10,7 @@ import torch
 
 from fewstep import cli
 from fewstep.devices import Probe
-from fewstep.devices.report import as_text, report
+from fewstep.devices.report import device_report, report_as_text
 
 from .machines import MACHINES, SDXL, TINY, apple, cpu, gpu, machine
 
@@ -19,18 +19,18 @@ NEEDS = {"tiny": TINY, "sdxl": SDXL}
 
 @pytest.mark.parametrize("probe", [probe for probe, _ in MACHINES.values()], ids=MACHINES)
 def test_every_machine_has_the_same_keys(probe: Probe) -> None:
-    wanted = report(machine(), NEEDS)
-    found = json.loads(json.dumps(report(probe, NEEDS)))
+    wanted = device_report(machine(), NEEDS)
+    found = json.loads(json.dumps(device_report(probe, NEEDS)))
     assert found.keys() == wanted.keys()
     for part in ("versions", "machine", "threads", "models"):
         assert found[part].keys() == wanted[part].keys()
     assert {frozenset(model) for model in found["models"].values()} == {frozenset(wanted["models"]["sdxl"])}
-    assert all(len(line) < 300 for line in as_text(found).splitlines())
+    assert all(len(line) < 300 for line in report_as_text(found).splitlines())
 
 
 def test_a_machine_with_everything() -> None:
-    found = report(machine(gpu("T4", 14.5, (7, 5)), mps=apple(8), ram=cpu(5, speedup=2)), NEEDS)
-    text = as_text(found)
+    found = device_report(machine(gpu("T4", 14.5, (7, 5)), mps=apple(8), ram=cpu(5, speedup=2)), NEEDS)
+    text = report_as_text(found)
     for line in (
         "cuda:0    T4, 14.5 of 15.1 GiB free, capability 7.5",
         "mps       Apple M2, 5.3 of 5.3 GiB free",
@@ -42,24 +42,27 @@ def test_a_machine_with_everything() -> None:
 
 
 def test_what_does_not_fit_is_said() -> None:
-    found = report(machine(ram=cpu(1)), NEEDS)["models"]["sdxl"]
+    found = device_report(machine(ram=cpu(1)), NEEDS)["models"]["sdxl"]
     assert (found["device"], found["reasons"]) == (None, [])
     assert "14.6 GiB" in found["error"]
-    assert f"sdxl      {found['error']}" in as_text(report(machine(ram=cpu(1)), NEEDS)).splitlines()
+    assert (
+        f"sdxl      {found['error']}"
+        in report_as_text(device_report(machine(ram=cpu(1)), NEEDS)).splitlines()
+    )
 
 
 def test_offload_and_tiles_are_said() -> None:
-    assert "sdxl      cuda:0, bf16, VAE bf16, tiles, offload=sequential" in as_text(
-        report(machine(gpu("A2", 1.9)), NEEDS)
+    assert "sdxl      cuda:0, bf16, VAE bf16, tiles, offload=sequential" in report_as_text(
+        device_report(machine(gpu("A2", 1.9)), NEEDS)
     )
-    unknown = as_text(report(machine(ram=replace(cpu(), free=0)), NEEDS))
+    unknown = report_as_text(device_report(machine(ram=replace(cpu(), free=0)), NEEDS))
     assert "free memory unknown, bf16: none" in unknown
 
 
 @pytest.mark.parametrize(("given", "says"), [(8, "; loading on the CPU lowers torch's to 8"), (9, "lowers")])
 def test_more_threads_than_cores_are_said(given: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: given)
-    text = as_text(report(machine(), NEEDS))
+    text = report_as_text(device_report(machine(), NEEDS))
     assert (says in text) == (given > 8)
     assert f"threads   torch has {given}, for 8 cores" in text
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewstep.evaluation import features
-from fewstep.train.data import SIZE, Caption
+from fewstep.train.bundled import features
+from fewstep.train.bundled.data import PICTURE_SIZE, Caption
 
 LABELS = ("grinning face", "red heart", "orange cat", "apple")
 STYLES = ("noto", "flat")
@@ -31,10 +31,10 @@ def captions() -> list[Caption]:
 def sprites(captions: list[Caption]) -> Tensor:
     """uint8 (8, 4, 128, 128), premultiplied: an opaque half, top or left, with a colour of its own."""
     generator = torch.Generator().manual_seed(0)
-    made = torch.zeros(len(captions), 4, SIZE, SIZE)
+    made = torch.zeros(len(captions), 4, PICTURE_SIZE, PICTURE_SIZE)
     for i, sprite in enumerate(made):
         colour = torch.cat([torch.rand(3, generator=generator), torch.ones(1)]).view(4, 1, 1)
-        half = sprite[:, : SIZE // 2] if i % 2 else sprite[..., : SIZE // 2]
+        half = sprite[:, : PICTURE_SIZE // 2] if i % 2 else sprite[..., : PICTURE_SIZE // 2]
         half[:] = 255 * colour
     return made.round().to(torch.uint8)
 
@@ -48,7 +48,7 @@ def work(captions: list[Caption], sprites: Tensor, tmp_path_factory: pytest.Temp
     rows = [{**vars(caption), "tags": list(caption.tags)} for caption in captions]
     (folder / "data" / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     torch.manual_seed(0)
-    features.write(features.FeatureNetwork(), network_file(folder))
+    features.write_features(features.FeatureNetwork(), network_file(folder))
     return folder
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.evaluation import measures
+from fewstep.train.bundled import features
 
 
 def unit(rows: list[list[float]]) -> Tensor:
@@ -42,7 +43,7 @@ LABELS = ["sun", "star", "moon", "sun"]
 def test_retrieval(feature: list[float], nearest: int, labels: set[str]) -> None:
     words = ["sun", "star", "moon"]
     rows = unit([feature]).expand(len(words), 3)
-    found = measures.carried(rows, KNOWN, LABELS, words, nearest)
+    found = features.retrieval_hits(rows, KNOWN, LABELS, words, nearest)
     assert found.dtype == torch.bool
     assert {word for word, there in zip(words, found.tolist(), strict=True) if there} == labels
 
@@ -110,5 +111,5 @@ def test_diversity_is_within_prompts() -> None:
 
 
 def test_shares() -> None:
-    assert measures.share(torch.tensor([True, False, True, True])) == 0.75
-    assert math.isnan(measures.share(torch.tensor([], dtype=torch.bool)))
+    assert measures.share_of_true(torch.tensor([True, False, True, True])) == 0.75
+    assert math.isnan(measures.share_of_true(torch.tensor([], dtype=torch.bool)))

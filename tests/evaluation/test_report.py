@@ -28,10 +28,10 @@ ROWS += [replace(row, mode="lcm", name_1=0.8, key=row.key * 2) for row in ROWS]
 def test_rows_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "rows.csv"
     for row in ROWS:
-        report.append(row, path)
+        report.append_row(row, path)
     assert evaluation.read(path) == ROWS
     assert path.read_text().splitlines()[0] == ",".join(f.name for f in fields(Row))
-    report.append(replace(ROW, diversity=math.nan), path)
+    report.append_row(replace(ROW, diversity=math.nan), path)
     assert math.isnan(evaluation.read(path)[-1].diversity)
     assert evaluation.read(tmp_path / "none.csv") == []
 
@@ -84,7 +84,7 @@ def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, 
 def test_the_command_measures_and_plots(
     capsys: pytest.CaptureFixture[str], work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "TEACHER", ("base", 1))
+    monkeypatch.setattr(run, "REFERENCE_CELL", ("base", 1))
     (tmp_path / "data").symlink_to(work / "data")
     code, out, err = command(
         capsys, "--work", str(tmp_path), "--modes", "lcm", "--steps", "1", "--prompts", "2", "--seeds", "1",

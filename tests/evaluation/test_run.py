@@ -15,11 +15,20 @@ from safetensors.torch import save_file
 import fewstep
 from fewstep import Engine, evaluation
 from fewstep.errors import RequestError
-from fewstep.evaluation import Drawn, Row, Settings, drawing, run
-from fewstep.evaluation.drawing import Order
-from fewstep.picture import as_tensor
-from fewstep.train.data import Caption
-from fewstep.train.latents import held_out
+from fewstep.evaluation import DrawingProgress, Row, Settings, drawing, run
+from fewstep.evaluation.drawing import (
+    CellConfig,
+    batched_engine,
+    cell_key,
+    draw_cell,
+    draw_or_load,
+    engine_digest,
+    reduce_picture,
+    time_calls,
+)
+from fewstep.images import image_to_tensor
+from fewstep.train.bundled.data import Caption
+from fewstep.train.bundled.latents import held_out_pairs
 
 from .conftest import network_file
 
@@ -29,7 +38,7 @@ PROMPTS = ("red heart, noto style", "apple, flat style", "orange cat, noto style
 @pytest.fixture
 def settings(work: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Two prompts, one seed, LCM's one step, against a teacher of two steps."""
-    monkeypatch.setattr(run, "TEACHER", ("base", 2))
+    monkeypatch.setattr(run, "REFERENCE_CELL", ("base", 2))
     return Settings(
         modes=("lcm",), steps=(1,), prompts=2, seeds=1, repeats=2, features=network_file(work), device="cpu"
     )
@@ -73,9 +82,9 @@ def lora(base: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def drained(drawing: Iterator[Drawn]) -> tuple[list[Drawn], torch.Tensor]:
+def drained(drawing: Iterator[DrawingProgress]) -> tuple[list[DrawingProgress], torch.Tensor]:
     """All that a generator yields, and what it returns."""
-    seen: list[Drawn] = []
+    seen: list[DrawingProgress] = []
     while True:
         try:
             seen.append(next(drawing))
@@ -83,25 +92,27 @@ def drained(drawing: Iterator[Drawn]) -> tuple[list[Drawn], torch.Tensor]:
             return seen, end.value
 
 
-def order(engine: Engine, steps: int = 2) -> Order:
+def order(engine: Engine, steps: int = 2) -> CellConfig:
     guidance = engine.recipe.guidance.default
-    return Order(mode=engine.recipe.mode, steps=steps, guidance=guidance, prompts=PROMPTS, seeds=(5, 6, 7))
+    return CellConfig(
+        mode=engine.recipe.mode, steps=steps, guidance=guidance, prompts=PROMPTS, seeds=(5, 6, 7)
+    )
 
 
 def test_pictures_drawn_together_are_the_products(engine: Engine) -> None:
     """One level of 255 apart at most: sums are taken in another order."""
-    _, pictures = drained(drawing.draw(engine, order(engine)))
+    _, pictures = drained(draw_cell(engine, order(engine)))
     assert pictures.dtype == torch.uint8
     for i, prompt in enumerate(PROMPTS):
         own = engine.generate(prompt, 2, seed=5 + i, progress=False)[0]
-        apart = (pictures[i].float() - (as_tensor(own)[0] + 1) * 127.5).abs()
+        apart = (pictures[i].float() - (image_to_tensor(own)[0] + 1) * 127.5).abs()
         assert apart.max() <= 1.01
 
 
 def test_the_unet_is_called_with_all_of_them(engine: Engine) -> None:
     rows: list[int] = []
     hook = engine.parts.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    drained(drawing.draw(engine, order(engine)))
+    drained(draw_cell(engine, order(engine)))
     hook.remove()
     assert rows == [3 * (2 if engine.recipe.mode == "base" else 1)] * 2
 
@@ -110,40 +121,40 @@ def test_the_mode_own_adapter_is_not_put_on_twice(base: Engine, lora: Path) -> N
     """The twin shares the weights, in which it is already."""
     parts = replace(base.parts, unet=copy.deepcopy(base.parts.unet), accelerator=(str(lora), 1.0))
     engine = Engine(base.model, base.recipe, base.placement, parts)
-    worn = drawing.weights_of(engine)
-    twin = drawing.batched(engine)
+    worn = engine_digest(engine)
+    twin = batched_engine(engine)
     assert twin.parts.unet is engine.parts.unet
-    assert drawing.weights_of(twin) == worn != drawing.weights_of(base)
+    assert engine_digest(twin) == worn != engine_digest(base)
     assert engine.placement.batch == 1  # the product's own way is as it was
 
 
 def test_pictures_of_a_key_are_drawn_once(
     lcm: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, made = drained(drawing.kept(lcm, order(lcm, 1), "0" * 64, tmp_path))
+    seen, made = drained(draw_or_load(lcm, order(lcm, 1), "0" * 64, tmp_path))
     assert [(one.pictures, one.of) for one in seen] == [(3, 3)]
-    monkeypatch.delattr(drawing, "draw")
-    seen, again = drained(drawing.kept(lcm, order(lcm, 1), "0" * 64, tmp_path))
+    monkeypatch.delattr(drawing, "draw_cell")
+    seen, again = drained(draw_or_load(lcm, order(lcm, 1), "0" * 64, tmp_path))
     assert seen == []
     assert torch.equal(made, again)
 
 
 def test_the_key_knows_all_that_changes_pictures(lcm: Engine, base: Engine, lora: Path) -> None:
-    asked, weights = order(lcm), drawing.weights_of(lcm)
+    asked, weights = order(lcm), engine_digest(lcm)
     others = [
         replace(asked, steps=1), replace(asked, guidance=2.0), replace(asked, seeds=(5, 6, 8)),
         replace(asked, loras=((str(lora), 1.0),)), replace(asked, loras=((str(lora), 0.5),)),
     ]  # fmt: skip
-    assert len({drawing.key_of(weights, lcm, one) for one in (asked, asked, *others)}) == 6
-    assert weights == drawing.weights_of(lcm) != drawing.weights_of(base)
+    assert len({cell_key(weights, lcm, one) for one in (asked, asked, *others)}) == 6
+    assert weights == engine_digest(lcm) != engine_digest(base)
 
 
 def test_large_pictures_are_made_smaller() -> None:
     picture = torch.zeros(1, 3, 256, 512)
     picture[..., ::2] = 1
-    assert drawing.reduced(picture).shape == (1, 3, 128, 256)
-    assert drawing.reduced(picture).unique().tolist() == [191]  # the mean of 127.5 and 255
-    assert drawing.reduced(torch.full((1, 3, 96, 96), -1.0)).unique().tolist() == [0]
+    assert reduce_picture(picture).shape == (1, 3, 128, 256)
+    assert reduce_picture(picture).unique().tolist() == [191]  # the mean of 127.5 and 255
+    assert reduce_picture(torch.full((1, 3, 96, 96), -1.0)).unique().tolist() == [0]
 
 
 def test_a_row_is_complete(place: Path, settings: Settings) -> None:
@@ -165,7 +176,7 @@ def test_the_teacher_is_at_no_distance_from_itself(place: Path, settings: Settin
     seen = list(evaluation.watch(place, replace(settings, modes=("base",), steps=(2,), seeds=2)))
     row = seen[-1]
     assert isinstance(row, Row)
-    assert seen[:-1] == [Drawn(mode="base", steps=2, pictures=4, of=4)]
+    assert seen[:-1] == [DrawingProgress(mode="base", steps=2, pictures=4, of=4)]
     assert row.rmse == 0
     assert row.feature_distance == pytest.approx(0, abs=1e-6)
     assert row.diversity > 0
@@ -179,13 +190,13 @@ def test_an_interrupted_evaluation_goes_on(
     first = next(whole)
     del whole  # here it is interrupted
     timed: list[int] = []
-    real = drawing.timed
+    real = time_calls
 
-    def counted(engine: Engine, order: Order, repeats: int) -> tuple[float, float, float]:
+    def counted(engine: Engine, order: CellConfig, repeats: int) -> tuple[float, float, float]:
         timed.append(order.steps)
         return real(engine, order, repeats)
 
-    monkeypatch.setattr(drawing, "timed", counted)
+    monkeypatch.setattr(drawing, "time_calls", counted)
     rows = list(evaluation.evaluate(place, both))
     assert timed == [2]
     assert repr(rows[0]) == repr(first)  # nan is not equal to itself
@@ -250,7 +261,7 @@ def test_prompts_are_drawn_without_replacement() -> None:
 def test_held_out_pairs_are_those_of_training() -> None:
     captions = many(300)
     held = {(one.label, one.style) for one in evaluation.prompts(captions, 600) if one.held}
-    flags = zip(captions, held_out(captions), strict=True)
+    flags = zip(captions, held_out_pairs(captions), strict=True)
     assert held == {(caption.label, caption.style) for caption, out in flags if out}
     assert 0 < len(held) < 60
     alone = evaluation.prompts(captions, 600, held_out_only=True)

@@ -15,7 +15,7 @@ from PIL import Image
 
 import fewstep
 from fewstep import Engine
-from fewstep.devices import Need, place, probe
+from fewstep.devices import ModelSize, place, probe
 from fewstep.devices.memory import footprint
 from fewstep.errors import DeviceMemoryError
 
@@ -248,6 +248,6 @@ def test_a_stream_that_is_left_leaves_nothing(load: Load) -> None:
 
 
 def test_what_is_too_large_is_refused_before_loading() -> None:
-    giant = Need(unet=10**12, text=10**9, vae=10**8, side=1024, vae_fp16_safe=True)
+    giant = ModelSize(unet=10**12, text=10**9, vae=10**8, side=1024, vae_fp16_safe=True)
     with pytest.raises(fewstep.RequestError, match=r"GiB on cuda:\d+ with offload='none'"):
         place(probe(), giant, DEVICE, offload="none")

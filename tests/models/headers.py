@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
-from fewstep.models.header import BITS
+from fewstep.files.safetensors import DTYPE_BITS
 
 Shapes = dict[str, tuple[int, ...]]
 ATTENDING = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
@@ -266,7 +266,7 @@ def header(shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16", metadata: 
     content: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
     reached = 0
     for name, shape in shapes.items():
-        end = reached + BITS[dtype] * math.prod(shape) // 8
+        end = reached + DTYPE_BITS[dtype] * math.prod(shape) // 8
         content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [reached, end]}
         reached = end
     return packed(json.dumps(content))

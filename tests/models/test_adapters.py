@@ -11,12 +11,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from fewstep import Engine, backends
+from fewstep import Engine, modes
+from fewstep.addons import lora_layers
+from fewstep.addons.lora import LoraDelta
+from fewstep.addons.lora_apply import merge_weight
 from fewstep.devices import Placement, place
-from fewstep.key import EngineKey
-from fewstep.models import layers, load
-from fewstep.models.adapters import merged
-from fewstep.models.lora import Delta
+from fewstep.loading import parts
+from fewstep.request.schema import EngineKey
 
 from ..devices.machines import TINY, machine
 from . import headers as made
@@ -32,8 +33,8 @@ def sdxl() -> Any:
         return UNet2DConditionModel(**made.SDXL)
 
 
-def named(unet: Any) -> Mapping[tuple[str, str], layers.Layer]:
-    return layers.layers({"unet": unet}, unet.config)
+def named(unet: Any) -> Mapping[tuple[str, str], lora_layers.LoraLayer]:
+    return lora_layers.find_layers({"unet": unet}, unet.config)
 
 
 def test_every_layer_of_sdxl_has_its_original_name(sdxl: Any) -> None:
@@ -79,9 +80,10 @@ def test_merging_is_what_the_adapter_would_add(kernel: tuple[int, ...], dtype: t
         weight = weight.to(memory_format=torch.channels_last)
     point = (1,) * len(kernel)
     added = [
-        (Delta(torch.randn(6, 2, *point), torch.randn(2, 5, *kernel), 0.5), share) for share in (0.7, -1.2)
+        (LoraDelta(torch.randn(6, 2, *point), torch.randn(2, 5, *kernel), 0.5), share)
+        for share in (0.7, -1.2)
     ]
-    now = merged(weight, tuple(added))
+    now = merge_weight(weight, tuple(added))
     assert (now.dtype, now.stride()) == (dtype, weight.stride())
     x = torch.randn(3, 5, *(4 for _ in kernel))
     run: Any = torch.nn.functional.conv2d if kernel else torch.nn.functional.linear
@@ -98,9 +100,9 @@ def placed(how: str) -> Placement:
 
 
 def engine(folder: Path, how: str) -> Engine:
-    about, recipe = backends.chosen(str(folder), "turbo")
+    about, recipe = modes.choose_mode(str(folder), "turbo")
     key = EngineKey(model=str(folder), mode="turbo")
-    return Engine(about, recipe, placed(how), load.load(about, recipe, key, placed(how)))
+    return Engine(about, recipe, placed(how), parts.load_parts(about, recipe, key, placed(how)))
 
 
 @pytest.mark.parametrize("how", ["model", "sequential"])

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fewstep import CorruptModelError, ModelNotFoundError, RequestError
-from fewstep.models import embeddings
-from fewstep.prompts import read, windows
-from fewstep.text import TextEncoder
+from fewstep.addons import textual_inversion
+from fewstep.architectures.text import TextEncoder
+from fewstep.prompts import split_windows, tokenize_prompt
 
 SIZE = (96, 96)
 WIDTHS = (32, 48)  # of the fixture's text encoders
@@ -46,7 +46,7 @@ def file(path: Path, count: int = 3, seed: int = 0, names: tuple[str, str] = ("c
 
 def taught(fresh: Callable[[], TextEncoder], *paths: Path) -> TextEncoder:
     text = fresh()
-    embeddings.add(text, [str(path) for path in paths])
+    textual_inversion.add_words(text, [str(path) for path in paths])
     return text
 
 
@@ -103,7 +103,7 @@ def test_words_of_many_kinds(stem: str, fresh: Make, tmp_path: Path) -> None:
     text = taught(fresh, file(tmp_path / f"{stem}.safetensors", 2))
     for tokenizer in text.tokenizers:
         new = [len(tokenizer) - 2, len(tokenizer) - 1]
-        reading = read(tokenizer, f"fox, {stem.upper()} owl")
+        reading = tokenize_prompt(tokenizer, f"fox, {stem.upper()} owl")
         assert [token for token in reading.ids if token in new] == new
 
 
@@ -113,7 +113,10 @@ def test_a_word_that_is_part_of_another(order: int, fresh: Make, tmp_path: Path)
     text = taught(fresh, *files[::order])
     tokenizer = text.tokenizers[0]
     old = len(tokenizer) - 5
-    counts = [sum(token >= old for token in read(tokenizer, p).ids) for p in ("sks", "sks-two", "sks-three")]
+    counts = [
+        sum(token >= old for token in tokenize_prompt(tokenizer, p).ids)
+        for p in ("sks", "sks-two", "sks-three")
+    ]
     assert counts == [2, 3, 2]
 
 
@@ -122,19 +125,19 @@ def test_windows_keep_its_vectors_together(before: int, fresh: Make, tmp_path: P
     text = taught(fresh, file(tmp_path / "sks.safetensors", 4))
     prompt = f"{'fox ' * (before // 2)}sks owl"
     tokenizer = text.tokenizers[0]
-    reading = read(tokenizer, prompt)
+    reading = tokenize_prompt(tokenizer, prompt)
     new = [number for number, token in enumerate(reading.ids) if token >= len(tokenizer) - 4]
     assert [reading.ends[number] for number in new] == [False, False, False, True]
-    parts = windows(reading.ends)
+    parts = split_windows(reading.ends)
     assert sum(part.start <= new[0] and new[-1] < part.stop for part in parts) == 1
     assert text.encode([prompt], SIZE).windows == (len(parts),)
 
 
 def test_what_is_cut_off_is_told_as_it_was_written(fresh: Make, tmp_path: Path) -> None:
     text = taught(fresh, file(tmp_path / "sks.safetensors", 4))
-    ids = len(read(text.tokenizers[0], "fox").ids)
+    ids = len(tokenize_prompt(text.tokenizers[0], "fox").ids)
     for before in range(72, 77):
-        rest = read(text.tokenizers[0], f"{'fox ' * (before // ids)}, sks owl").rest
+        rest = tokenize_prompt(text.tokenizers[0], f"{'fox ' * (before // ids)}, sks owl").rest
         assert not any(ord(letter) > 0xE000 for letter in rest)
         assert rest.endswith("sks owl") or rest in ("owl", "")
 
@@ -149,7 +152,7 @@ def test_weights_on_it(fresh: Make, tmp_path: Path) -> None:
     assert torch.equal(text.encode(["a (sks:1.0) fox"], SIZE).tokens, plain)
     # Its two tokens are moved away from the empty prompt, and no other (compel's rule above 1).
     blank = text.embed(" ").tokens
-    begin = 1 + len(read(text.tokenizers[0], "a").ids)
+    begin = 1 + len(tokenize_prompt(text.tokenizers[0], "a").ids)
     rows = slice(begin, begin + 2)
     torch.testing.assert_close(heavy[0, rows], blank[rows] + 1.4 * (plain[0, rows] - blank[rows]))
 
@@ -163,7 +166,7 @@ def test_the_end_of_the_prompt_is_still_its_end(fresh: Make, tmp_path: Path) -> 
             if hasattr(module, "eos_token_id"):
                 module.eos_token_id = 2  # type: ignore[assignment]
     expected = legacy.encode(["a fox"], SIZE)
-    embeddings.add(legacy, [str(path)])
+    textual_inversion.add_words(legacy, [str(path)])
     legacy.forget()
     assert equal(legacy.encode(["a fox"], SIZE), expected)
     assert equal(legacy.encode(["a sks fox"], SIZE), right.encode(["a sks fox"], SIZE))

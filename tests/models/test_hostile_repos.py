@@ -16,8 +16,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import fewstep
-from fewstep.codec import tiled
-from fewstep.models.catalog import describe
+from fewstep.catalog.models import describe_model
+from fewstep.codec import with_tiles
 from tests.conftest import SIDE
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -266,9 +266,9 @@ def test_two_sides_are_the_larger(copy: Path) -> None:
     """Legal in diffusers, for the UNet and for the VAE, whose tiles follow it."""
     edit("unet/config.json", sample_size=[8, 12])(copy)
     edit("vae/config.json", sample_size=[64, 96])(copy)
-    assert describe(copy).size == SIDE
+    assert describe_model(copy).size == SIDE
     with fewstep.load(copy, "base", device="cpu", precision="fp32") as engine:
-        assert tiled(engine.parts.vae).tile_sample_min_size == 64
+        assert with_tiles(engine.parts.vae).tile_sample_min_size == 64
 
 
 def test_a_canary_would_sing(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fewstep.errors import CorruptModelError, ModelNotFoundError
-from fewstep.models.header import HEADER
-from fewstep.models.shards import SHARDS, files, read_index
+from fewstep.files.safetensors import MAX_SHARDS, read_shard_index, weight_files
+from fewstep.files.untrusted import MAX_HEADER
 
 from . import headers as made
 
@@ -38,19 +38,19 @@ def write(path: Path, places: object, **more: object) -> Path:
 
 
 def test_shards_are_listed(index: Path) -> None:
-    assert read_index(index) == [index.parent / FIRST, index.parent / SECOND]
-    assert files(index.parent) == read_index(str(index))
+    assert read_shard_index(index) == [index.parent / FIRST, index.parent / SECOND]
+    assert weight_files(index.parent) == read_shard_index(str(index))
 
 
 def test_one_whole_file_goes_first(index: Path) -> None:
     whole = made.write(index.parent / f"{STEM}.safetensors", {"a": (1,)})
-    assert files(index.parent) == [whole]
-    assert files(index.parent.parent) == []
+    assert weight_files(index.parent) == [whole]
+    assert weight_files(index.parent.parent) == []
 
 
 def test_shards_without_an_index(index: Path) -> None:
     index.unlink()
-    assert files(index.parent) == [index.parent / FIRST, index.parent / SECOND]
+    assert weight_files(index.parent) == [index.parent / FIRST, index.parent / SECOND]
 
 
 NAMES = {
@@ -78,7 +78,7 @@ NAMES = {
 def test_shards_stay_in_their_folder(name: str, index: Path) -> None:
     (index.parent / "pytorch_model.bin").touch()
     with pytest.raises(CorruptModelError, match="unet") as caught:
-        read_index(write(index, {**MAP, "c": name}))
+        read_shard_index(write(index, {**MAP, "c": name}))
     assert "\n" not in str(caught.value)
 
 
@@ -111,7 +111,7 @@ FILES: dict[str, Callable[[Path], object]] = {
 def test_shards_are_what_the_index_says(spoil: Callable[[Path], object], index: Path) -> None:
     spoil(index.parent)
     with pytest.raises(CorruptModelError, match="unet"):
-        read_index(index)
+        read_shard_index(index)
 
 
 MAPS: dict[str, Any] = {
@@ -124,14 +124,14 @@ MAPS: dict[str, Any] = {
     "a tensor elsewhere": {"a": FIRST, "b": SECOND, "c": SECOND},
     "an unknown tensor": {**MAP, "d": FIRST},
     "a forgotten tensor": {"a": FIRST, "c": SECOND},
-    "too many shards": {str(i): f"{i}.safetensors" for i in range(SHARDS + 1)},
+    "too many shards": {str(i): f"{i}.safetensors" for i in range(MAX_SHARDS + 1)},
 }
 
 
 @pytest.mark.parametrize("places", MAPS.values(), ids=MAPS)
 def test_maps_that_are_none(places: Any, index: Path) -> None:
     with pytest.raises(CorruptModelError, match=r"index\.json"):
-        read_index(write(index, places))
+        read_shard_index(write(index, places))
 
 
 CONTENTS: dict[str, bytes] = {
@@ -143,7 +143,7 @@ CONTENTS: dict[str, bytes] = {
     "twice": b'{"weight_map": {"a": "x", "a": "y"}}',
     "no UTF-8": b'{"weight_map": {"\xff": "x"}}',
     "UTF-16": json.dumps({"weight_map": MAP}).encode("utf-16"),
-    "huge": b'{"weight_map": {}}'.ljust(HEADER + 1),
+    "huge": b'{"weight_map": {}}'.ljust(MAX_HEADER + 1),
     "many": json.dumps({"weight_map": {str(i): FIRST for i in range(400_000)}}).encode(),
 }
 
@@ -152,9 +152,9 @@ CONTENTS: dict[str, bytes] = {
 def test_broken_indexes_are_named(content: bytes, index: Path) -> None:
     index.write_bytes(content)
     with pytest.raises(CorruptModelError, match=r"index\.json"):
-        read_index(index)
+        read_shard_index(index)
 
 
 def test_an_index_that_is_missing(index: Path) -> None:
     with pytest.raises(ModelNotFoundError):
-        read_index(index.parent / "nowhere.safetensors.index.json")
+        read_shard_index(index.parent / "nowhere.safetensors.index.json")

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 import fewstep
-from fewstep import backends, inspection
-from fewstep.backends import base, lcm, lcm_lora, turbo
+from fewstep import inspection
+from fewstep import modes as backends
+from fewstep.catalog.models import TINY
 from fewstep.errors import BackendError, CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.inspection import AS_IT_IS, AT_WORD, BESIDE, OWN, STYLE, Inspection, inspect
-from fewstep.models.catalog import TINY
+from fewstep.modes import base, lcm, lcm_lora, turbo
 from fewstep.recipe import Recipe, Weights
 
 from . import headers as made
@@ -46,8 +47,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
             raise BackendError("a plug-in")
         return RECIPES[mode]
 
-    monkeypatch.setattr(backends, "modes", lambda: sorted([*RECIPES, "broken"]))
-    monkeypatch.setattr(backends, "recipe", recipe)
+    monkeypatch.setattr(backends, "mode_names", lambda: sorted([*RECIPES, "broken"]))
+    monkeypatch.setattr(backends, "find_recipe", recipe)
 
 
 def seen(path: Path, shapes: made.Shapes, metadata: object = None) -> Inspection:
@@ -357,7 +358,7 @@ def test_nothing_hostile_is_shown(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_name_that_speaks_of_a_mode_asks_for_it(name: str, modes: str) -> None:
-    told = inspection.doubt(name)
+    told = inspection.name_doubt(name)
     assert told.endswith(f"name the mode, one of {modes}") if modes else told == ""
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fewstep.models.header import read
-from fewstep.models.kinds import Kind, kind
+from fewstep.files.identify import FileKind, identify
+from fewstep.files.safetensors import read_header
 
 from . import headers as made
 
@@ -17,13 +17,13 @@ BOTH = ("text_encoder", "text_encoder_2")
 ALL = ("unet", *BOTH, "vae")
 
 
-def kind_of(tmp_path: Path, shapes: made.Shapes, metadata: object = None, alpha: float = 0.0) -> Kind:
-    return kind(read(made.write(tmp_path / "model.safetensors", shapes, metadata, alpha)))
+def kind_of(tmp_path: Path, shapes: made.Shapes, metadata: object = None, alpha: float = 0.0) -> FileKind:
+    return identify(read_header(made.write(tmp_path / "model.safetensors", shapes, metadata, alpha)))
 
 
-def differs(found: Kind, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def differs(found: FileKind, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """What is not as wanted; what is not wanted is at its default."""
-    wanted = {**vars(Kind(what="")), **wanted}
+    wanted = {**vars(FileKind(what="")), **wanted}
     return {name: (value, wanted[name]) for name, value in vars(found).items() if value != wanted[name]}
 
 
@@ -140,7 +140,7 @@ def test_every_unet_in_every_layout(name: str, layout: str, tmp_path: Path) -> N
 
 def test_a_checkpoint_is_as_large_as_published(tmp_path: Path) -> None:
     """2,515 tensors; the parameters of fewstep.models.need.KNOWN, and OpenCLIP's and CLIP's constants."""
-    found = read(made.write(tmp_path / "sdxl.safetensors", made.checkpoint()))
+    found = read_header(made.write(tmp_path / "sdxl.safetensors", made.checkpoint()))
     assert len(found.tensors) == 2515
     constants = 77 + 1  # position_ids, logit_scale
     assert found.parameters == 2_567_463_684 + 817_720_320 + 83_653_863 + constants

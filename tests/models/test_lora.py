@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import fewstep
 from fewstep import CorruptModelError, Engine, ModelNotFoundError, RequestError
-from fewstep.models import lora
-from fewstep.models.layers import Layer
+from fewstep.addons import lora
+from fewstep.addons.lora_layers import LoraLayer
 
 Load = Callable[..., Engine]
 
@@ -104,7 +104,7 @@ def test_an_adapter_of_another_width(sdxl_folder: Path, lora_file: Path, tmp_pat
 
 
 LAYER = "down_blocks_1_attentions_0_proj_in"
-PLACES = {("unet", LAYER): Layer("down_blocks.1.attentions.0.proj_in.weight", torch.Size((4, 4)))}
+PLACES = {("unet", LAYER): LoraLayer("down_blocks.1.attentions.0.proj_in.weight", torch.Size((4, 4)))}
 
 
 def with_alpha(path: Path, alpha: torch.Tensor) -> Path:
@@ -119,14 +119,14 @@ def with_alpha(path: Path, alpha: torch.Tensor) -> Path:
 def test_an_alpha_of_any_real_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     """torch cannot add float8."""
     path = with_alpha(tmp_path / "lora.safetensors", torch.tensor(3.0).to(dtype))
-    (delta,) = lora.read(path, PLACES).deltas.values()
+    (delta,) = lora.read_lora(path, PLACES).deltas.values()
     assert delta.scale == 1.5
 
 
 @pytest.mark.parametrize("alpha", [torch.tensor(3 + 0j), torch.tensor(float("nan")), torch.ones(2)])
 def test_an_alpha_that_is_no_number(tmp_path: Path, alpha: torch.Tensor) -> None:
     with pytest.raises(CorruptModelError, match=r"lora\.safetensors has an alpha for .* no finite number"):
-        lora.read(with_alpha(tmp_path / "lora.safetensors", alpha), PLACES)
+        lora.read_lora(with_alpha(tmp_path / "lora.safetensors", alpha), PLACES)
 
 
 def test_no_adapter_in_the_folder(sdxl_folder: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fewstep
 from fewstep import CorruptModelError, Engine, ModelNotFoundError
-from fewstep.models import adapters, lora
+from fewstep.addons import lora, lora_apply
 
 from . import loras
 
@@ -100,8 +100,8 @@ def test_nothing_is_merged_twice(worn: Engine, styles: list[Path], monkeypatch: 
         merged.append(weight)
         return real(weight, added)
 
-    real = adapters.merged
-    monkeypatch.setattr(adapters, "merged", counted)
+    real = lora_apply.merge_weight
+    monkeypatch.setattr(lora_apply, "merge_weight", counted)
     layers = [len(state) // 2 for state in loras.states(Path(worn.model.source), 21).values()]
     picture(worn, [(styles[0], 1.0)])
     assert len(merged) == sum(layers)
@@ -192,7 +192,7 @@ def test_a_lack_of_memory_midway_changes_nothing(
 ) -> None:
     expected = picture(worn, [(styles[1], 1.0)])
     picture(worn, [(styles[0], 0.8)])
-    before, real, left = bits(worn), adapters.merged, [20]
+    before, real, left = bits(worn), lora_apply.merge_weight, [20]
 
     def failing(weight: Tensor, added: Any) -> Tensor:
         left[0] -= 1
@@ -201,7 +201,7 @@ def test_a_lack_of_memory_midway_changes_nothing(
         return real(weight, added)
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapters, "merged", failing)
+        patch.setattr(lora_apply, "merge_weight", failing)
         with pytest.raises(fewstep.DeviceMemoryError):
             picture(worn, [(styles[1], 1.0)])
     assert same(bits(worn), before)
@@ -213,7 +213,7 @@ def test_an_interrupt_midway_changes_nothing(
 ) -> None:
     """Ctrl-C, as soon as a weight is changed."""
     picture(worn, [(styles[0], 0.8)])
-    before, real, left = bits(worn), adapters._replace, [20]
+    before, real, left = bits(worn), lora_apply._set_weight, [20]
 
     def interrupted(weight: Any, value: Tensor) -> None:
         real(weight, value)
@@ -221,7 +221,7 @@ def test_an_interrupt_midway_changes_nothing(
         if left[0] == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(adapters, "_replace", interrupted)
+    monkeypatch.setattr(lora_apply, "_set_weight", interrupted)
     with pytest.raises(KeyboardInterrupt):
         picture(worn, [(styles[1], 1.0)])
     assert same(bits(worn), before)
@@ -237,13 +237,13 @@ def test_a_file_that_changes_is_read_again(worn: Engine, styles: list[Path], tmp
 
 
 def test_files_stay_read(worn: Engine, styles: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    read, real = list[Path](), lora.read
+    read, real = list[Path](), lora.read_lora
 
     def noted(path: Path, layers: Any) -> Any:
         read.append(path)
         return real(path, layers)
 
-    monkeypatch.setattr(lora, "read", noted)
+    monkeypatch.setattr(lora, "read_lora", noted)
     for _ in range(3):
         picture(worn, [(styles[0], 1.0), (styles[1], 0.5)])
     assert read == [styles[0], styles[1]]
@@ -278,7 +278,7 @@ def test_close_lets_go(sdxl_folder: Path, styles: list[Path]) -> None:
         weakref.ref(one)
         for one in (
             engine.parts.unet, engine.parts.text, engine.parts.unet.conv_in.weight, engine._adapters, read,
-            adapters._wardrobes[engine.parts.unet]._loaded["conv_in.weight"],
+            lora_apply._loras_by_network[engine.parts.unet]._loaded["conv_in.weight"],
         )
     ]  # fmt: skip
     del read

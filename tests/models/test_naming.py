@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from fewstep.models.header import NAME, TENSORS
-from fewstep.models.naming import piece
+from fewstep.files.safetensors import MAX_NAME
+from fewstep.files.tensor_names import parse_lora_name
+from fewstep.files.untrusted import MAX_TENSORS
 
 TORTUOUS = ["_oft_", "_oft__", "_oft_x", ".lora.A", "_lora_down.", ".lora_magnitude_vector"]
 
@@ -15,26 +16,26 @@ TORTUOUS = ["_oft_", "_oft__", "_oft_x", ".lora.A", "_lora_down.", ".lora_magnit
 @pytest.mark.parametrize("part", TORTUOUS)
 def test_no_name_takes_long(part: str) -> None:
     """20,000 names of `_oft_` without end took 1.8 s, each read anew from every underscore."""
-    name = (part * NAME)[: NAME - 1] + "!"
+    name = (part * MAX_NAME)[: MAX_NAME - 1] + "!"
     start = time.process_time()
-    assert all(piece(name) is None for _ in range(TENSORS))
+    assert all(parse_lora_name(name) is None for _ in range(MAX_TENSORS))
     assert time.process_time() - start < 0.9
 
 
 def test_a_long_module_keeps_its_name() -> None:
     module = "down_blocks_1_" * 30 + "to_k"
-    found = piece(f"lora_unet_{module}.lora_down.weight")
+    found = parse_lora_name(f"lora_unet_{module}.lora_down.weight")
     assert found is not None
     assert (found.network, found.module, found.role) == ("unet", module, "down")
 
 
 def test_the_longest_end_is_read() -> None:
     end = f"lora_linear_layer.down.{'a' * 40}.{'b' * 40}"
-    found = piece(f"unet.{'x' * 200}.{end}")
+    found = parse_lora_name(f"unet.{'x' * 200}.{end}")
     assert found is not None
     assert (found.network, found.module, found.role) == ("unet", "x" * 200, "down")
-    assert piece(f"unet.x.{end}b") is None
+    assert parse_lora_name(f"unet.x.{end}b") is None
 
 
 def test_a_name_of_two_lines_is_no_adapters() -> None:
-    assert piece("lora_unet_a\rb.lora_down.weight") is None
+    assert parse_lora_name("lora_unet_a\rb.lora_down.weight") is None

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fewstep.errors import CorruptModelError
+from fewstep.files.safetensors import read_header
 from fewstep.inspection import inspect
-from fewstep.models.header import read
 
 from .hostile import SOUND, refused
 
@@ -45,7 +45,7 @@ def test_no_pickle_is_unpickled(tmp_path: Path) -> None:
         for suffix in SUFFIXES:
             path = tmp_path / f"model{suffix}"
             path.write_bytes(content)
-            for look in (read, inspect):
+            for look in (read_header, inspect):
                 with pytest.raises(CorruptModelError, match=r"model\.\w+.*safetensors") as caught:
                     look(path)
                 assert "\n" not in str(caught.value)

@@ -16,8 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import fewstep
 from fewstep import CorruptModelError, ModelError
-from fewstep.models import shapes, vocabulary
-from fewstep.models import single as single_module
+from fewstep.loading import single_file as single_module
+from fewstep.loading import single_file_config, tokenizers
 from tests import full_size
 from tests.conftest import GAINS, SCHEDULER
 from tests.models import original
@@ -30,7 +30,7 @@ Save = Callable[..., Path]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SDXL in small, with heads of 64 channels and CLIP's whole vocabulary, as a single file implies."""
     torch.manual_seed(3)
-    first, second = vocabulary.tokenizers()
+    first, second = tokenizers.clip_tokenizers()
     root = tmp_path_factory.mktemp("whole")
     StableDiffusionXLPipeline(
         vae=AutoencoderKL(
@@ -75,7 +75,7 @@ def unet(embedding: int | None, **changes: Any) -> Any:
 
 def clip(act: str) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=vocabulary.SIZE, hidden_size=64, projection_dim=64, intermediate_size=128,
+        vocab_size=tokenizers.CLIP_VOCABULARY, hidden_size=64, projection_dim=64, intermediate_size=128,
         num_hidden_layers=2, num_attention_heads=1, hidden_act=act, bos_token_id=49406, eos_token_id=49407,
         pad_token_id=1, initializer_factor=3.0,
     )  # fmt: skip
@@ -202,7 +202,7 @@ def test_a_pruned_unet_is_read_off_its_shapes(folder: Path, tmp_path: Path) -> N
     )  # fmt: skip
     pruned.save_pretrained(tmp_path / "unet")
     save_file(names(folder, tmp_path / "unet"), tmp_path / "pruned.safetensors")
-    whole = single_module.read(tmp_path / "pruned.safetensors")
+    whole = single_module.read_single_file(tmp_path / "pruned.safetensors")
     told = whole.parts["unet"].config
     assert told["mid_block_type"] == "UNetMidBlock2D"
     assert told["transformer_layers_per_block"] == [1, 1, [2, 1]]
@@ -216,7 +216,7 @@ def test_full_size_configurations_are_read_off_too() -> None:
     """Of the real SDXL, from shapes alone, against its published configurations."""
     with torch.device("meta"):
         full = UNet2DConditionModel.from_config(full_size.UNET)
-    told: dict[str, Any] = shapes.unet(meta(full), 1280)
+    told: dict[str, Any] = single_file_config.unet_config(meta(full), 1280)
     for name, published in full_size.UNET.items():
         assert told[name] == published, name
     assert told["reverse_transformer_layers_per_block"] == [10, 2, 1]
@@ -226,11 +226,11 @@ def test_full_size_configurations_are_read_off_too() -> None:
             (CLIPTextModel(CLIPTextConfig(**full_size.CLIP_L)), full_size.CLIP_L),
             (CLIPTextModelWithProjection(CLIPTextConfig(**full_size.BIG_G)), full_size.BIG_G),
         ]
-    told = shapes.vae(meta(vae))
+    told = single_file_config.vae_config(meta(vae))
     assert {name: told[name] for name in full_size.VAE} == full_size.VAE
     for module, published in clips:
         named: Any = prefixed(meta(module))
-        told = shapes.clip(named, published["hidden_act"])
+        told = single_file_config.clip_config(named, published["hidden_act"])
         assert {name: told[name] for name in published} == published
 
 
@@ -338,7 +338,7 @@ def test_a_broken_unet_alone_is_refused_by_name(single: Path, tmp_path: Path, wh
     change, said = REFUSED[what]
     path = broken(single, tmp_path, change)
     with pytest.raises(CorruptModelError) as refused:
-        single_module.unet(path, {})
+        single_module.read_unet_file(path, {})
     assert said in str(refused.value)
     assert "broken.safetensors" in str(refused.value)
 
@@ -354,13 +354,13 @@ def test_half_precision_is_cast_once(single: Path, folder: Path, tmp_path: Path)
 
 def test_a_v_prediction_file_says_so(single: Path, tmp_path: Path) -> None:
     path = broken(single, tmp_path, lambda w: w.update({"v_pred": torch.zeros(0)}))
-    assert single_module.read(path).prediction == "v_prediction"
-    assert single_module.read(single).prediction == "epsilon"
+    assert single_module.read_single_file(path).prediction == "v_prediction"
+    assert single_module.read_single_file(single).prediction == "epsilon"
 
 
 def test_the_packaged_tokenizers_are_clips() -> None:
     """Token numbers as CLIP's vocabulary gives them (openai/CLIP, README: "a diagram", "a dog", "a cat")."""
-    first, second = vocabulary.tokenizers()
+    first, second = tokenizers.clip_tokenizers()
     assert len(first) == len(second) == 49408
     assert first("a diagram").input_ids == [49406, 320, 22697, 49407]
     assert first("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.catalog.models import TINY
 from fewstep.errors import CorruptModelError
-from fewstep.models.catalog import TINY
-from fewstep.models.load import verify
+from fewstep.loading.parts import verify_checksums
 
 FLIPS, CUTS = 256, 64
 
@@ -27,13 +27,13 @@ def listed(folder: Path) -> list[Path]:
 def found(folder: Path, path: Path) -> bool:
     """Does the check name this file?"""
     with pytest.raises(CorruptModelError, match="damaged") as refused:
-        verify(folder)
+        verify_checksums(folder)
     return str(path) in str(refused.value)
 
 
 def test_every_weight_is_listed() -> None:
     assert {path for path in TINY.rglob("*") if path.suffix == ".safetensors"} <= set(listed(TINY))
-    verify(TINY)
+    verify_checksums(TINY)
 
 
 def test_flipped_bits_are_found(copy: Path) -> None:
@@ -51,7 +51,7 @@ def test_flipped_bits_are_found(copy: Path) -> None:
             file.seek(place)
             file.write(before)
     assert (tried, caught) == (FLIPS, FLIPS)
-    verify(copy)
+    verify_checksums(copy)
 
 
 def test_truncated_files_are_found(copy: Path) -> None:
@@ -63,4 +63,4 @@ def test_truncated_files_are_found(copy: Path) -> None:
         caught += found(copy, path)
         path.write_bytes(whole)
     assert caught == CUTS
-    verify(copy)
+    verify_checksums(copy)

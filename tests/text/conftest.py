@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from fewstep.text import TextEncoder
+from fewstep.architectures.text import TextEncoder
 
 from .sentences import Make, Networks
 

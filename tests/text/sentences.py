@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from fewstep import Engine
-from fewstep.conditioning import Conditioning
-from fewstep.prompts import fragments
-from fewstep.text import TextEncoder
+from fewstep.architectures.text import TextEncoder
+from fewstep.denoiser import Conditioning
+from fewstep.prompts import parse_fragments
 
 SIZE = (96, 64)  # height, width
 LONG = "red fox " * 60 + "and an owl"
@@ -70,16 +70,16 @@ def window(text: TextEncoder, ids: Sequence[list[int]]) -> tuple[torch.Tensor, t
 
 
 def plain(prompt: str) -> str:
-    return "".join(fragment.text for fragment in fragments(prompt))
+    return "".join(fragment.text for fragment in parse_fragments(prompt))
 
 
 def weighs(prompt: str) -> bool:
-    return any(fragment.weight != 1 for fragment in fragments(prompt))
+    return any(fragment.weight != 1 for fragment in parse_fragments(prompt))
 
 
 def whole(tokenizer: Any, prompt: str) -> list[int]:
     """All tokens of a prompt, by transformers alone; brackets that weigh part words."""
-    parts = [tokenizer(f.text, verbose=False).input_ids[1:-1] for f in fragments(prompt)]
+    parts = [tokenizer(f.text, verbose=False).input_ids[1:-1] for f in parse_fragments(prompt)]
     return [token for part in parts for token in part]
 
 

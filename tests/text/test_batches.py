@@ -11,10 +11,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from fewstep.conditioning import Conditioning
-from fewstep.denoiser import Cfg, Denoiser, Unet
-from fewstep.runtimes.eager import alike, eager_unet, in_batches
-from fewstep.text import TextEncoder
+from fewstep.architectures.text import TextEncoder
+from fewstep.denoiser import Cfg, Conditioning, Denoiser, Unet
+from fewstep.runtimes.batching import group_rows, in_batches
+from fewstep.runtimes.eager import eager_unet
 
 from .sentences import LONG, SIZE, foxes
 
@@ -114,7 +114,7 @@ def test_each_row_keeps_its_own_embedding_and_timestep(text: TextEncoder) -> Non
 
 
 def test_batches() -> None:
-    assert alike((1, 1, 1), 0) == [[0, 1, 2]]
-    assert alike((1, 1, 1), 2) == [[0, 1], [2]]
-    assert alike((2, 1, 2, 1), 0) == [[0, 2], [1, 3]]
-    assert alike((2, 1, 2, 2), 2) == [[0, 2], [3], [1]]
+    assert group_rows((1, 1, 1), 0) == [[0, 1, 2]]
+    assert group_rows((1, 1, 1), 2) == [[0, 1], [2]]
+    assert group_rows((2, 1, 2, 1), 0) == [[0, 2], [1, 3]]
+    assert group_rows((2, 1, 2, 2), 2) == [[0, 2], [3], [1]]

@@ -7,8 +7,8 @@ import torch
 
 import fewstep
 from fewstep import RequestError
+from fewstep.architectures.text import TextEncoder
 from fewstep.prompts import Embedding
-from fewstep.text import TextEncoder
 
 from .sentences import LONG, SIZE, same
 

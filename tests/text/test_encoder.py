@@ -12,8 +12,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from fewstep.architectures.text import TextEncoder
 from fewstep.prompts import Prompt
-from fewstep.text import TextEncoder
 
 from .sentences import LONG, SIZE, Load, Make, same
 

@@ -7,8 +7,8 @@ import torch
 from transformers import CLIPTokenizer
 
 from fewstep import RequestError
-from fewstep.prompts import Prompt, read, windows
-from fewstep.text import TextEncoder
+from fewstep.architectures.text import TextEncoder
+from fewstep.prompts import Prompt, split_windows, tokenize_prompt
 
 from .sentences import LONG, PROMPTS, SIZE, Make, Networks, content, foxes, plain, same, weighs, whole, window
 
@@ -29,8 +29,8 @@ def test_chunk_reads_every_token(prompt: str, text: TextEncoder, seen: list[list
         expected = whole(tokenizer, prompt)
         made = [content(tokenizer, row) for row in rows]
         if weighs(prompt):  # compel looks at more than the prompt, in the same windows
-            reading = read(tokenizer, prompt)
-            made = [reading.ids[part] for part in windows(reading.ends)]
+            reading = tokenize_prompt(tokenizer, prompt)
+            made = [reading.ids[part] for part in split_windows(reading.ends)]
         assert [token for ids in made for token in ids] == expected
         assert len(made) == told.windows[0]
         for ids in made[:-1]:
@@ -49,7 +49,7 @@ def test_refuse_says_what_does_not_fit(prompt: str, text: TextEncoder) -> None:
     for refused in (lambda: text.check([prompt], "refuse"), lambda: text.encode([prompt], SIZE, "refuse")):
         with pytest.raises(RequestError, match=f"{count} tokens, 75 fit.*'chunk'.*'cut'") as refusal:
             refused()
-        assert repr(read(text.tokenizers[0], prompt).rest) in str(refusal.value)
+        assert repr(tokenize_prompt(text.tokenizers[0], prompt).rest) in str(refusal.value)
         assert "\n" not in str(refusal.value)
 
 
@@ -69,7 +69,7 @@ def test_cut_says_what_was_not_read(prompt: str, text: TextEncoder) -> None:
         assert warnings == ()
         return
     (warning,) = warnings
-    rest = read(tokenizer, prompt).rest
+    rest = tokenize_prompt(tokenizer, prompt).rest
     assert repr(rest) in warning
     assert plain(prompt).endswith(rest)
     if not weighs(prompt) and tokenizer.convert_ids_to_tokens(tokens[74]).endswith("</w>"):
@@ -96,7 +96,9 @@ def test_one_window_has_the_bits_it_always_had(prompt: str, text: TextEncoder) -
 def test_windows_are_encoded_each_by_itself(text: TextEncoder) -> None:
     prompt = foxes(70) + " in the deep snow and an owl"
     ids = whole(text.tokenizers[0], prompt)
-    first, second = ([ids[part]] * 2 for part in windows(read(text.tokenizers[0], prompt).ends))
+    first, second = (
+        [ids[part]] * 2 for part in split_windows(tokenize_prompt(text.tokenizers[0], prompt).ends)
+    )
     halves = [window(text, half) for half in (first, second)]
     told = text.encode([prompt], SIZE)
     assert told.windows == (2,)
@@ -114,7 +116,7 @@ def test_each_cut_prompt_is_told_once(text: TextEncoder) -> None:
 def test_the_rest_is_in_the_words_of_the_prompt(text: TextEncoder) -> None:
     """Not as tokens read it, in lower case and without spaces."""
     for start in (foxes(75), f"({foxes(40)}:1.2) \\({foxes(32)}\\) fox"):
-        assert read(text.tokenizers[0], start + "  A Big\nOWL, 🦊").rest == "A Big\nOWL, 🦊"
+        assert tokenize_prompt(text.tokenizers[0], start + "  A Big\nOWL, 🦊").rest == "A Big\nOWL, 🦊"
 
 
 def test_zeros_after_a_short_row(text: TextEncoder) -> None:
@@ -153,7 +155,7 @@ def test_the_shorter_encoder_is_filled_up(make: Make, networks: Networks) -> Non
     for tokenizers, width in (((bare, networks[1]), slice(32, 80)), ((usual, bare), slice(0, 32))):
         text = make(tokenizers)
         prompt = "a red fox in the snow " * 5
-        counts = [len(windows(read(t, prompt).ends)) for t in tokenizers]
+        counts = [len(split_windows(tokenize_prompt(t, prompt).ends)) for t in tokenizers]
         assert sorted(counts) == [1, 2]
         told = text.encode([prompt], SIZE)
         assert told.windows == (2,)

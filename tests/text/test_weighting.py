@@ -12,7 +12,7 @@ import torch
 from compel import Compel, ReturnedEmbeddingsType, SplitLongTextMode
 
 from fewstep import RequestError
-from fewstep.text import TextEncoder
+from fewstep.architectures.text import TextEncoder
 
 from .sentences import SIZE, Networks, foxes, plain, same
 

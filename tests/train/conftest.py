@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from fewstep.train import vocabulary
-from fewstep.train.data import Caption
-from fewstep.train.latents import Latents
+from fewstep.train.bundled import vocabulary
+from fewstep.train.bundled.data import Caption
+from fewstep.train.bundled.latents import Latents
 
 LABELS = ("grinning face", "red heart", "orange cat", "apple", "rocket", "cat face", "umbrella", "red car")
 
@@ -27,7 +27,7 @@ def captions() -> list[Caption]:
 @pytest.fixture(scope="session")
 def tokenizer_folder(captions: list[Caption], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    vocabulary.build(captions, folder)
+    vocabulary.build_tokenizer(captions, folder)
     return folder
 
 

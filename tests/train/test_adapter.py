@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from fewstep.conditioning import Conditioning
+from fewstep.denoiser import Conditioning
 from fewstep.runtimes.eager import eager_unet
-from fewstep.train import adapter, base, lcm, loop
-from fewstep.train.latents import Latents
+from fewstep.train import base, lcm, loop, lora
+from fewstep.train.bundled.latents import Latents
 from fewstep.train.loop import Draw, Hyper
 from fewstep.train.source import Teacher
 
@@ -33,17 +33,17 @@ def test_off_is_the_base_exactly(told: tuple[Any, ...]) -> None:
     torch.manual_seed(0)
     unet = base.build_unet()
     expected = eager_unet(unet)(*told)
-    factors = adapter.put_on(unet, 4, adapter.EVERYWHERE)
+    factors = lora.add_factors(unet, 4, lora.ALL_TARGETS)
     assert torch.equal(eager_unet(unet)(*told), expected)  # nothing is changed yet
     for _, p in factors.named_parameters():
         p.add_(0.1)
     assert not torch.allclose(eager_unet(unet)(*told), expected, atol=1e-3)
-    assert torch.equal(adapter.wearing(unet, factors.off())(*told), expected)
+    assert torch.equal(lora.with_factors(unet, factors.off())(*told), expected)
 
 
 def test_it_alone_learns() -> None:
     unet = base.build_unet()
-    factors = dict(adapter.put_on(unet, 4, adapter.ATTENTION).named_parameters())
+    factors = dict(lora.add_factors(unet, 4, lora.ATTENTION_TARGETS).named_parameters())
     assert factors
     assert {key for key, p in unet.named_parameters() if p.requires_grad} == set(factors)
 
@@ -54,14 +54,14 @@ def test_the_average_is_another_than_the_student(
     torch.manual_seed(0)
     teacher = Teacher(unet=base.build_unet(), text=base.build_text(tokenizer), prediction="v_prediction")
     before = eager_unet(teacher.unet)(*told)
-    task = lcm.as_lora(latents, teacher, 4, rank=4)
+    task = lcm.lcm_lora_task(latents, teacher, 4, rank=4)
 
     def measured() -> float:
         with torch.no_grad():
             return sum(float(task.loss(Draw.of(9, step))) for step in range(4)) / 4
 
     start = measured()
-    list(loop.train(task, Hyper(steps=16, batch=4, rate=1e-2, warmup=1, ema=0.8, bf16=False), tmp_path))
+    list(loop.train_task(task, Hyper(steps=16, batch=4, rate=1e-2, warmup=1, ema=0.8, bf16=False), tmp_path))
     assert measured() < 0.9 * start
     with torch.no_grad():
         student, average, own = (call(*told) for call in (task.student, task.target, task.own))

@@ -15,9 +15,9 @@ from transformers import CLIPTokenizer
 
 from fewstep.schedulers import TRAIN_SIGMAS
 from fewstep.train import add, base, loop
-from fewstep.train.latents import Latents
+from fewstep.train.bundled.latents import Latents
 from fewstep.train.loop import Draw, Hyper
-from fewstep.train.source import Teacher, noised
+from fewstep.train.source import Teacher, add_noise
 
 BATCH = 3
 
@@ -26,7 +26,7 @@ BATCH = 3
 def task(latents: Latents, tokenizer: CLIPTokenizer) -> add.AddTask:
     torch.manual_seed(0)
     unet, text = base.build_unet(), base.build_text(tokenizer)
-    made = add.task(latents, Teacher(unet=unet, text=text, prediction="v_prediction"), unet, BATCH)
+    made = add.add_task(latents, Teacher(unet=unet, text=text, prediction="v_prediction"), unet, BATCH)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _, p in made.modules["unet"].named_parameters():
@@ -108,7 +108,7 @@ def test_a_student_that_is_held_pays_for_leaving_its_start(task: add.AddTask) ->
     real, prompts = task.source.batch(BATCH, draw, 0)
     condition = task.teacher.read(prompts, (64, 64))
     sigmas = [TRAIN_SIGMAS[draw.python.choice(add.STARTS)] for _ in prompts]
-    noisy = noised(real, sigmas, draw)
+    noisy = add_noise(real, sigmas, draw)
     # The fixture's student began as the teacher, and was moved from there.
     made, began = (task.teacher.denoiser(condition, unet)(noisy, sigmas) for unet in (task.student, task.own))
     assert tight - loose == pytest.approx(3.0 * float((made - began).square().mean()), rel=1e-3)
@@ -154,7 +154,11 @@ def test_the_student_gets_closer_to_its_teacher(
     monkeypatch.setattr(add, "discriminator_loss", lambda *_: torch.zeros(()))
     kept = copy.deepcopy(task.teacher.unet.state_dict())
     before = _measured(task)
-    list(loop.train(task, Hyper(steps=12, batch=BATCH, rate=1e-3, warmup=1, ema=0.9, bf16=False), tmp_path))
+    list(
+        loop.train_task(
+            task, Hyper(steps=12, batch=BATCH, rate=1e-3, warmup=1, ema=0.9, bf16=False), tmp_path
+        )
+    )
     assert _measured(task) < 0.97 * before
     assert all(torch.equal(kept[name], p) for name, p in task.teacher.unet.state_dict().items())
 
@@ -166,7 +170,7 @@ def test_the_heads_learn_to_tell_real_from_made(
     monkeypatch.setattr(add, "DISTILLATION", 0.0)
     before = _measured(task)
     settings = Hyper(steps=12, batch=BATCH, rate=1e-3, warmup=1, bf16=False, paces={"heads": 5.0})
-    list(loop.train(task, settings, tmp_path))
+    list(loop.train_task(task, settings, tmp_path))
     assert _measured(task) < 0.9 * before
 
 

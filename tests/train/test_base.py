@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from fewstep.conditioning import Conditioning
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import Conditioning, Denoiser
 from fewstep.schedulers import TRAIN_SIGMAS
 from fewstep.train import base, loop
-from fewstep.train.latents import Latents
+from fewstep.train.bundled.latents import Latents
 from fewstep.train.loop import Draw, Hyper
 
 
@@ -86,7 +85,7 @@ def test_the_loss_falls_and_every_network_learns(task: base.BaseTask, tmp_path: 
         return [next(m.parameters()).detach().clone() for m in task.modules.values()]
 
     before, start = measured(), weights()
-    list(loop.train(task, Hyper(steps=15, batch=4, rate=1e-3, warmup=2, bf16=False), tmp_path))
+    list(loop.train_task(task, Hyper(steps=15, batch=4, rate=1e-3, warmup=2, bf16=False), tmp_path))
     assert measured() < 0.8 * before
     assert all(not torch.equal(a, b) for a, b in zip(start, weights(), strict=True))
 

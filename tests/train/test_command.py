@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fewstep import cli
-from fewstep.train import custom
-from fewstep.train.encoded import Reading
+from fewstep.train import run as custom
+from fewstep.train.config import TrainConfig
+from fewstep.train.encode import EncodingProgress
 from fewstep.train.loop import Progress
-from fewstep.train.order import Order
 
 
 @pytest.fixture
@@ -21,23 +21,23 @@ def words(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
     """The orders that are run."""
-    orders: list[Order] = []
+    orders: list[TrainConfig] = []
 
-    def run(order: Order) -> Iterator[Reading | Progress]:
+    def run(order: TrainConfig) -> Iterator[EncodingProgress | Progress]:
         orders.append(order)
-        yield from (Reading(done, 2) for done in (1, 2))
+        yield from (EncodingProgress(done, 2) for done in (1, 2))
         yield from (Progress(step, 0.5, 1e-4) for step in range(1, 31))
         if order.seed == 13:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(custom, "run", run)
+    monkeypatch.setattr(custom, "run_training", run)
     return orders
 
 
 def test_options_become_an_order(
-    words: list[str], asked: list[Order], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], asked: list[TrainConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = (
         "--rank 4 --guidance 2,5 --prompt a --prompt b --fp32 --checkpointing --save-every 7 --rate 1e-3"
@@ -54,7 +54,10 @@ def test_options_become_an_order(
 
 
 def test_other_processes_are_silent(
-    words: list[str], asked: list[Order], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    asked: list[TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     assert cli.main(words) == 0
@@ -62,7 +65,7 @@ def test_other_processes_are_silent(
 
 
 def test_an_interrupted_run_says_how_to_go_on(
-    words: list[str], asked: list[Order], capsys: pytest.CaptureFixture[str]
+    words: list[str], asked: list[TrainConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*words, "--seed", "13"]) == 130
     assert "interrupted after step 30; the same command goes on from the state in" in capsys.readouterr().err
@@ -79,7 +82,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     ],
 )
 def test_mistakes(
-    words: list[str], asked: list[Order], capsys: pytest.CaptureFixture[str], more: list[str], said: str
+    words: list[str], asked: list[TrainConfig], capsys: pytest.CaptureFixture[str], more: list[str], said: str
 ) -> None:
     assert cli.main([*words, *more]) == 2
     assert said in capsys.readouterr().err

@@ -17,15 +17,16 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import fewstep
+from fewstep.catalog.models import TINY
 from fewstep.errors import RequestError
-from fewstep.models.catalog import TINY
-from fewstep.train import custom, encoded, jobs
-from fewstep.train.encoded import Reading
+from fewstep.train import encode, stages
+from fewstep.train.config import TrainConfig, make_config
+from fewstep.train.encode import EncodingProgress
 from fewstep.train.loop import Draw, Progress
-from fewstep.train.order import Order, order
+from fewstep.train.run import _loaded, _placement, run_training
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "orange", "purple", "grey")
-Make = Callable[..., Order]
+Make = Callable[..., TrainConfig]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(images: Path, tmp_path: Path) -> Make:
-    def made(stage: str, **given: Any) -> Order:
+    def made(stage: str, **given: Any) -> TrainConfig:
         few = {"steps": 3, "batch": 2, "warmup": 1, "grid_every": 0, "bf16": False, "out": tmp_path / "out"}
-        return order(stage, **{"images": images, **few, **given})
+        return make_config(stage, **{"images": images, **few, **given})
 
     return made
 
@@ -60,8 +61,8 @@ def size_of(path: Path) -> tuple[int, int]:
 
 def test_an_lcm_is_trained_and_draws(make: Make) -> None:
     asked = make("lcm", grid_every=2, checkpointing=True)
-    seen = list(custom.run(asked))
-    assert [type(one) for one in seen] == [Reading] * 8 + [Progress] * 3
+    seen = list(run_training(asked))
+    assert [type(one) for one in seen] == [EncodingProgress] * 8 + [Progress] * 3
     names = {path.name for path in asked.out.iterdir()}
     assert {"state.safetensors", "losses.csv", "run.json", "unet", "samples-000002.png"} <= names
     assert size_of(asked.out / "samples-000003.png") == (256, 256)  # four of 128 pixels
@@ -71,19 +72,19 @@ def test_an_lcm_is_trained_and_draws(make: Make) -> None:
     assert "torch" in about["versions"]
     made = fewstep.generate("a red circle", 2, "lcm", accelerator=asked.out / "unet", seed=1)
     assert made[0].size == (128, 128)
-    assert list(custom.run(asked)) == []  # finished, and its latents kept
+    assert list(run_training(asked)) == []  # finished, and its latents kept
 
 
 def test_add_gives_a_unet_for_turbo(make: Make) -> None:
     asked = make("add")
-    list(custom.run(asked))
+    list(run_training(asked))
     made = fewstep.generate("a red circle", 1, "turbo", accelerator=asked.out / "unet", seed=1)
     assert made[0].size == (128, 128)
 
 
 def test_a_fine_tune_is_a_whole_model(make: Make) -> None:
     asked = make("base")
-    list(custom.run(asked))
+    list(run_training(asked))
     made = fewstep.generate("a red circle", 2, "base", model=asked.out, seed=1)
     assert made[0].size == (128, 128)
     assert StableDiffusionXLPipeline.from_pretrained(asked.out).unet.config.sample_size == 16
@@ -91,7 +92,7 @@ def test_a_fine_tune_is_a_whole_model(make: Make) -> None:
 
 def test_a_vae_keeps_its_encoder(make: Make, tmp_path: Path) -> None:
     asked = make("vae", grid_every=3, checkpointing=True)
-    list(custom.run(asked))
+    list(run_training(asked))
     assert size_of(asked.out / "samples-000003.png") == (4 * 96, 2 * 96)
     model = Path(shutil.copytree(TINY, tmp_path / "model"))
     shutil.copytree(asked.out / "vae", model / "vae", dirs_exist_ok=True)
@@ -105,12 +106,12 @@ def test_a_vae_keeps_its_encoder(make: Make, tmp_path: Path) -> None:
 
 def test_an_lcm_lora_resumes_exactly_and_fits_diffusers(make: Make, tmp_path: Path) -> None:
     asked = make("lcm-lora", steps=4, save_every=2, grid_every=3)
-    list(custom.run(asked))
+    list(run_training(asked))
     parts = replace(asked, out=tmp_path / "parts")
-    run: Any = custom.run(parts)
+    run: Any = run_training(parts)
     list(itertools.islice(run, 8 + 3))  # one step beyond the last state
     run.close()
-    list(custom.run(parts))
+    list(run_training(parts))
     assert losses(parts.out) == losses(asked.out)
     file = "pytorch_lora_weights.safetensors"
     assert (parts.out / file).read_bytes() == (asked.out / file).read_bytes()
@@ -126,25 +127,25 @@ def test_an_lcm_lora_resumes_exactly_and_fits_diffusers(make: Make, tmp_path: Pa
 
 def test_add_resumes_exactly(make: Make, tmp_path: Path) -> None:
     asked = make("add", save_every=1)
-    list(custom.run(asked))
+    list(run_training(asked))
     parts = replace(asked, out=tmp_path / "parts")
-    run: Any = custom.run(parts)
+    run: Any = run_training(parts)
     list(itertools.islice(run, 8 + 2))
     run.close()
-    list(custom.run(parts))
+    list(run_training(parts))
     assert losses(parts.out) == losses(asked.out)
 
 
 def test_a_folder_holds_one_run(make: Make, images: Path, tmp_path: Path) -> None:
     asked = make("lcm-lora", steps=1)
-    list(custom.run(asked))
+    list(run_training(asked))
     with pytest.raises(RequestError, match="rank=8, and asked is 4"):
-        list(custom.run(replace(asked, rank=4)))
+        list(run_training(replace(asked, rank=4)))
     others = Path(shutil.copytree(images, tmp_path / "others"))
-    assert list(custom.run(replace(asked, images=others))) == []  # the same pictures, elsewhere
+    assert list(run_training(replace(asked, images=others))) == []  # the same pictures, elsewhere
     (others / "0.txt").write_text("something else")
     with pytest.raises(RequestError, match="pictures="):
-        list(custom.run(replace(asked, images=others)))
+        list(run_training(replace(asked, images=others)))
 
 
 def test_long_captions_are_told(
@@ -152,19 +153,19 @@ def test_long_captions_are_told(
 ) -> None:
     others = Path(shutil.copytree(images, tmp_path / "others"))
     (others / "3.txt").write_text("a circle, " * 60)
-    list(custom.run(make("lcm-lora", images=others, steps=1)))
+    list(run_training(make("lcm-lora", images=others, steps=1)))
     assert "1 captions have more than 77 tokens" in caplog.text
     assert "3.png" in caplog.text
 
 
-def gradients(asked: Order) -> tuple[float, list[Tensor]]:
+def gradients(asked: TrainConfig) -> tuple[float, list[Tensor]]:
     """Of one batch."""
-    parts = custom._loaded(asked, custom._placement(asked, torch.device("cpu")))
+    parts = _loaded(asked, _placement(asked, torch.device("cpu")))
     values = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    source = encoded.Encoded(values=values.half(), captions=["a", "b", "c", "d"])
+    source = encode.EncodedPictures(values=values.half(), captions=["a", "b", "c", "d"])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        task, *_ = jobs.task_of(asked, parts, source)
+        task, *_ = stages.make_task(asked, parts, source)
     loss = task.loss(Draw.of(0, 0))
     torch.autograd.backward(loss)
     every = [p for network in task.modules.values() for _, p in network.named_parameters()]
@@ -181,7 +182,7 @@ def test_checkpointing_changes_no_number(make: Make, stage: str) -> None:
 
 
 def test_dropped_captions_are_empty() -> None:
-    source = encoded.Encoded(values=torch.zeros(2, 4, 8, 8).half(), captions=["a", "b"])
+    source = encode.EncodedPictures(values=torch.zeros(2, 4, 8, 8).half(), captions=["a", "b"])
     latents, prompts = source.batch(200, Draw.of(0, 0), 0.5)
     assert latents.dtype == torch.float32
     assert source.size == (64, 64)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.train import data
+from fewstep.train.bundled import data
 
 SQUARE = '<path fill="#f00" d="M0 0h{side}v{side}H0z"/>'
 HALF = '<path fill="#00f" fill-opacity=".5" d="M0 0h{side}v{side}H0z"/>'
@@ -84,8 +84,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def built(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
-    data.build(folder)
-    sprites, captions = data.load(folder)
+    data.build_sprites(folder)
+    sprites, captions = data.load_sprites(folder)
     assert len(sprites) == len(captions)
     return {(c.hexcode, c.style): sprite for c, sprite in zip(captions, sprites, strict=True)}
 
@@ -109,7 +109,7 @@ def test_fetch_with_the_files_there_runs_nothing(folder: Path, monkeypatch: pyte
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(subprocess, "run", refuse)
-    hashes = data.fetch(folder)
+    hashes = data.fetch_packages(folder)
     assert hashes == {package.tarball: data.sha256(folder / package.tarball) for package in data.PACKAGES}
     assert all(len(digest) == 64 for digest in hashes.values())
 
@@ -124,13 +124,13 @@ def test_fetch_asks_npm_for_exactly_what_is_missing(folder: Path, monkeypatch: p
 
     (folder / data.PACKAGES[1].tarball).unlink()
     monkeypatch.setattr(subprocess, "run", npm)
-    data.fetch(folder)
+    data.fetch_packages(folder)
     assert asked == [(["npm", "pack", "--silent", "@iconify-json/noto@1.2.9"], folder)]
 
 
 def test_sprites_and_captions(folder: Path) -> None:
-    path = data.build(folder)
-    sprites, captions = data.load(folder)
+    path = data.build_sprites(folder)
+    sprites, captions = data.load_sprites(folder)
     assert path == folder / "sprites.safetensors"
     assert sprites.shape == (len(captions), 4, 128, 128)
     assert sprites.dtype == torch.uint8
@@ -146,18 +146,18 @@ def test_sprites_and_captions(folder: Path) -> None:
 
 
 def test_what_is_apart_is_kept_apart_and_found_by_name(folder: Path) -> None:
-    data.build(folder)
-    sprites, captions = data.load(folder, "fx")
+    data.build_sprites(folder)
+    sprites, captions = data.load_sprites(folder, "fx")
     assert [(c.label, c.style) for c in captions] == [("waving hand", "fx"), ("red heart", "fx")]
     assert sprites.shape == (2, 4, 128, 128)
-    assert all(caption.style != "fx" for caption in data.load(folder)[1])
+    assert all(caption.style != "fx" for caption in data.load_sprites(folder)[1])
 
 
 def test_build_is_done_once(folder: Path) -> None:
-    data.build(folder)
+    data.build_sprites(folder)
     for package in data.PACKAGES:
         (folder / package.tarball).unlink()
-    assert data.build(folder) == folder / "sprites.safetensors"
+    assert data.build_sprites(folder) == folder / "sprites.safetensors"
 
 
 def test_aliases_are_followed_and_sizes_are_the_sets(folder: Path) -> None:

@@ -9,25 +9,25 @@ from typing import Any
 import pytest
 import torch
 
+from fewstep.catalog import hub
 from fewstep.errors import RequestError
-from fewstep.models import hub
-from fewstep.models.need import KNOWN
-from fewstep.train import custom, drafts, encoded, estimate, jobs
+from fewstep.loading.footprint import KNOWN_SIZES
+from fewstep.train import encode, estimate, meta_networks, run, stages
+from fewstep.train.config import make_config
 from fewstep.train.loop import Draw
-from fewstep.train.order import order
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_those_of_a_real_pass(tmp_path: Path, checkpointing: bool) -> None:
     """fp32 on the CPU, every tensor of loss and backward pass counted while it lives."""
-    asked = order("lcm-lora", tmp_path, "elsewhere", bf16=False, batch=4, checkpointing=checkpointing)
-    draft = drafts.draft(asked)
+    asked = make_config("lcm-lora", tmp_path, "elsewhere", bf16=False, batch=4, checkpointing=checkpointing)
+    draft = meta_networks.build_meta_networks(asked)
     told = estimate.peak(asked, estimate._task(asked, draft))
 
-    parts = custom._loaded(asked, custom._placement(asked, torch.device("cpu")))
+    parts = run._loaded(asked, run._placement(asked, torch.device("cpu")))
     values = torch.zeros(4, 4, 16, 16).half()
-    source = encoded.Encoded(values=values, captions=["a", "b", "c", "d"])
-    task, *_ = jobs.task_of(asked, parts, source)
+    source = encode.EncodedPictures(values=values, captions=["a", "b", "c", "d"])
+    task, *_ = stages.make_task(asked, parts, source)
     with estimate.Live() as live:
         loss = task.loss(Draw.of(0, 0))
         loss.backward()
@@ -37,27 +37,27 @@ def test_activations_are_those_of_a_real_pass(tmp_path: Path, checkpointing: boo
 
 def test_recomputing_spares(tmp_path: Path) -> None:
     def told(**given: Any) -> int:
-        asked = order("lcm", tmp_path, "elsewhere", batch=4, **given)
-        return estimate.peak(asked, estimate._task(asked, drafts.draft(asked)))
+        asked = make_config("lcm", tmp_path, "elsewhere", batch=4, **given)
+        return estimate.peak(asked, estimate._task(asked, meta_networks.build_meta_networks(asked)))
 
     assert told(checkpointing=True) < 0.7 * told() < told()
 
 
 @pytest.mark.parametrize("stage", ["vae", "base", "add"])
 def test_every_stage_is_told(tmp_path: Path, stage: str) -> None:
-    found = estimate.estimate(order(stage, tmp_path, "elsewhere", batch=2))
+    found = estimate.estimate(make_config(stage, tmp_path, "elsewhere", batch=2))
     assert found.total > 0
     assert "GiB" in str(found)
     assert str(found).count("\n") == len(found.rows) + 1 + len(found.free)
 
 
 def test_sdxl_is_known_without_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "present", lambda *_: None)
-    draft = drafts.draft(order("lcm", tmp_path, "elsewhere", model="sdxl"))
-    assert (draft.unet, draft.text, draft.vae) == KNOWN["sdxl"]
+    monkeypatch.setattr(hub, "cached_folder", lambda *_: None)
+    draft = meta_networks.build_meta_networks(make_config("lcm", tmp_path, "elsewhere", model="sdxl"))
+    assert (draft.unet, draft.text, draft.vae) == KNOWN_SIZES["sdxl"]
     assert (draft.context, draft.pooled) == (2048, 1280)
     with pytest.raises(RequestError, match="fewstep models pull ssd-1b"):
-        drafts.draft(order("lcm", tmp_path, "elsewhere", model="ssd-1b"))
+        meta_networks.build_meta_networks(make_config("lcm", tmp_path, "elsewhere", model="ssd-1b"))
 
 
 def test_it_says_whether_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from transformers import CLIPTokenizer
 
 import fewstep
 from fewstep.errors import CorruptModelError
-from fewstep.models.load import verify
-from fewstep.train import base, export, lcm, vae
+from fewstep.loading.parts import verify_checksums
+from fewstep.train import base, lcm, vae
+from fewstep.train.bundled import export
 
 PROMPT, SEED = "an orange cat, 3d style", 11
 MEAN, STD = [0.1, -0.2, 0.3, 0.0], [1.5, 0.7, 1.0, 1.2]  # of the latents
@@ -34,7 +35,7 @@ def folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -
     """Untrained networks, with weights changed until prompt and guidance show in the picture."""
     folder = tmp_path_factory.mktemp("export")
     torch.manual_seed(0)
-    unet, autoencoder = base.build_unet(), vae.build()
+    unet, autoencoder = base.build_unet(), vae.build_vae()
     scale(unet, 3.0, "attn2.to_out.0.weight", "conv_out.weight", "time_embedding.linear_2.weight")
     scale(autoencoder, 0.7, "decoder.conv_out.weight")
     student = lcm.student_of(unet, lcm.GUIDANCE_WIDTH)
@@ -112,7 +113,7 @@ def test_the_folder_is_whole(folder: Path) -> None:
     assert sums == {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
     }
-    verify(folder)
+    verify_checksums(folder)
 
 
 def test_weights_are_half_precision_safetensors(folder: Path) -> None:
@@ -140,16 +141,16 @@ def test_a_flipped_byte_is_found_in_any_file(folder: Path) -> None:
         try:
             path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
             with pytest.raises(CorruptModelError, match=f"{path.parent.name}.{path.name} is damaged"):
-                verify(folder)
+                verify_checksums(folder)
         finally:
             path.write_bytes(whole)
-    verify(folder)
+    verify_checksums(folder)
 
 
 def test_a_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "SHA256SUMS").write_text((folder / "SHA256SUMS").read_text())
     with pytest.raises(CorruptModelError, match="is missing"):
-        verify(tmp_path)
+        verify_checksums(tmp_path)
 
 
 def test_no_trace_of_this_machine(folder: Path, tokenizer_folder: Path) -> None:

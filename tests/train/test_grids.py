@@ -12,7 +12,7 @@ from fewstep.codec import Codec
 from fewstep.loop import Networks
 from fewstep.runtimes.eager import eager_unet
 from fewstep.train import grids
-from fewstep.train.grids import Sitting
+from fewstep.train.grids import GridSettings
 
 PROMPTS = ("a red heart, flat style", "an owl, noto style")
 
@@ -20,20 +20,20 @@ PROMPTS = ("a red heart, flat style", "an owl, noto style")
 @pytest.mark.parametrize(("stage", "mode"), [("base", "base"), ("lcm", "lcm")])
 def test_a_grid_is_what_generate_draws(stage: str, mode: str) -> None:
     with fewstep.load("tiny", mode, device="cpu", precision="fp32") as engine:
-        parts, recipe = engine.parts, grids.recipe_of(stage, "tiny")
+        parts, recipe = engine.parts, grids.stage_recipe(stage, "tiny")
         networks = Networks(
             text=parts.text, unet=eager_unet(parts.unet), codec=Codec(parts.vae, engine.placement),
             prediction=parts.prediction, guidance_width=parts.guidance_width, placement=engine.placement,
             lock=parts.lock,
         )  # fmt: skip
-        sitting = Sitting(
+        sitting = GridSettings(
             networks=networks,
             recipe=recipe,
             guidance=recipe.guidance.default,
             prompts=PROMPTS,
             size=(128, 128),
         )
-        found = grids.grid(sitting)
+        found = grids.draw_grid(sitting)
         wanted = engine.generate(list(PROMPTS), seed=0)
     assert found.size == (256, 128)
     for place, picture in enumerate(wanted.images):
@@ -44,13 +44,13 @@ def test_a_grid_is_what_generate_draws(stage: str, mode: str) -> None:
 
 def test_tiles_fill_rows() -> None:
     pictures = [Image.new("RGB", (8, 4), colour) for colour in ("red", "green", "blue")]
-    sheet = grids.tiled(pictures)
+    sheet = grids.tile_images(pictures)
     assert sheet.size == (16, 8)
     assert sheet.getpixel((1, 5)) == (0, 0, 255)
     assert sheet.getpixel((9, 5)) == (255, 255, 255)
 
 
 def test_reconstructions_stand_below() -> None:
-    sheet = grids.compared(torch.full((2, 3, 8, 8), 2.0), torch.full((2, 3, 8, 8), -1.0))
+    sheet = grids.comparison_grid(torch.full((2, 3, 8, 8), 2.0), torch.full((2, 3, 8, 8), -1.0))
     assert sheet.size == (16, 16)
     assert (sheet.getpixel((3, 3)), sheet.getpixel((3, 12))) == ((0, 0, 0), (255, 255, 255))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.train import latents
-from fewstep.train.augment import COLOURS
-from fewstep.train.data import Caption
+from fewstep.train.bundled import latents
+from fewstep.train.bundled.augment import COLOURS
+from fewstep.train.bundled.data import Caption
 from fewstep.train.loop import Draw
 
 
@@ -39,13 +39,13 @@ def path(tmp_path_factory: pytest.TempPathFactory, captions: list[Caption]) -> P
     """Transparent sprites: every picture is its background alone."""
     path = tmp_path_factory.mktemp("latents") / "latents.safetensors"
     sprites = torch.zeros(len(captions), 4, 16, 16, dtype=torch.uint8)
-    counts = [progress.step for progress in latents.encode(pooling_vae(), sprites, path)]
+    counts = [progress.step for progress in latents.encode_sprites(pooling_vae(), sprites, path)]
     assert counts == [len(captions) * i for i in range(1, latents.VARIANTS + 1)]
     return path
 
 
 def test_latents_are_normal_per_channel(path: Path, captions: list[Caption]) -> None:
-    stored = latents.load(path, captions)
+    stored = latents.read_latents(path, captions)
     values = stored.values.float()
     assert stored.values.dtype == torch.float16
     assert values.shape == (latents.VARIANTS * len(captions), 4, 2, 2)
@@ -54,7 +54,7 @@ def test_latents_are_normal_per_channel(path: Path, captions: list[Caption]) -> 
 
 
 def test_mean_and_std_undo_it_and_backdrops_are_true(path: Path, captions: list[Caption]) -> None:
-    stored = latents.load(path, captions)
+    stored = latents.read_latents(path, captions)
     raw = stored.values.float() * stored.std.view(1, 4, 1, 1) + stored.mean.view(1, 4, 1, 1)
     colours = ((raw - 7) / 3 + 1) * 127.5
     names = [(None, *COLOURS)[i] for i in stored.backdrops.tolist()]
@@ -67,7 +67,7 @@ def test_mean_and_std_undo_it_and_backdrops_are_true(path: Path, captions: list[
 
 def test_encoding_is_deterministic(path: Path, captions: list[Caption], tmp_path: Path) -> None:
     sprites = torch.zeros(len(captions), 4, 16, 16, dtype=torch.uint8)
-    list(latents.encode(pooling_vae(), sprites, tmp_path / "again.safetensors"))
+    list(latents.encode_sprites(pooling_vae(), sprites, tmp_path / "again.safetensors"))
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
@@ -75,9 +75,9 @@ def test_another_set_is_normalised_like_the_first(
     path: Path, captions: list[Caption], tmp_path: Path
 ) -> None:
     sprites = torch.full((len(captions), 4, 16, 16), 255, dtype=torch.uint8)  # white all over
-    first = latents.load(path, captions)
-    list(latents.encode(pooling_vae(), sprites, tmp_path / "white.safetensors", like=first))
-    white = latents.load(tmp_path / "white.safetensors", captions)
+    first = latents.read_latents(path, captions)
+    list(latents.encode_sprites(pooling_vae(), sprites, tmp_path / "white.safetensors", like=first))
+    white = latents.read_latents(tmp_path / "white.safetensors", captions)
     assert torch.equal(white.mean, first.mean)
     assert torch.equal(white.std, first.std)
     expected = (1 * 3 + 7 - first.mean[:3]) / first.std[:3]
@@ -111,15 +111,15 @@ def pairs(count: int) -> list[Caption]:
 def test_a_twentieth_is_held_out_of_names_that_are_known() -> None:
     known = pairs(2000)
     alone = [Caption(label=f"lonely {i}", style="3d", tags=(), hexcode="0") for i in range(200)]
-    held = latents.held_out(known + alone)
+    held = latents.held_out_pairs(known + alone)
     assert sum(held) / len(known) == pytest.approx(0.05, abs=0.01)
     assert not any(held[len(known) :])
-    assert held[: len(known)] == latents.held_out(known)  # whoever else is there
+    assert held[: len(known)] == latents.held_out_pairs(known)  # whoever else is there
 
 
 def test_what_is_held_out_is_never_shown() -> None:
     captions = pairs(40)
-    held = {i for i, out in enumerate(latents.held_out(captions)) if out}
+    held = {i for i, out in enumerate(latents.held_out_pairs(captions)) if out}
     values = torch.arange(2 * len(captions)).view(-1, 1, 1, 1).expand(-1, 4, 1, 1).half()
     stored = latents.Latents(values, torch.zeros(len(values)).long(), captions, torch.zeros(4), torch.ones(4))
     batch, _ = stored.batch(4000, Draw.of(0, 0), 0)

@@ -12,10 +12,9 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from fewstep.conditioning import Conditioning
-from fewstep.denoiser import guidance_embedding
+from fewstep.denoiser import Conditioning, guidance_embedding
 from fewstep.train import base, lcm, loop
-from fewstep.train.latents import Latents
+from fewstep.train.bundled.latents import Latents
 from fewstep.train.loop import Draw, Hyper
 from fewstep.train.source import Teacher
 
@@ -24,7 +23,7 @@ BATCH = 4
 
 @pytest.fixture
 def task(latents: Latents, tokenizer: CLIPTokenizer) -> Any:
-    return lcm.whole(latents, teacher_of(tokenizer), BATCH)
+    return lcm.lcm_task(latents, teacher_of(tokenizer), BATCH)
 
 
 def teacher_of(tokenizer: CLIPTokenizer) -> Teacher:
@@ -135,7 +134,7 @@ def test_boundary_at_zero_is_the_identity() -> None:
         return torch.full_like(x, 7.0)
 
     z = x / math.hypot(1, 0.029167)  # the same point, variance preserved
-    torch.testing.assert_close(lcm.consistency(refuse, x, [0, 0]), z, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(lcm.consistency_function(refuse, x, [0, 0]), z, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("timestep", [19, 259, 999])
@@ -188,16 +187,20 @@ def test_the_loss_falls(task: Any, tmp_path: Path) -> None:
             return sum(float(task.loss(Draw.of(9, step))) for step in range(4)) / 4
 
     before = measured()
-    list(loop.train(task, Hyper(steps=10, batch=BATCH, rate=4e-4, warmup=2, ema=0.95, bf16=False), tmp_path))
+    list(
+        loop.train_task(
+            task, Hyper(steps=10, batch=BATCH, rate=4e-4, warmup=2, ema=0.95, bf16=False), tmp_path
+        )
+    )
     assert measured() < 0.9 * before
 
 
 def test_teacher_and_text_stay(latents: Latents, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     teacher = teacher_of(tokenizer)
     networks = (teacher.unet, *teacher.text.encoders)
-    task = lcm.whole(latents, teacher, 2)
+    task = lcm.lcm_task(latents, teacher, 2)
     kept = [p.clone() for module in networks for p in module.parameters()]
-    list(loop.train(task, Hyper(steps=1, batch=2, rate=1e-2, warmup=1, ema=0.95), tmp_path))
+    list(loop.train_task(task, Hyper(steps=1, batch=2, rate=1e-2, warmup=1, ema=0.95), tmp_path))
     after = [p for module in networks for p in module.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(kept, after, strict=True))
 
@@ -208,7 +211,7 @@ def test_a_settled_student_is_the_student_at_that_guidance(guidance: float) -> N
     torch.manual_seed(0)
     student = lcm.student_of(base.build_unet(), lcm.GUIDANCE_WIDTH)
     nn.init.normal_(student.get_parameter("time_embedding.cond_proj.weight"), std=0.3)
-    plain = lcm.settled(student, guidance)
+    plain = lcm.with_fixed_guidance(student, guidance)
     assert plain.config.time_cond_proj_dim is None
     generator = torch.Generator().manual_seed(0)
     x, tokens = torch.randn(3, 4, 8, 8, generator=generator), torch.randn(3, 77, 192, generator=generator)

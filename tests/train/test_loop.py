@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, RequestError
-from fewstep.train import loop, tensors
+from fewstep.train import loop, outputs
 from fewstep.train.loop import Draw, Hyper
 from fewstep.train.optimisers import Optimiser
 
@@ -41,7 +41,7 @@ def hyper(steps: int = 6, *, bf16: bool = True, warmup: int = 2, ema: float = 0.
 
 def run(folder: Path, settings: Hyper, *, stop: int | None = None, every: int = 250) -> list[float]:
     """Losses of a new process's share of a run; `stop` kills it after that many steps."""
-    steps = loop.train(Regression(), settings, folder, every=every)
+    steps = loop.train_task(Regression(), settings, folder, every=every)
     return [progress.loss for progress in itertools.islice(steps, stop)]
 
 
@@ -92,7 +92,7 @@ def test_a_kill_while_writing_leaves_the_state_before(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tensors, "save_file", torn)
+        patch.setattr(outputs, "save_file", torn)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, hyper(), every=2)
     assert_same(state(tmp_path), before)
@@ -109,7 +109,7 @@ def test_a_finished_run_yields_nothing_and_leaves_one_file(tmp_path: Path) -> No
 
 def test_progress_counts_and_shows_the_rate(tmp_path: Path) -> None:
     settings = hyper()
-    found = list(loop.train(Regression(), settings, tmp_path))
+    found = list(loop.train_task(Regression(), settings, tmp_path))
     assert [p.step for p in found] == [1, 2, 3, 4, 5, 6]
     assert [p.rate for p in found] == [0.05 * loop.rate_factor(step, settings) for step in range(6)]
 
@@ -121,7 +121,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 
 def test_restore_loads_the_averages_only(tmp_path: Path) -> None:
     trained = Regression()
-    list(loop.train(trained, hyper(), tmp_path))
+    list(loop.train_task(trained, hyper(), tmp_path))
     fresh, start = Regression(seed=1), Regression(seed=1)
     loop.restore(fresh.averages, tmp_path)
     for name in ("first", "second"):
@@ -132,7 +132,7 @@ def test_restore_loads_the_averages_only(tmp_path: Path) -> None:
 
 def test_restore_works_on_a_task_that_was_trained(tmp_path: Path) -> None:
     task = Regression()
-    list(loop.train(task, hyper(), tmp_path))
+    list(loop.train_task(task, hyper(), tmp_path))
     kept = weight(task.averages, "first").clone()
     nn.init.zeros_(weight(task.averages, "first"))
     loop.restore(task.averages, tmp_path)
@@ -142,7 +142,7 @@ def test_restore_works_on_a_task_that_was_trained(tmp_path: Path) -> None:
 def test_the_average_starts_short(tmp_path: Path) -> None:
     task = Regression()
     live, mean = weight(task.modules, "first"), weight(task.averages, "first").clone()
-    for step, _ in enumerate(loop.train(task, hyper(ema=0.3), tmp_path)):
+    for step, _ in enumerate(loop.train_task(task, hyper(ema=0.3), tmp_path)):
         keep = (0.1, 2 / 11, 3 / 12, 0.3, 0.3, 0.3)[step]  # (1 + step) / (10 + step), at most 0.3
         mean = keep * mean + (1 - keep) * live
         torch.testing.assert_close(weight(task.averages, "first"), mean)
@@ -151,7 +151,7 @@ def test_the_average_starts_short(tmp_path: Path) -> None:
 def test_what_does_not_learn_stays(tmp_path: Path) -> None:
     task = Regression()
     bias = task.modules["second"].get_parameter("bias").clone()
-    list(loop.train(task, hyper(), tmp_path))
+    list(loop.train_task(task, hyper(), tmp_path))
     assert torch.equal(task.modules["second"].get_parameter("bias"), bias)
     assert not any("second.bias" in key for key in state(tmp_path))
 
@@ -206,7 +206,7 @@ def test_accumulating_is_the_mean_of_its_batches(tmp_path: Path) -> None:
     Optimiser(live, muon=False, weight_decay=settings.weight_decay).step(settings.rate / settings.warmup)
 
     found = Regression()
-    [progress] = loop.train(found, settings, tmp_path)
+    [progress] = loop.train_task(found, settings, tmp_path)
     assert progress.loss == pytest.approx(float(whole.detach()))
     for name in moved:
         torch.testing.assert_close(weight(found.modules, name), weight(moved, name))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fewstep.errors import FewstepError, RequestError
-from fewstep.train.order import BUNDLED, PRESETS, STAGES, check_stage, order
+from fewstep.train.config import BUNDLED_STAGES, PRESETS, STAGES, check_stage, make_config
 
 
 def _images(folder: Path) -> Path:
@@ -20,11 +20,11 @@ def _images(folder: Path) -> Path:
 
 def test_presets_fill_in(tmp_path: Path) -> None:
     _images(tmp_path)
-    made = order("lcm-lora", tmp_path / "in", tmp_path / "out", model="sdxl", steps=7)
+    made = make_config("lcm-lora", tmp_path / "in", tmp_path / "out", model="sdxl", steps=7)
     assert (made.size, made.rank, made.batch, made.rate, made.steps) == (1024, 64, 12, 1e-4, 7)
-    assert order("lcm", tmp_path / "in", tmp_path / "out", model="sdxl").guidance == (3.0, 15.0)
-    assert order("vae", tmp_path / "in", tmp_path / "out").size == 96
-    assert all(order(stage, tmp_path / "in", tmp_path / "out").size in (96, 128) for stage in STAGES)
+    assert make_config("lcm", tmp_path / "in", tmp_path / "out", model="sdxl").guidance == (3.0, 15.0)
+    assert make_config("vae", tmp_path / "in", tmp_path / "out").size == 96
+    assert all(make_config(stage, tmp_path / "in", tmp_path / "out").size in (96, 128) for stage in STAGES)
     assert all(preset.keys() == set(STAGES) for preset in PRESETS.values())
 
 
@@ -49,7 +49,7 @@ def test_presets_fill_in(tmp_path: Path) -> None:
 )
 def test_what_is_out_of_range_is_named(tmp_path: Path, given: dict[str, Any], said: str) -> None:
     with pytest.raises(FewstepError, match=said):
-        order("lcm", **{"images": _images(tmp_path), "out": tmp_path / "out", **given})
+        make_config("lcm", **{"images": _images(tmp_path), "out": tmp_path / "out", **given})
 
 
 def test_options_that_cannot_act_are_refused(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_options_that_cannot_act_are_refused(tmp_path: Path) -> None:
         ("add", {"guidance": (3.0, 4.0)}, "add learns from one"),
     ):
         with pytest.raises(RequestError, match=said):
-            order(stage, tmp_path / "in", tmp_path / "out", **given)
+            make_config(stage, tmp_path / "in", tmp_path / "out", **given)
 
 
 def test_a_stage_mistyped() -> None:
@@ -69,9 +69,9 @@ def test_a_stage_mistyped() -> None:
 
 
 def test_the_bundled_stages_are_the_commands() -> None:
-    from fewstep.train import stages
+    from fewstep.train.bundled import stages
 
-    assert set(stages.STAGES) <= set(BUNDLED)
+    assert set(stages.STAGES) <= set(BUNDLED_STAGES)
 
 
 def test_it_needs_no_torch() -> None:
@@ -86,6 +86,6 @@ def test_it_needs_no_torch() -> None:
 
 def test_the_result_goes_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="is inside images="):
-        order("lcm", tmp_path, tmp_path / "out")
+        make_config("lcm", tmp_path, tmp_path / "out")
     with pytest.raises(RequestError, match="is inside images="):
-        order("lcm", tmp_path, tmp_path)
+        make_config("lcm", tmp_path, tmp_path)

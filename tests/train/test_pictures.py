@@ -79,7 +79,7 @@ def shard(root: Path) -> Path:
 
 @pytest.mark.parametrize("layout", [sidecars, jsonl, table, shards, shard])
 def test_every_layout(layout: Callable[[Path], Path], tmp_path: Path) -> None:
-    found = pictures.found(layout(tmp_path))
+    found = pictures.find_pictures(layout(tmp_path))
     assert [picture.caption for picture in found] == [f"a {colour} picture" for colour in COLOURS]
     wanted = [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
     for picture, colour in zip(found, wanted, strict=True):
@@ -94,10 +94,10 @@ def test_the_middle_is_cropped_and_transparency_is_white(tmp_path: Path) -> None
     wide.paste("blue", (20, 0, 40, 20))
     wide.save(tmp_path / "wide.png")
     (tmp_path / "wide.txt").write_text("stripes")
-    [picture] = pictures.found(tmp_path)
+    [picture] = pictures.find_pictures(tmp_path)
     assert picture.fitted(20).getcolors() == [(400, (0, 0, 255))]
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "wide.png")
-    [picture] = pictures.found(tmp_path)
+    [picture] = pictures.find_pictures(tmp_path)
     assert picture.fitted(8).getcolors() == [(64, (255, 255, 255))]
 
 
@@ -108,7 +108,7 @@ def test_it_stands_upright(tmp_path: Path) -> None:
     picture.paste("black", (0, 0, 32, 16))
     picture.save(tmp_path / "a.png", exif=exif)
     (tmp_path / "a.txt").write_text("a bar")
-    [found] = pictures.found(tmp_path)
+    [found] = pictures.find_pictures(tmp_path)
     turned = found.fitted(32)
     assert turned.getpixel((2, 16)) == (255, 255, 255)
     assert turned.getpixel((30, 16)) == (0, 0, 0)
@@ -119,7 +119,7 @@ def test_missing_captions_are_counted(tmp_path: Path) -> None:
     (tmp_path / "in" / "1.txt").unlink()
     (tmp_path / "in" / "2.txt").write_text("  ")
     with pytest.raises(RequestError, match=r"2 of 3 pictures have no caption, the first is .*1\.png"):
-        pictures.found(tmp_path)
+        pictures.find_pictures(tmp_path)
 
 
 def test_missing_captions_of_a_table_name_the_line(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_missing_captions_of_a_table_name_the_line(tmp_path: Path) -> None:
     with (tmp_path / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "0.jpg"}\n')
     with pytest.raises(RequestError, match=r"1 of 4 .* metadata\.jsonl line 5|metadata\.jsonl line 5"):
-        pictures.found(tmp_path)
+        pictures.find_pictures(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -153,13 +153,13 @@ def test_hostile_lines(tmp_path: Path, line: str, said: str) -> None:
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / "metadata.jsonl").write_text(line + "\n")
     with pytest.raises(RequestError, match=said):
-        pictures.found(tmp_path)
+        pictures.find_pictures(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "x/../../a.png", "C:/a.png"])
 def test_names_in_a_shard_stay_inside(tmp_path: Path, name: str) -> None:
     with pytest.raises(RequestError, match="leads out of the folder"):
-        pictures.found(tar(tmp_path / "a.tar", {name: png()}))
+        pictures.find_pictures(tar(tmp_path / "a.tar", {name: png()}))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
@@ -169,7 +169,7 @@ def test_links_and_devices_in_a_shard(tmp_path: Path, kind: bytes) -> None:
         about.type, about.linkname = kind, "/etc/passwd"
         file.addfile(about)
     with pytest.raises(RequestError, match="is a link or a device"):
-        pictures.found(tmp_path / "a.tar")
+        pictures.find_pictures(tmp_path / "a.tar")
 
 
 def test_what_is_no_plain_tar(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_what_is_no_plain_tar(tmp_path: Path) -> None:
         file.addfile(tarfile.TarInfo("a.txt"))
     for name in ("a.tar", "b.tar"):
         with pytest.raises(RequestError, match="cannot be read as an uncompressed tar"):
-            pictures.found(tmp_path / name)
+            pictures.find_pictures(tmp_path / name)
 
 
 def test_links_out_of_the_folder_and_pipes(tmp_path: Path) -> None:
@@ -188,18 +188,18 @@ def test_links_out_of_the_folder_and_pipes(tmp_path: Path) -> None:
     (inside / "a.png").symlink_to(tmp_path / "secret.png")
     (inside / "a.txt").write_text("a")
     with pytest.raises(RequestError, match="a link that leads out"):
-        pictures.found(inside)
+        pictures.find_pictures(inside)
     (inside / "a.png").unlink()
     os.mkfifo(inside / "a.png")
     with pytest.raises(RequestError, match="is no file"):
-        pictures.found(inside)
+        pictures.find_pictures(inside)
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a" + bytes(50), b"no picture", png()[:60]])
 def test_broken_pictures_are_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.png").write_bytes(data)
     (tmp_path / "a.txt").write_text("a")
-    [picture] = pictures.found(tmp_path)
+    [picture] = pictures.find_pictures(tmp_path)
     with pytest.raises(RequestError, match=r"a\.png cannot be read"):
         picture.tensor(8)
 
@@ -207,35 +207,35 @@ def test_broken_pictures_are_named(tmp_path: Path, data: bytes) -> None:
 def test_a_bomb_is_not_decoded(tmp_path: Path) -> None:
     Image.new("1", (9000, 8000)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a")
-    [picture] = pictures.found(tmp_path)
+    [picture] = pictures.find_pictures(tmp_path)
     with pytest.raises(RequestError, match=r"a\.png"):
         picture.tensor(8)
 
 
 def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sidecars(tmp_path)
-    monkeypatch.setattr(pictures, "FILE", 10)
+    monkeypatch.setattr(pictures, "MAX_FILE", 10)
     with pytest.raises(RequestError, match="at most 10"):
-        pictures.found(tmp_path)
-    monkeypatch.setattr(pictures, "TEXT", 3)
+        pictures.find_pictures(tmp_path)
+    monkeypatch.setattr(pictures, "MAX_TEXT", 3)
     with pytest.raises(RequestError, match="at most 3"):
-        pictures.found(tmp_path)
+        pictures.find_pictures(tmp_path)
 
 
 def test_nothing_and_too_much(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="has no pictures"):
-        pictures.found(tmp_path)
+        pictures.find_pictures(tmp_path)
     table(tmp_path)
     (tmp_path / "metadata.jsonl").touch()
     with pytest.raises(RequestError, match="leave one way"):
-        pictures.found(tmp_path)
+        pictures.find_pictures(tmp_path)
 
 
 def test_the_fingerprint_is_of_files_and_captions(tmp_path: Path) -> None:
-    first = pictures.fingerprint(pictures.found(sidecars(tmp_path)))
-    assert first == pictures.fingerprint(pictures.found(tmp_path))
+    first = pictures.fingerprint(pictures.find_pictures(sidecars(tmp_path)))
+    assert first == pictures.fingerprint(pictures.find_pictures(tmp_path))
     (tmp_path / "in" / "0.txt").write_text("another")
-    second = pictures.fingerprint(pictures.found(tmp_path))
+    second = pictures.fingerprint(pictures.find_pictures(tmp_path))
     (tmp_path / "in" / "0.png").write_bytes(png("white"))
-    third = pictures.fingerprint(pictures.found(tmp_path))
+    third = pictures.fingerprint(pictures.find_pictures(tmp_path))
     assert len({first, second, third}) == 3

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 import fewstep
 from fewstep.errors import RequestError
-from fewstep.evaluation import learning
-from fewstep.models.load import verify
-from fewstep.train import add, base, data, decoder, family, latents, lcm, stages, style, vae
-from fewstep.train.data import Caption
+from fewstep.loading.parts import verify_checksums
+from fewstep.train import add, base, lcm, lora, vae
+from fewstep.train.bundled import data, feature_training, latents, stages, tasks, tiny_vae
+from fewstep.train.bundled.data import Caption
 from fewstep.train.loop import Progress
 
 STEPS = 2
@@ -36,7 +36,7 @@ def work(tmp_path: Path, captions: list[Caption], monkeypatch: pytest.MonkeyPatc
         save_file({"sprites": sprites.to(torch.uint8)}, folder / f"sprites{end}.safetensors")
         rows = [{**vars(c), "tags": list(c.tags), "style": style_word or c.style} for c in captions]
         (folder / f"captions{end}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for module in (vae, base, lcm, add, style, decoder, learning):
+    for module in (vae, base, lcm, add, lora, tiny_vae, feature_training):
         monkeypatch.setattr(module, "HYPER", replace(module.HYPER, steps=STEPS, batch=2, warmup=1))
     monkeypatch.setattr(lcm, "LORA_HYPER", replace(lcm.LORA_HYPER, steps=STEPS, batch=2, warmup=1))
     monkeypatch.setattr(latents, "VARIANTS", 1)
@@ -53,13 +53,13 @@ def counts(steps: Iterator[Progress]) -> list[int]:
 
 
 def test_every_stage_in_order_gives_a_family_that_draws(work: Path, captions: list[Caption]) -> None:
-    assert counts(stages.run("data", work)) == [1]
-    assert counts(stages.run("vae", work)) == [1, 2, len(captions), len(captions)]
+    assert counts(stages.run_stage("data", work)) == [1]
+    assert counts(stages.run_stage("vae", work)) == [1, 2, len(captions), len(captions)]
     for name in TRAINED:
-        assert counts(stages.run(name, work)) == [1, 2]
-    assert counts(stages.run("export", work)) == [1]
+        assert counts(stages.run_stage(name, work)) == [1, 2]
+    assert counts(stages.run_stage("export", work)) == [1]
     for name in ("vae", *TRAINED):
-        assert counts(stages.run(name, work)) == []  # finished
+        assert counts(stages.run_stage(name, work)) == []  # finished
         assert len((work / name / "losses.csv").read_text().splitlines()) == STEPS
     _check_records(work)
     _check_export(work / "export", work)
@@ -79,7 +79,7 @@ def _check_records(work: Path) -> None:
 
 
 def _check_export(folder: Path, work: Path) -> None:
-    verify(folder)
+    verify_checksums(folder)
     assert not [p for p in folder.rglob("*.json") if str(work) in p.read_text()]
     own = {"lcm": "unet_lcm", "turbo": "unet_turbo", "lcm-lora": "lcm_lora/pytorch_lora_weights.safetensors"}
     for mode in ("base", *own):
@@ -96,12 +96,12 @@ def test_an_unknown_stage_is_an_error_that_names_them(tmp_path: Path) -> None:
     with pytest.raises(
         RequestError, match="data, vae, decoder, base, lcm, lcm-lora, add, style, features, export"
     ):
-        stages.run("turbo", tmp_path)
+        stages.run_stage("turbo", tmp_path)
 
 
-@pytest.mark.parametrize("make", [family.base_task, family.vae_task])
+@pytest.mark.parametrize("make", [tasks.base_task, tasks.vae_task])
 def test_a_task_starts_the_same_each_time(work: Path, make: Callable[[Path], Any]) -> None:
-    list(stages.run("data", work))
+    list(stages.run_stage("data", work))
     values = {"values": torch.zeros(8, 4, 16, 16), "backdrops": torch.zeros(8, dtype=torch.int64)}
     save_file(values | {"mean": torch.zeros(4), "std": torch.ones(4)}, work / "latents.safetensors")
     one, again = (next(iter(make(work).modules.values())) for _ in range(2))

@@ -9,26 +9,26 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fewstep.train import tensors
+from fewstep.train import outputs
 
 
 def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "a.safetensors"
-    tensors.write({"a": torch.eye(3).T[:, :2]}, path)
+    outputs.write_tensors({"a": torch.eye(3).T[:, :2]}, path)
 
     def full(_tensors: object, scratch: Path, metadata: object) -> None:
         scratch.write_bytes(b"half")
         raise OSError(28, "No space left on device", metadata)
 
-    monkeypatch.setattr(tensors, "save_file", full)
+    monkeypatch.setattr(outputs, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        tensors.write({"a": torch.zeros(3, 2)}, path)
+        outputs.write_tensors({"a": torch.zeros(3, 2)}, path)
     assert torch.equal(load_file(path)["a"], torch.eye(3)[:, :2])
 
 
 def test_a_digest_is_of_every_bit() -> None:
     network = nn.Linear(3, 2)
-    before = tensors.digest(network)
+    before = outputs.network_digest(network)
     with torch.no_grad():
         network.bias[1] = network.bias[1].nextafter(torch.tensor(9.0))
-    assert tensors.digest(network) != before
+    assert outputs.network_digest(network) != before

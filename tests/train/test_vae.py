@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from fewstep.train import augment, loop, vae
+from fewstep.train import loop, vae
+from fewstep.train.bundled import augment
 from fewstep.train.loop import Draw, Hyper
 
 
@@ -53,7 +54,7 @@ def test_psnr() -> None:
 
 
 def test_the_networks_shape() -> None:
-    network = vae.build()
+    network = vae.build_vae()
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(3.27e6, rel=0.01)
     with torch.no_grad():
         assert network.encode(torch.zeros(1, 3, 128, 128)).latent_dist.mean.shape == (1, 4, 16, 16)
@@ -65,7 +66,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     task = vae.VaeTask(sprites, batch=2)
     with torch.no_grad():
         before = float(task.loss(Draw.of(9, 9)))
-    list(loop.train(task, Hyper(steps=6, batch=2, rate=2e-3, warmup=1), tmp_path))
+    list(loop.train_task(task, Hyper(steps=6, batch=2, rate=2e-3, warmup=1), tmp_path))
     with torch.no_grad():
         assert float(task.loss(Draw.of(9, 9))) < 0.8 * before
 
@@ -78,7 +79,7 @@ def test_measure_takes_sprites_from_all_over(count: int, monkeypatch: pytest.Mon
         seen.append(sprites[:, 0, 0, 0])
         return torch.zeros(len(sprites), 3, 16, 16), [None] * len(sprites)
 
-    monkeypatch.setattr(augment, "pictures", remember)
+    monkeypatch.setattr(augment, "make_pictures", remember)
     sprites = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 16, 16)
-    assert math.isfinite(vae.measure(vae.through(vae.build()), sprites, pictures=4))
+    assert math.isfinite(vae.measure_psnr(vae.round_trip(vae.build_vae()), sprites, pictures=4))
     assert seen[0].tolist() == ([0, 1, 2] if count == 3 else [0, 2, 4, 6])

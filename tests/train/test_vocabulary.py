@@ -11,8 +11,8 @@ import pytest
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
-from fewstep.train import vocabulary
-from fewstep.train.data import Caption
+from fewstep.train.bundled import vocabulary
+from fewstep.train.bundled.data import Caption
 
 PROMPTS = (
     "a grinning face, 3d style",
@@ -86,7 +86,7 @@ def vocabulary_words(word: str) -> list[str]:
 def test_read_back_with_the_same_ids(
     captions: list[Caption], tokenizer_folder: Path, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
-    built = vocabulary.build(captions, tmp_path / "built")
+    built = vocabulary.build_tokenizer(captions, tmp_path / "built")
     for name in names:
         shutil.copy(tokenizer_folder / name, tmp_path / name)
     read = CLIPTokenizer.from_pretrained(tmp_path)
@@ -109,7 +109,7 @@ def test_specials(tokenizer: CLIPTokenizer) -> None:
         size - 1,
     )
     assert tokenizer("").input_ids == [size - 2, size - 1]
-    assert size <= vocabulary.SIZE
+    assert size <= vocabulary.VOCABULARY_SIZE
 
 
 @pytest.mark.parametrize("prompt", ["red heart", "", "umbrella " * 100])

@@ -10,14 +10,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.checking.adapters import check_adapters
 from fewstep.checking.call import call_line, check_call
-from fewstep.checking.case import Asked, Check, case_of
+from fewstep.checking.case import Check, Finding, PlannedCall, Report, case_of
+from fewstep.checking.loras import check_loras
 from fewstep.checking.networks import check_dtypes, check_rest, check_unet, check_vae, check_whole
-from fewstep.checking.report import Finding, Report
+from fewstep.checking.pipeline import read_pipeline
 from fewstep.checking.scheduler import check_scheduler
-from fewstep.checking.seen import seen
-from fewstep.models.catalog import reading
+from fewstep.files.untrusted import raise_as_corrupt
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "Report", "check"]
 
 CHECKS: tuple[Check, ...] = (
-    check_unet, check_scheduler, check_adapters, check_vae, check_dtypes, check_rest, check_call,
+    check_unet, check_scheduler, check_loras, check_vae, check_dtypes, check_rest, check_call,
 )  # fmt: skip
 
 
@@ -54,16 +53,16 @@ def check(  # noqa: PLR0913  the words of a diffusers call
     imported. Raises `RequestError` where there is no pipeline to look at, and `ModelError` where
     a folder's files are damaged.
     """
-    asked = Asked(
+    asked = PlannedCall(
         steps=steps, guidance=guidance, negative_prompt=negative_prompt, width=width, height=height,
         strength=strength, timesteps=timesteps, eta=eta,
     )  # fmt: skip
-    with reading(Path(pipe_or_path)) if isinstance(pipe_or_path, str | Path) else nullcontext():
+    with raise_as_corrupt(Path(pipe_or_path)) if isinstance(pipe_or_path, str | Path) else nullcontext():
         return _report(pipe_or_path, mode, asked)
 
 
-def _report(pipe_or_path: DiffusionPipeline | str | Path, mode: str | None, asked: Asked) -> Report:
-    case = case_of(seen(pipe_or_path), mode, asked)
+def _report(pipe_or_path: DiffusionPipeline | str | Path, mode: str | None, asked: PlannedCall) -> Report:
+    case = case_of(read_pipeline(pipe_or_path), mode, asked)
     lacking = tuple(check_whole(case))
     findings = lacking or tuple(finding for one in CHECKS for finding in one(case))
     call = "" if lacking else call_line(case)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fewstep.checking.case import Case
-from fewstep.checking.report import Finding, Severity
+from fewstep.checking.case import Case, Finding, Severity
 from fewstep.errors import RequestError
-from fewstep.limits import size_fits
-from fewstep.models.said import side
+from fewstep.files.config import trained_size
+from fewstep.request.limits import size_fits
 
 STRENGTHS = {"Img2Img": 0.3, "Inpaint": 0.9999}  # what diffusers' SDXL pipelines take where none is given
 PICTURES = {"Img2Img": ("image=image",), "Inpaint": ("image=image", "mask_image=mask")}
@@ -174,7 +173,7 @@ def _negative(case: Case) -> Told:
 
 def _size(case: Case) -> Told:
     """Where none is told, the picture's or the pipeline's own."""
-    own = side(case.pipeline.parts["unet"], case.pipeline.source)
+    own = trained_size(case.pipeline.parts["unet"], case.pipeline.source)
     width, height, trained = case.asked.width or own, case.asked.height or own, case.size
     if _task(case) and not (case.asked.width or case.asked.height):
         return  # the picture's

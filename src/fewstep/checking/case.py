@@ -1,20 +1,64 @@
-"""`Case`: a pipeline, the recipe that it is held against, and how it is to be called."""
+"""`Report`: what `fewstep.check` found."""
+# MERGED: """`Case`: a pipeline, the recipe that it is held against, and how it is to be called."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from pathlib import PurePath
+from typing import Any, Literal
 
-from fewstep import backends
-from fewstep.checking.report import Finding
-from fewstep.checking.seen import Pipeline
+from fewstep import modes
+from fewstep.checking.pipeline import Pipeline
 from fewstep.errors import RequestError
-from fewstep.models.pipe import FAMILIES, usual_mode
-from fewstep.models.said import side
+from fewstep.files.config import trained_size
+from fewstep.loading.from_pipe import FAMILIES, usual_mode
 from fewstep.recipe import Recipe, Weights
+
+Severity = Literal["wrong", "doubtful"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that keeps a pipeline from the pictures its mode can make.
+
+    `severity`: "wrong" spoils the picture or stops the call; "doubtful" costs quality or time, or
+    could not be seen for certain.
+    """
+
+    what: str  # what it is now, what the mode needs, what happens otherwise
+    mend: str  # one line to type, with diffusers, torch and transformers imported
+    severity: Severity = "wrong"
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.what}\n    {self.mend}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything found in one pipeline, for one mode."""
+
+    source: str  # a folder, or where the pipeline was loaded from
+    mode: str
+    call: str  # the line that calls a sound pipeline as the mode wants it
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Is nothing wrong? What is doubtful does not count."""
+        return all(finding.severity != "wrong" for finding in self.findings)
+
+    def __str__(self) -> str:
+        wrong = sum(finding.severity == "wrong" for finding in self.findings)
+        doubtful = len(self.findings) - wrong
+        head = f"{self.source} for mode={self.mode!r}: {wrong} wrong, {doubtful} doubtful"
+        return "\n".join([head, *map(str, self.findings), f"call: {self.call}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {**asdict(self), "findings": [asdict(finding) for finding in self.findings], "ok": self.ok}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +95,7 @@ _COUNT = re.compile(r"(\d+)[ _-]?steps?", re.IGNORECASE)  # as in "sdxl_lightnin
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class PlannedCall:
     """The call, in diffusers' words, as far as it was told; None is not told."""
 
     steps: int | None = None
@@ -87,7 +131,7 @@ class Case:
     pipeline: Pipeline
     recipe: Recipe
     family: str
-    asked: Asked
+    asked: PlannedCall
 
     @property
     def mode(self) -> str:
@@ -129,7 +173,7 @@ class Case:
     @property
     def size(self) -> int:
         """Pixels: the side that the weights were trained at."""
-        own, weights = side(self.pipeline.parts["unet"], self.pipeline.source), self.weights
+        own, weights = trained_size(self.pipeline.parts["unet"], self.pipeline.source), self.weights
         return min(own, weights.size) if weights and weights.size else own
 
     def steps_fit(self, steps: int) -> bool:
@@ -145,13 +189,13 @@ class Case:
 Check = Callable[[Case], Iterator[Finding]]
 
 
-def case_of(pipeline: Pipeline, mode: str | None, asked: Asked) -> Case:
+def case_of(pipeline: Pipeline, mode: str | None, asked: PlannedCall) -> Case:
     """The recipe of a mode (None: what the pipeline shows), for as many steps as its weights are for."""
     embedded = bool(pipeline.parts.get("unet", {}).get("time_cond_proj_dim"))
     scheduler = str(pipeline.parts.get("scheduler", {}).get("_class_name"))
     name = usual_mode(pipeline.source, scheduler, embedded) if mode is None else mode
     family = FAMILIES.get(pipeline.source, "sdxl")
-    recipe = backends.recipe(name).on(family)
+    recipe = modes.find_recipe(name).on(family)
     only = recipe.steps.only
     known = [*_counts(pipeline), asked.steps]
     recipe = recipe.for_steps(next((count for count in known if count in only), None))

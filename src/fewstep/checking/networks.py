@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fewstep.checking.case import Case
-from fewstep.checking.report import Finding
-from fewstep.checking.seen import NETWORKS, TOKENIZERS
-from fewstep.models.catalog import FP16_VAE, HUB, TINY
-from fewstep.models.said import check_latents
+from fewstep.catalog.models import ALIASES, FP16_VAE, TINY
+from fewstep.checking.case import Case, Finding
+from fewstep.checking.pipeline import NETWORKS, TOKENIZERS
+from fewstep.files.config import check_latent_scaling
 
-BASE = HUB["sdxl"].source
+BASE = ALIASES["sdxl"].source
 CLASSES = {
     "unet": "diffusers.UNet2DConditionModel",
     "vae": "diffusers.AutoencoderKL",
@@ -73,14 +72,14 @@ def check_unet(case: Case) -> Iterator[Finding]:
 def _is_base(unet: Mapping[str, Any]) -> bool:
     """Was it loaded by the name of a base model, or from where the hub's cache keeps that?"""
     name = str(unet.get("_name_or_path", "")).replace("--", "/")
-    return any(known.source in name for known in HUB.values())
+    return any(known.source in name for known in ALIASES.values())
 
 
 def check_vae(case: Case) -> Iterator[Finding]:
     """Its latents, their scale, and fp16."""
     vae, dtype = case.pipeline.parts["vae"], case.pipeline.dtypes.get("vae", "")
     better = f"pipe.vae = {_fetched(CLASSES['vae'], FP16_VAE)}"
-    check_latents(vae, case.pipeline.source)
+    check_latent_scaling(vae, case.pipeline.source)
     channels = vae.get("latent_channels", 4)
     right, silent = SCALES.get(str(vae["_class_name"]), SCALES["AutoencoderKL"])
     scale = vae.get("scaling_factor", silent)

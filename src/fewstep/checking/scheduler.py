@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.checking.case import LEVELS, Case
-from fewstep.checking.report import Finding, Severity
+from fewstep.checking.case import LEVELS, Case, Finding, Severity
 from fewstep.schedulers import BETA_END, BETA_START, TRAIN_STEPS, leading
 
 CONSISTENCY = ("LCMScheduler", "TCDScheduler")

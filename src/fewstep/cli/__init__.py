@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from functools import partial
 
 import fewstep
-from fewstep.arguments import Parser, read
-from fewstep.cli import evaluating, generating, inspecting, listing, pulling, training
+from fewstep.cli import evaluate, generate, info, models, train
+from fewstep.cli.arguments import Parser, parse_words
 from fewstep.errors import FewstepError
 
-GROUPS = (generating, listing, pulling, inspecting, training, evaluating)
+GROUPS = (generate, info, models, info, train, evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _warnings_shown():
             try:
-                asked = read(*_parser(), sys.argv[1:] if argv is None else argv)
+                asked = parse_words(*_parser(), sys.argv[1:] if argv is None else argv)
                 code: int = asked.run(asked)
             finally:
                 sys.stdout.flush()  # that nobody reads it is learned here, and not at Python's exit

@@ -10,21 +10,23 @@ import torch
 # networks without weights on torch's meta device, every tensor that an operator makes counted from
 # its birth to its death, at 512, 768 and 1024 pixels, attention taken as fused
 # (tests/devices/activations.py). The VAE's encoder needs fewer, 643.
-UNET_STEP = 79  # one row of a batch
-VAE_DECODE = 768
-TINY_VAE = 198  # of an AutoencoderTiny as madebyollin/taesdxl, whose encoder needs more than its decoder
+UNET_NUMBERS = 79  # one row of a batch
+VAE_NUMBERS = 768
+TINY_VAE_NUMBERS = (
+    198  # of an AutoencoderTiny as madebyollin/taesdxl, whose encoder needs more than its decoder
+)
 # Kernels want room of their own: a whole process on a CPU grew by 1.0 to 1.3 times what was counted
 # for the VAE, and by 2.2 times the UNet's much smaller number (512 and 1024 pixels, torch 2.13).
 WORKSPACE = 1.5
 # Bytes for what is loaded late (cuDNN, cuBLAS) and for holes between blocks; at most as much again as
 # the model takes, so that a small one fits a small machine.
 RESERVE = 512 * 2**20
-SMALL = 50_000_000  # parameters: below, starting an operator costs more than its arithmetic
-LAYER = 64_000_000  # parameters of SDXL's largest layer, the word table of its second text encoder
+SMALL_MODEL = 50_000_000  # parameters: below, starting an operator costs more than its arithmetic
+LARGEST_LAYER = 64_000_000  # parameters of SDXL's largest layer, the word table of its second text encoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class ModelSize:
     """What a model takes, before any of it is loaded."""
 
     unet: int  # parameters
@@ -32,12 +34,12 @@ class Need:
     vae: int  # parameters
     side: int  # pixels, of the pictures it was trained at
     vae_fp16_safe: bool  # False also where nobody knows
-    vae_room: int = VAE_DECODE  # numbers per pixel beside its weights
+    vae_room: int = VAE_NUMBERS  # numbers per pixel beside its weights
 
     @property
     def small(self) -> bool:
         """Do its overheads outweigh its arithmetic?"""
-        return self.unet + self.text + self.vae < SMALL
+        return self.unet + self.text + self.vae < SMALL_MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class Footprint:
         return peak + min(RESERVE, peak)
 
 
-def footprint(need: Need, dtype: torch.dtype, vae_dtype: torch.dtype, rows: int) -> Footprint:
+def footprint(need: ModelSize, dtype: torch.dtype, vae_dtype: torch.dtype, rows: int) -> Footprint:
     """Parameters → bytes; `rows` is how many a picture has in one UNet call: two where guidance is on."""
     size, area = dtype.itemsize, need.side**2
     decode = int(WORKSPACE * need.vae_room * area * vae_dtype.itemsize)
@@ -75,8 +77,8 @@ def footprint(need: Need, dtype: torch.dtype, vae_dtype: torch.dtype, rows: int)
         unet=need.unet * size,
         text=need.text * size,
         vae=need.vae * vae_dtype.itemsize,
-        layer=min(LAYER, need.unet) * size,
-        step=int(WORKSPACE * UNET_STEP * area * size) * rows,
+        layer=min(LARGEST_LAYER, need.unet) * size,
+        step=int(WORKSPACE * UNET_NUMBERS * area * size) * rows,
         decode=decode,
         tile=decode // 4,  # half the side: see `fewstep.codec.tiled`
     )

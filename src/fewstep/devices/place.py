@@ -1,17 +1,19 @@
 """`place()`: from what was seen, and what a model needs, to where and how it runs, and why."""
+# MERGED: """The decisions of `place()`, one function each: what was decided, and a sentence why.""" | """torch's threads on a CPU that is not all ours."""
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from fewstep.devices import rules
-from fewstep.devices.memory import Need, footprint
-from fewstep.devices.probe import Cpu, Cuda, Probe, Spot
-from fewstep.devices.rules import TooSmallError
+from fewstep.devices.memory import Footprint, ModelSize, footprint
+from fewstep.devices.probe import Cpu, Cuda, Device, Mps, Probe
 from fewstep.errors import RequestError
-from fewstep.limits import check_names
+from fewstep.request.limits import OFFLOADS, check_engine_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Wishes:
     """The user's words."""
 
     device: str
@@ -48,40 +50,40 @@ class _Asked:
 
 
 def place(
-    probe: Probe, need: Need, device: str = "auto", precision: str = "auto", offload: str = "auto"
+    probe: Probe, need: ModelSize, device: str = "auto", precision: str = "auto", offload: str = "auto"
 ) -> Placement:
     """Choose where a model runs, in which dtypes, and how it fits. Looks at nothing but its arguments.
 
     `RequestError` where that is not on this machine, or the model is too large for it.
     """
-    check_names(device, precision, offload)
-    asked = _Asked(device, precision, offload)
+    check_engine_names(device, precision, offload)
+    asked = _Wishes(device, precision, offload)
     try:
-        return _first(probe, need, asked)
+        return _place_on_first(probe, need, asked)
     except TooSmallError as error:
         raise RequestError(f"{error}: {_advice(probe, need, asked)}") from None
 
 
-def _first(probe: Probe, need: Need, asked: _Asked) -> Placement:
+def _place_on_first(probe: Probe, need: ModelSize, asked: _Wishes) -> Placement:
     """On the best device that is large enough."""
     short: list[str] = []
-    for spot in _spots(probe, asked):
+    for spot in _allowed_devices(probe, asked):
         try:
-            made = _on(spot, probe.cpu, need, asked)
+            made = _place_on(spot, probe.cpu, need, asked)
         except TooSmallError as error:
             short.append(str(error))
         except RequestError:
             if not short:  # what only a fallback cannot do is no news
                 raise
         else:
-            why = "asked for" if asked.device == spot.device else rules.best(spot, probe, short)
+            why = "asked for" if asked.device == spot.device else _why_best(spot, probe, short)
             return replace(made, reasons=(f"{spot.device}: {why}", *made.reasons))
     raise TooSmallError("; ".join(short))
 
 
-def _spots(probe: Probe, asked: _Asked) -> list[Spot]:
+def _allowed_devices(probe: Probe, asked: _Wishes) -> list[Device]:
     """The devices that may be used, the best first; of GPUs, those with more free memory."""
-    every: list[Spot] = [*sorted(probe.cuda, key=lambda gpu: -gpu.free)]
+    every: list[Device] = [*sorted(probe.cuda, key=lambda gpu: -gpu.free)]
     every += [probe.cpu] if probe.mps is None else [probe.mps, probe.cpu]
     named = [spot for spot in every if asked.device in (spot.device, spot.device.split(":")[0])]
     allowed = every if asked.device == "auto" else named[:1]
@@ -98,15 +100,15 @@ def _spots(probe: Probe, asked: _Asked) -> list[Spot]:
     return allowed
 
 
-def _on(spot: Spot, cpu: Cpu, need: Need, asked: _Asked) -> Placement:
+def _place_on(spot: Device, cpu: Cpu, need: ModelSize, asked: _Wishes) -> Placement:
     """Every decision for one device."""
-    dtype, why_dtype = rules.precision(spot, need, asked.precision)
-    vae_dtype, why_vae = rules.vae_precision(spot, need, dtype)
-    batch, why_batch = rules.batch(spot)
-    channels_last, why_layout = rules.layout(spot, need)
+    dtype, why_dtype = choose_precision(spot, need, asked.precision)
+    vae_dtype, why_vae = choose_vae_precision(spot, need, dtype)
+    batch, why_batch = choose_batch(spot)
+    channels_last, why_layout = choose_layout(spot, need)
     rows = 1 if batch else 2  # where guidance is on, a picture has two, and they run together
     size = footprint(need, dtype, vae_dtype, rows)
-    offload, tiling, why_fit = rules.arrangement(spot, cpu, size, asked.offload)
+    offload, tiling, why_fit = choose_offload(spot, cpu, size, asked.offload)
     why_threads = f"threads on the CPU, {cpu.cores}: the cores that this process may use"
     return Placement(
         device=torch.device(spot.device),
@@ -121,13 +123,182 @@ def _on(spot: Spot, cpu: Cpu, need: Need, asked: _Asked) -> Placement:
     )
 
 
-def _advice(probe: Probe, need: Need, asked: _Asked) -> str:
+def _advice(probe: Probe, need: ModelSize, asked: _Wishes) -> str:
     """What to type: the first change of the request with which the model fits."""
     changes = ({"offload": "auto"}, {"precision": "auto"}, {"precision": "bf16"}, {"device": "auto"})
     for change in changes:
         try:
-            _first(probe, need, replace(asked, **change))
+            _place_on_first(probe, need, replace(asked, **change))
         except RequestError:
             continue
         return ", ".join(f"type {name}={value!r}" for name, value in change.items())
     return "free some memory, or take a smaller model, such as model='ssd-1b' or model='tiny'"
+
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MIN_SPEEDUP = 1.1  # times as fast: less may be the measurement's noise
+
+
+class TooSmallError(RequestError):
+    """The model does not fit on a device; `place` tries the next one."""
+
+
+def _why_best(spot: Device, probe: Probe, short: Sequence[str]) -> str:
+    """Why this device, where the user did not name it."""
+    if short:
+        return "; ".join(short)
+    match spot:
+        case Cuda():
+            others = f", the most of {len(probe.cuda)} GPUs" if len(probe.cuda) > 1 else ""
+            return f"{spot.name} with {gib_left(spot.free)} of {gib_left(spot.total)} GiB free{others}"
+        case Mps():
+            return f"{spot.name} with {gib_left(spot.free)} of {gib_left(spot.total)} GiB free"
+        case Cpu():
+            return "no GPU was found"
+
+
+def choose_precision(spot: Device, need: ModelSize, asked: str) -> tuple[torch.dtype, str]:
+    """The dtype of UNet and text encoders."""
+    if asked != "auto":
+        _refuse_precision(spot, asked)
+        return DTYPES[asked], f"{asked}: asked for"
+    match spot:
+        case Cuda(bf16=True):
+            return torch.bfloat16, f"bf16: computed by the GPU's own units (capability {_capability(spot)})"
+        case Cuda():
+            return torch.float16, f"fp16: bf16 needs capability 8.0, and this GPU has {_capability(spot)}"
+        case Mps():
+            return torch.float16, "fp16: half the memory of fp32, and faster on MPS"
+    if need.small:
+        return torch.float32, "fp32: so small a model gains nothing from bf16"
+    if not spot.bf16:
+        return torch.float32, "fp32: this CPU has no bf16 instructions"
+    measured = f"convolutions in bf16 ran {spot.bf16_speedup:.2f} times as fast as in fp32"
+    if spot.bf16_speedup > MIN_SPEEDUP:
+        return torch.bfloat16, f"bf16: {measured}"
+    return torch.float32, f"fp32: {measured}, not worth its rounding"
+
+
+def _refuse_precision(spot: Device, asked: str) -> None:
+    match spot, asked:
+        case Cpu(), "fp16":
+            raise RequestError("precision='fp16' on a CPU is slow and incomplete: choose fp32 or bf16")
+        case Cuda(bf16=False), "bf16":
+            raise RequestError(
+                f"precision='bf16' needs capability 8.0; {spot.device}, {spot.name}, has {_capability(spot)}: "
+                "choose fp16 or fp32"
+            )
+        case Mps(bf16=False), "bf16":
+            raise RequestError("precision='bf16' on MPS needs macOS 14: choose fp16 or fp32")
+
+
+def choose_vae_precision(spot: Device, need: ModelSize, dtype: torch.dtype) -> tuple[torch.dtype, str]:
+    """The VAE's dtype. SDXL's own overflows in fp16; never fp32 in silence, which takes twice the memory."""
+    if dtype != torch.float16:
+        return dtype, f"VAE in {DTYPE_NAMES[dtype]}: like the UNet"
+    if spot.bf16:
+        return torch.bfloat16, "VAE in bf16: fp16 has too small a range for SDXL's, and bf16 has fp32's"
+    if need.vae_fp16_safe:
+        return torch.float16, "VAE in fp16: this one is made for it"
+    return torch.float16, (
+        "VAE in fp16: there is no bf16 here, and this VAE may overflow; where it does, a picture is decoded "
+        "again in fp32. `hf download madebyollin/sdxl-vae-fp16-fix` gets one for SDXL that does not"
+    )
+
+
+def choose_batch(spot: Device) -> tuple[int, str]:
+    """Pictures per UNet call; 0 is all.
+
+    One by one where it costs little: the bits of a picture then cannot depend on its neighbours,
+    and MPS has batch faults (diffusers#3432).
+    """
+    if isinstance(spot, Cuda):
+        return 0, "whole batches: a GPU is faster so"
+    return 1, "pictures one by one: it costs little here, and their bits cannot depend on each other"
+
+
+def choose_layout(spot: Device, need: ModelSize) -> tuple[bool, str]:
+    """Channels last?"""
+    if isinstance(spot, Mps):
+        return False, "channels first: the layout of MPS"
+    if need.small:
+        return False, "channels first: changing the layout costs more than it gains in a small model"
+    return True, "channels last: convolutions are faster so"
+
+
+def choose_offload(spot: Device, cpu: Cpu, size: Footprint, asked: str) -> tuple[str, bool, tuple[str, str]]:
+    """Offload and tiling: the fastest way in which the model fits."""
+    free, ram = _free_bytes(spot), _free_bytes(cpu)
+    ways = _offloads(spot, asked)
+    possible = [how for how in ways if how == "none" or size.weights <= ram]
+    for how in possible:
+        for tiling in (False, True):
+            if size.on_device(how, tiling) <= free:
+                return how, tiling, _why_offload(spot, size, how, tiling)
+    short = []
+    if possible:
+        least = size.on_device(possible[-1], True)
+        how = f" with offload={possible[-1]!r}" if isinstance(spot, Cuda) else ""
+        short += [
+            f"the model needs {gib_needed(least)} GiB on {spot.device}{how}, and {gib_left(free)} GiB are free"
+        ]
+    if len(possible) < len(ways):
+        short += [
+            f"weights that wait in RAM need {gib_needed(size.weights)} GiB of it, of {gib_left(ram)} free"
+        ]
+    raise TooSmallError("; ".join(short))
+
+
+def _offloads(spot: Device, asked: str) -> tuple[str, ...]:
+    """The ways to try, the fastest first. Other devices share the CPU's memory, or are it."""
+    if asked != "auto":
+        return (asked,)
+    return OFFLOADS[1:] if isinstance(spot, Cuda) else ("none",)
+
+
+def _why_offload(spot: Device, size: Footprint, how: str, tiling: bool) -> tuple[str, str]:
+    names = {"none": "no offload", "model": "offload by network", "sequential": "offload by layer"}
+    taken = f"takes {gib_needed(size.on_device(how, tiling))} GiB"
+    free = f" of {gib_left(spot.free)} free" if spot.free else ", and nothing tells how much is free"
+    instead = "" if how == "none" else f"; without it, {gib_needed(size.on_device('none', True))} at least"
+    tiles = f"tiles in the VAE: with whole pictures, {gib_needed(size.on_device(how, False))} GiB"
+    return (
+        f"{names[how]}: {taken}{free}{instead}",
+        tiles if tiling else "no tiles in the VAE: whole pictures fit",
+    )
+
+
+def _free_bytes(spot: Device) -> float:
+    """Bytes; without end where a system does not tell how much RAM is free."""
+    return math.inf if isinstance(spot, Cpu) and not spot.free else spot.free
+
+
+def _capability(gpu: Cuda) -> str:
+    return ".".join(map(str, gpu.capability))
+
+
+def gib_needed(count: float) -> str:
+    """Bytes in GiB, to the next tenth above, so that it never reads like what is free."""
+    return f"{math.ceil(count / 2**30 * 10) / 10:.1f}"
+
+
+def gib_left(count: float) -> str:
+    """Bytes in GiB, to the next tenth below."""
+    return f"{math.floor(count / 2**30 * 10) / 10:.1f}"
+
+
+_log = logging.getLogger("fewstep")
+
+
+def limit_threads(placement: Placement) -> None:
+    """Lower torch's threads to the cores that this process may use; never raise them.
+
+    torch counts the machine's cores, not a container's quota, and more threads than cores wait for
+    each other. The number is the whole process's, which is why only loading a model on the CPU
+    changes it.
+    """
+    given = torch.get_num_threads()
+    if placement.device.type == "cpu" and given > placement.threads:
+        torch.set_num_threads(placement.threads)
+        _log.info("torch had %d threads for %d cores, and now has as many", given, placement.threads)

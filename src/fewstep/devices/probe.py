@@ -78,7 +78,7 @@ class Cpu:
         return self.amx_bf16 or self.avx512_bf16
 
 
-Spot = Cuda | Mps | Cpu
+Device = Cuda | Mps | Cpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def _cpu(root: Path) -> Cpu:
     return Cpu(
         name=cpu_name(root),
         cores=cores(root),
-        free=ram(root),
+        free=free_ram(root),
         amx_bf16=amx,
         avx512_bf16=avx512,
         bf16_speedup=bf16_speedup() if amx or avx512 else 0.0,
@@ -161,7 +161,7 @@ def cores(root: Path) -> int:
     return math.ceil(min(allowed, cgroup.cores(root)))
 
 
-def ram(root: Path) -> int:
+def free_ram(root: Path) -> int:
     """Bytes of RAM that can still be had, within the container's limit; 0 where the system does not tell."""
     seen = cgroup.text(root / "proc" / "meminfo").split()
     if "MemAvailable:" in seen:

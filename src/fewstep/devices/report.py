@@ -10,16 +10,15 @@ from typing import Any
 
 import torch
 
-from fewstep.devices.memory import Need
-from fewstep.devices.place import Placement, place
+from fewstep.devices.memory import ModelSize
+from fewstep.devices.place import DTYPE_NAMES, Placement, gib_left, place
 from fewstep.devices.probe import Probe
-from fewstep.devices.rules import NAMES, left
 from fewstep.errors import RequestError
 
 PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "safetensors", "huggingface_hub")
 
 
-def report(seen: Probe, needs: Mapping[str, Need]) -> dict[str, Any]:
+def device_report(seen: Probe, needs: Mapping[str, ModelSize]) -> dict[str, Any]:
     """One JSON object with the same keys on every machine; `needs` is by model name."""
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -29,7 +28,7 @@ def report(seen: Probe, needs: Mapping[str, Need]) -> dict[str, Any]:
     }
 
 
-def as_text(found: Mapping[str, Any]) -> str:
+def report_as_text(found: Mapping[str, Any]) -> str:
     """The same, to be read at a glance."""
     machine = found["machine"]
     rows = [
@@ -47,13 +46,17 @@ def as_text(found: Mapping[str, Any]) -> str:
     return "\n".join(f"{label:9} {text}".rstrip() for label, text in rows)
 
 
-def _decided(seen: Probe, need: Need) -> dict[str, Any]:
+def _decided(seen: Probe, need: ModelSize) -> dict[str, Any]:
     try:
         made = place(seen, need)
     except RequestError as error:
         return {**dict.fromkeys(Placement.__dataclass_fields__), "reasons": [], "error": str(error)}
     values = {name: getattr(made, name) for name in Placement.__dataclass_fields__}
-    names = {"device": str(made.device), "dtype": NAMES[made.dtype], "vae_dtype": NAMES[made.vae_dtype]}
+    names = {
+        "device": str(made.device),
+        "dtype": DTYPE_NAMES[made.dtype],
+        "vae_dtype": DTYPE_NAMES[made.vae_dtype],
+    }
     return {**values, **names, "reasons": list(made.reasons), "error": ""}
 
 
@@ -66,7 +69,7 @@ def _places(model: Mapping[str, Any]) -> str:
 def _cpu(cpu: Mapping[str, Any]) -> str:
     bf16 = [name for name, there in (("AMX", cpu["amx_bf16"]), ("AVX-512", cpu["avx512_bf16"])) if there]
     gain = f", {cpu['bf16_speedup']:.2f} times as fast as fp32" if bf16 else ""
-    memory = f"{left(cpu['free'])} GiB free" if cpu["free"] else "free memory unknown"
+    memory = f"{gib_left(cpu['free'])} GiB free" if cpu["free"] else "free memory unknown"
     return f"{cpu['name']}, {cpu['cores']} cores, {memory}, bf16: {' and '.join(bf16) or 'none'}{gain}"
 
 
@@ -76,7 +79,7 @@ def _gpu(gpu: Mapping[str, Any]) -> str:
 
 
 def _memory(device: Mapping[str, Any]) -> str:
-    return f"{device['name']}, {left(device['free'])} of {left(device['total'])} GiB free"
+    return f"{device['name']}, {gib_left(device['free'])} of {gib_left(device['total'])} GiB free"
 
 
 def _threads(torch: int, cores: int) -> str:

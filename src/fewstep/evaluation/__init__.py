@@ -6,17 +6,17 @@
 The real pictures are those of `fewstep train data`. Nothing below imports this.
 """
 
-from fewstep.evaluation.asking import DEFAULT, MODES, STEPS, Asked, Settings, prompts
-from fewstep.evaluation.drawing import Drawn
+from fewstep.evaluation.drawing import DrawingProgress
 from fewstep.evaluation.report import Row, plot, read, table
 from fewstep.evaluation.run import evaluate, watch
+from fewstep.evaluation.settings import DEFAULT_SETTINGS, MODES, STEPS, EvalPrompt, Settings, prompts
 
 __all__ = [
-    "DEFAULT",
+    "DEFAULT_SETTINGS",
     "MODES",
     "STEPS",
-    "Asked",
-    "Drawn",
+    "DrawingProgress",
+    "EvalPrompt",
     "Row",
     "Settings",
     "evaluate",

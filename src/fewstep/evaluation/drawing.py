@@ -17,17 +17,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.engine import Engine
-from fewstep.picture import as_tensor
-from fewstep.request import Options
-from fewstep.train import tensors
-from fewstep.train.data import SIZE, sha256
+from fewstep.images import image_to_tensor
+from fewstep.request import PictureOptions
+from fewstep.train import outputs
+from fewstep.train.bundled.data import PICTURE_SIZE, sha256
 
 BATCH = 32  # pictures in a call; with guidance twice as many rows, which is where a CPU is fastest
 WARM_UP = 3  # calls that are not timed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class CellConfig:
     """The pictures of one row: entry i of the tuples is picture i."""
 
     mode: str
@@ -37,13 +37,13 @@ class Order:
     seeds: tuple[int, ...]
     loras: tuple[tuple[str, float], ...] = ()
 
-    def options(self, seed: int | Sequence[int]) -> Options:
+    def options(self, seed: int | Sequence[int]) -> PictureOptions:
         """What is said to the engine beside prompts and steps."""
         return {"guidance": self.guidance, "loras": self.loras, "seed": seed}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class DrawingProgress:
     """How far the pictures of one row are."""
 
     mode: str
@@ -52,7 +52,7 @@ class Drawn:
     of: int
 
 
-def batched(engine: Engine) -> Engine:
+def batched_engine(engine: Engine) -> Engine:
     """The same networks behind the same loop, but the UNet is called with all pictures of a call at once.
 
     On a CPU the product calls it picture by picture, so that no bit depends on the batch. The VAE
@@ -62,43 +62,45 @@ def batched(engine: Engine) -> Engine:
     return Engine(engine.model, engine.recipe, replace(engine.placement, batch=0), parts)
 
 
-def draw(engine: Engine, order: Order) -> Generator[Drawn, None, Tensor]:
+def draw_cell(engine: Engine, order: CellConfig) -> Generator[DrawingProgress, None, Tensor]:
     """Make the pictures; return them as uint8 (N, 3, h, w), at most 128 pixels high, in RAM."""
-    twin, made = batched(engine), list[Tensor]()
+    twin, made = batched_engine(engine), list[Tensor]()
     for start in range(0, len(order.prompts), BATCH):
         part = slice(start, start + BATCH)
         options = order.options(order.seeds[part])
         result = twin.generate(order.prompts[part], order.steps, progress=False, **options)
-        made += [reduced(as_tensor(image)) for image in result]
-        yield Drawn(mode=order.mode, steps=order.steps, pictures=len(made), of=len(order.prompts))
+        made += [reduce_picture(image_to_tensor(image)) for image in result]
+        yield DrawingProgress(mode=order.mode, steps=order.steps, pictures=len(made), of=len(order.prompts))
     return torch.cat(made)
 
 
-def reduced(picture: Tensor) -> Tensor:
+def reduce_picture(picture: Tensor) -> Tensor:
     """(1, 3, H, W) in [-1, 1] → uint8, those over 128 pixels made smaller by areas."""
     height, width = picture.shape[2:]
-    if height > SIZE:
-        picture = F.interpolate(picture, (SIZE, SIZE * width // height), mode="area")
+    if height > PICTURE_SIZE:
+        picture = F.interpolate(picture, (PICTURE_SIZE, PICTURE_SIZE * width // height), mode="area")
     return ((picture + 1) * 127.5).round().to(torch.uint8)
 
 
-def kept(engine: Engine, order: Order, key: str, cache: Path) -> Generator[Drawn, None, Tensor]:
+def draw_or_load(
+    engine: Engine, order: CellConfig, key: str, cache: Path
+) -> Generator[DrawingProgress, None, Tensor]:
     """As `draw`, once: `cache` keeps the pictures under their key."""
     path = cache / f"pictures-{key[:12]}.safetensors"
     if not path.exists():
-        pictures = yield from draw(engine, order)
-        tensors.write({"pictures": pictures}, path)
+        pictures = yield from draw_cell(engine, order)
+        outputs.write_tensors({"pictures": pictures}, path)
     return load_file(path)["pictures"]
 
 
-def weights_of(engine: Engine) -> str:
+def engine_digest(engine: Engine) -> str:
     """The sha256 of all weights; of an engine that has not drawn: LoRAs of a call stay on until the next."""
     parts = engine.parts
-    found = [tensors.digest(network) for network in (parts.unet, parts.vae, *parts.text.encoders)]
+    found = [outputs.network_digest(network) for network in (parts.unet, parts.vae, *parts.text.encoders)]
     return hashlib.sha256(" ".join(found).encode()).hexdigest()
 
 
-def key_of(weights: str, engine: Engine, order: Order) -> str:
+def cell_key(weights: str, engine: Engine, order: CellConfig) -> str:
     """The sha256 of all that the pictures depend on; `weights` as `weights_of` says."""
     loras = [(sha256(Path(file)) if os.path.isfile(file) else file, scale) for file, scale in order.loras]
     place = [str(engine.placement.device), str(engine.placement.dtype)]
@@ -106,7 +108,7 @@ def key_of(weights: str, engine: Engine, order: Order) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def timed(engine: Engine, order: Order, repeats: int) -> tuple[float, float, float]:
+def time_calls(engine: Engine, order: CellConfig, repeats: int) -> tuple[float, float, float]:
     """Milliseconds from prompt to PIL image, warm: median, lower and upper quartile of single calls.
 
     Each call has another prompt, as far as there are so many, so that encoding it is part of it.

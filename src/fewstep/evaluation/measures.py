@@ -2,25 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-
-
-def carried(
-    features: Tensor, known: Tensor, labels: Sequence[str], wanted: Sequence[str], nearest: int
-) -> Tensor:
-    """Retrieval@k: is what is wanted among the labels of the k nearest known pictures? (N,), bool.
-
-    known (P, V, D): P pictures, each in V views, of which the one that fits best counts, so that k
-    nearest are k distinct pictures. labels (P), wanted (N). Near is a large cosine.
-    """
-    likeness = (features @ known.flatten(0, 1).T).unflatten(1, known.shape[:2]).amax(dim=2)  # (N, P)
-    found = likeness.topk(min(nearest, len(known)), dim=1).indices.tolist()
-    return torch.tensor(
-        [word in {labels[i] for i in row} for word, row in zip(wanted, found, strict=True)], dtype=torch.bool
-    )
 
 
 def frechet(made: Tensor, real: Tensor) -> float:
@@ -69,6 +52,6 @@ def diversity(features: Tensor, seeds: int) -> float:
     return float(1 - (groups[:, one] * groups[:, other]).sum(dim=-1).mean())
 
 
-def share(flags: Tensor) -> float:
+def share_of_true(flags: Tensor) -> float:
     """The part that is true, of (N,) bool; nan of nothing."""
     return float(flags.double().mean())

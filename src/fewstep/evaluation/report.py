@@ -72,7 +72,7 @@ def read(path: Path) -> list[Row]:
         ) from error
 
 
-def append(row: Row, path: Path) -> None:
+def append_row(row: Row, path: Path) -> None:
     """Add one row at once; the header too where the file is new."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,10 @@ def table(rows: Sequence[Row]) -> str:
     """What matters of the rows, to be read on a terminal, with a note of what they were made on."""
     lines = ["  ".join(f"{head:>{_width(form)}}" for head, _, form in _SHOWN)]
     lines += ["  ".join(f"{getattr(row, name):>{form}}" for _, name, form in _SHOWN) for row in rows]
-    return "\n".join([*lines, "", note(rows[0])] if rows else lines)
+    return "\n".join([*lines, "", row_note(rows[0])] if rows else lines)
 
 
-def note(row: Row) -> str:
+def row_note(row: Row) -> str:
     """Machine and counts, one line."""
     beside = f" with {row.loras}" if row.loras else ""
     return (
@@ -133,7 +133,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.grid(visible=True, alpha=0.25)
     axes.legend(title="mode; points are steps", fontsize=11)
     if rows:
-        figure.supxlabel(_broken(note(rows[0])), size=8.5, color="0.35")
+        figure.supxlabel(_broken(row_note(rows[0])), size=8.5, color="0.35")
     _save(figure, path)
 
 

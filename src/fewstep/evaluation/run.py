@@ -12,24 +12,32 @@ import torch
 from torch import Tensor
 
 import fewstep
-from fewstep import backends
+from fewstep.catalog.assets import modes_for
 from fewstep.devices.probe import cpu_name
 from fewstep.engine import Engine
 from fewstep.errors import RequestError
-from fewstep.evaluation import drawing, features, measures, references, report
-from fewstep.evaluation.asking import DEFAULT, MODES, Asked, Settings, askable, check, chosen
-from fewstep.evaluation.drawing import Drawn, Order
-from fewstep.evaluation.features import FeatureNetwork
+from fewstep.evaluation import drawing, measures, references, report
+from fewstep.evaluation.drawing import CellConfig, DrawingProgress
 from fewstep.evaluation.references import References
 from fewstep.evaluation.report import Row
-from fewstep.models.assets import modes_for
-from fewstep.request import extras
-from fewstep.train import data
+from fewstep.evaluation.settings import (
+    DEFAULT_SETTINGS,
+    MODES,
+    EvalPrompt,
+    Settings,
+    check_settings,
+    choose_prompts,
+    eval_prompts,
+)
+from fewstep.modes import choose_mode, find_recipe
+from fewstep.request import inputs
+from fewstep.train.bundled import data
+from fewstep.train.bundled.features import FeatureNetwork, describe_pictures, read_features, retrieval_hits
 
-TEACHER = ("base", 50)  # what every other row's pictures are compared with
+REFERENCE_CELL = ("base", 50)  # what every other row's pictures are compared with
 
 
-def evaluate(work: Path, settings: Settings = DEFAULT, csv: Path | None = None) -> Iterator[Row]:
+def evaluate(work: Path, settings: Settings = DEFAULT_SETTINGS, csv: Path | None = None) -> Iterator[Row]:
     """Measure quality and speed of a model's modes; yields a row for each (mode, steps).
 
         for row in fewstep.evaluation.evaluate(Path("fewstep-train")):
@@ -43,7 +51,9 @@ def evaluate(work: Path, settings: Settings = DEFAULT, csv: Path | None = None) 
     return (one for one in watch(work, settings, csv) if isinstance(one, Row))
 
 
-def watch(work: Path, settings: Settings = DEFAULT, csv: Path | None = None) -> Iterator[Drawn | Row]:
+def watch(
+    work: Path, settings: Settings = DEFAULT_SETTINGS, csv: Path | None = None
+) -> Iterator[DrawingProgress | Row]:
     """`evaluate`, with word of how far the pictures of each row are."""
     path = work / "eval" / "rows.csv" if csv is None else csv
     cells = _cells(settings)
@@ -51,27 +61,27 @@ def watch(work: Path, settings: Settings = DEFAULT, csv: Path | None = None) -> 
     bench = _Bench(work, settings)
     for mode, counts in cells:
         with _engine(settings, mode, counts[0]) as engine:
-            weights = drawing.weights_of(engine)
+            weights = drawing.engine_digest(engine)
             for steps in counts:
                 order = bench.order(engine, steps)
-                key = bench.key(drawing.key_of(weights, engine, order))
+                key = bench.key(drawing.cell_key(weights, engine, order))
                 if key not in finished:
                     finished[key] = yield from bench.row(engine, order, key)
-                    report.append(finished[key], path)
+                    report.append_row(finished[key], path)
                 yield finished[key]
 
 
 def _cells(settings: Settings) -> list[tuple[str, tuple[int, ...]]]:
     """Each mode with the step counts, of those asked for, that its recipe allows; those of one engine."""
-    check(settings)
-    family = backends.chosen(settings.model, None)[0].family
+    check_settings(settings)
+    family = choose_mode(settings.model, None)[0].family
     modes = settings.modes or tuple(mode for mode in MODES if mode in modes_for(family))
     unknown = set(settings.guidance) - set(modes)
     if unknown:
         raise RequestError(
             f"guidance for {', '.join(sorted(unknown))}, which is not measured: modes are {', '.join(modes)}"
         )
-    recipes = {mode: backends.recipe(mode).on(family) for mode in modes}
+    recipes = {mode: find_recipe(mode).on(family) for mode in modes}
     cells: list[tuple[str, tuple[int, ...]]] = []
     for mode, recipe in recipes.items():
         fitting = tuple(steps for steps in settings.steps if steps in recipe.counts())
@@ -85,7 +95,7 @@ def _cells(settings: Settings) -> list[tuple[str, tuple[int, ...]]]:
 
 def _engine(settings: Settings, mode: str, steps: int) -> Engine:
     """Loaded; `steps` counts where each number of them has weights of its own."""
-    several = backends.recipe(mode).steps.only
+    several = find_recipe(mode).steps.only
     return fewstep.load(
         settings.model, mode, steps=steps if several else None,
         device=settings.device, precision=settings.precision,
@@ -106,40 +116,42 @@ class _Bench:
     def __init__(self, work: Path, settings: Settings):
         self.settings, self.cache = settings, work / "eval"
         folders = settings.data or (work / "data",)
-        references.check(folders)
-        self.network: FeatureNetwork = features.read(settings.features)
-        sets = [(folder, apart) for folder in folders for apart in _sets(folder, settings.style)]
-        parts = [references.load(self.network, folder, self.cache, apart) for folder, apart in sets]
-        self.known: References = references.joined(parts)
-        pool = [asked for part in parts for asked in askable(part.captions)]
-        prompts = chosen(pool, settings)
-        self.asked: list[Asked] = [one for one in prompts for _ in range(settings.seeds)]
+        references.check_folders(folders)
+        self.network: FeatureNetwork = read_features(settings.features)
+        sets = [(folder, apart) for folder in folders for apart in _reference_sets(folder, settings.style)]
+        parts = [
+            references.load_references(self.network, folder, self.cache, apart) for folder, apart in sets
+        ]
+        self.known: References = references.join_references(parts)
+        pool = [asked for part in parts for asked in eval_prompts(part.captions)]
+        prompts = choose_prompts(pool, settings)
+        self.asked: list[EvalPrompt] = [one for one in prompts for _ in range(settings.seeds)]
         self._teacher: _Teacher | None = None
 
-    def order(self, engine: Engine, steps: int) -> Order:
+    def order(self, engine: Engine, steps: int) -> CellConfig:
         """The pictures of one row."""
         settings, recipe = self.settings, engine.recipe
-        return Order(
+        return CellConfig(
             mode=recipe.mode,
             steps=steps,
             guidance=settings.guidance.get(recipe.mode, recipe.guidance.default),
             prompts=tuple(one.text for one in self.asked),
             seeds=tuple(range(settings.seed, settings.seed + len(self.asked))),
-            loras=extras.loras(settings.loras, recipe.style_scale),
+            loras=inputs.parse_loras(settings.loras, recipe.style_scale),
         )
 
     def key(self, pictures: str) -> str:
         """Of a row: what its pictures depend on, and what they are compared with."""
         return hashlib.sha256(f"{pictures} {self.known.key}".encode()).hexdigest()
 
-    def row(self, engine: Engine, order: Order, key: str) -> Generator[Drawn, None, Row]:
+    def row(self, engine: Engine, order: CellConfig, key: str) -> Generator[DrawingProgress, None, Row]:
         """Time, draw, compare."""
-        middle, low, high = drawing.timed(engine, order, self.settings.repeats)
+        middle, low, high = drawing.time_calls(engine, order, self.settings.repeats)
         teacher = yield from self._taught()
         pictures = teacher.pictures
-        if (order.mode, order.steps) != TEACHER:
-            pictures = yield from drawing.draw(engine, order)
-        looks = features.describe(self.network, pictures)
+        if (order.mode, order.steps) != REFERENCE_CELL:
+            pictures = yield from drawing.draw_cell(engine, order)
+        looks = describe_pictures(self.network, pictures)
         return Row(
             model=self.settings.model,
             mode=order.mode,
@@ -164,32 +176,34 @@ class _Bench:
         """How often what was asked for is found, by name and by style."""
         known, held = self.known, torch.tensor([one.held for one in self.asked])
         names, styles = [one.label for one in self.asked], [one.style for one in self.asked]
-        right = measures.carried(looks, known.features, known.labels, names, nearest=1)
+        right = retrieval_hits(looks, known.features, known.labels, names, nearest=1)
         return {
-            "name_1": measures.share(right),
-            "name_5": measures.share(measures.carried(looks, known.features, known.labels, names, nearest=5)),
-            "style_1": measures.share(
-                measures.carried(looks, known.features, known.styles, styles, nearest=1)
+            "name_1": measures.share_of_true(right),
+            "name_5": measures.share_of_true(
+                retrieval_hits(looks, known.features, known.labels, names, nearest=5)
             ),
-            "seen_1": measures.share(right[~held]),
-            "held_out_1": measures.share(right[held]),
+            "style_1": measures.share_of_true(
+                retrieval_hits(looks, known.features, known.styles, styles, nearest=1)
+            ),
+            "seen_1": measures.share_of_true(right[~held]),
+            "held_out_1": measures.share_of_true(right[held]),
         }
 
-    def _taught(self) -> Generator[Drawn, None, _Teacher]:
+    def _taught(self) -> Generator[DrawingProgress, None, _Teacher]:
         """The teacher's pictures, made once; the work folder keeps them."""
         if self._teacher is None:
-            with _engine(self.settings, *TEACHER) as engine:
-                order = self.order(engine, TEACHER[1])
-                key = drawing.key_of(drawing.weights_of(engine), engine, order)
-                pictures = yield from drawing.kept(engine, order, key, self.cache)
-            looks = features.describe(self.network, pictures)
+            with _engine(self.settings, *REFERENCE_CELL) as engine:
+                order = self.order(engine, REFERENCE_CELL[1])
+                key = drawing.cell_key(drawing.engine_digest(engine), engine, order)
+                pictures = yield from drawing.draw_or_load(engine, order, key, self.cache)
+            looks = describe_pictures(self.network, pictures)
             self._teacher = _Teacher(pictures=pictures, features=looks)
         return self._teacher
 
 
-def _sets(folder: Path, style: str) -> tuple[str, ...]:
+def _reference_sets(folder: Path, style: str) -> tuple[str, ...]:
     """Of a data folder: all that was trained on, and the style asked for where that is apart."""
-    return ("", style) if style and data.files(folder, style)[0].is_file() else ("",)
+    return ("", style) if style and data.sprite_files(folder, style)[0].is_file() else ("",)
 
 
 def _machine(engine: Engine) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 """`Request`: one complete, checked order; `Plan`: what it resolves to; `Job`: with its pictures."""
+# MERGED: """`EngineKey`: everything that tells one loaded engine from another."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from fewstep.schedulers import Schedule
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PICTURES = 1024  # in one request
+
+MAX_PICTURES = 1024  # in one request
 
 
 class Request(BaseModel):
@@ -24,7 +26,7 @@ class Request(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False
     )
 
-    prompts: tuple[str, ...] = Field(min_length=1, max_length=PICTURES)  # one per picture
+    prompts: tuple[str, ...] = Field(min_length=1, max_length=MAX_PICTURES)  # one per picture
     prompts_2: tuple[str, ...] = ()  # the second text encoder's, where they are others
     mode: str
     model: str
@@ -88,3 +90,19 @@ class Job:
     @property
     def request(self) -> Request:
         return self.plan.request
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineKey:
+    """What to load and where to run it, in the user's words, completed."""
+
+    model: str
+    mode: str
+    steps: int = 0  # of a mode whose weights come for one number of steps; 0: they serve all
+    accelerator: str = ""  # "" is the mode's own
+    vae: str = ""  # "" is the model's own
+    embeddings: tuple[str, ...] = ()  # files of textual inversions
+    revision: str = ""  # of a hub id; "" is the catalog's, or else the newest
+    device: str = "auto"
+    precision: str = "auto"
+    offload: str = "auto"

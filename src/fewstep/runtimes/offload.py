@@ -22,16 +22,16 @@ from torch.utils._pytree import tree_map_only
 from fewstep.devices import Placement
 
 
-def apply(networks: Sequence[nn.Module], vae: nn.Module, placement: Placement) -> None:
+def apply_offload(networks: Sequence[nn.Module], vae: nn.Module, placement: Placement) -> None:
     """Do what `placement.offload` says to text encoders and UNet, and to the VAE."""
     if placement.offload == "model":
-        by_network([*networks, vae], placement.device)
+        offload_networks([*networks, vae], placement.device)
     elif placement.offload == "sequential":
-        by_layer(networks, placement.device)
+        offload_layers(networks, placement.device)
         vae.to(placement.device)  # small enough
 
 
-def by_network(networks: Sequence[nn.Module], device: torch.device) -> None:
+def offload_networks(networks: Sequence[nn.Module], device: torch.device) -> None:
     """One network at a time is on the device: it comes when it is called and leaves when another is."""
     waiting = [_Waiting(network.modules()) for network in networks]
     for network, own in zip(networks, waiting, strict=True):
@@ -41,7 +41,7 @@ def by_network(networks: Sequence[nn.Module], device: torch.device) -> None:
         network._hf_hook = turn  # type: ignore[assignment]  # a VAE's `decode` and `encode` call it
 
 
-def by_layer(networks: Sequence[nn.Module], device: torch.device) -> None:
+def offload_layers(networks: Sequence[nn.Module], device: torch.device) -> None:
     """One layer at a time is on the device, while it runs."""
     for network in networks:
         network.register_forward_pre_hook(_sending(device), with_kwargs=True)
@@ -51,7 +51,7 @@ def by_layer(networks: Sequence[nn.Module], device: torch.device) -> None:
             layer.register_forward_hook(own.release, always_call=True)
 
 
-def leave(network: nn.Module) -> None:
+def bring_home(network: nn.Module) -> None:
     """Have a network's own tensors in it, in RAM, where it visits the device: now they may be changed."""
     turn = getattr(network, "_hf_hook", None)
     if isinstance(turn, _Turn):

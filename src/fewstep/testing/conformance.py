@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.backends.faults import faults
-from fewstep.errors import RequestError, told
+from fewstep.errors import RequestError, describe_error
+from fewstep.modes.validate import recipe_faults
 from fewstep.recipe import Recipe
 from fewstep.samplers import Sampler
 from fewstep.schedulers import TRAIN_STEPS, Schedule, timestep_of
@@ -43,27 +43,27 @@ def problems(recipe: Recipe) -> list[str]:
 
     Of each scheduler and sampler the first call that breaks any is told.
     """
-    found = faults(recipe)
+    found = recipe_faults(recipe)
     if not found:
         for there in map(recipe.on, ("", *recipe.overrides)):
             for name in there.schedulers:
-                found += _of_scheduler(name, there)
+                found += _scheduler_faults(name, there)
             for name in there.samplers:
-                found += _of_sampler(name, there)
+                found += _sampler_faults(name, there)
     return list(dict.fromkeys(found))
 
 
-def _of_scheduler(name: str, recipe: Recipe) -> list[str]:
+def _scheduler_faults(name: str, recipe: Recipe) -> list[str]:
     for strength in STRENGTHS:
         for steps in range(recipe.steps.low, recipe.steps.high + 1):
             usual = name == recipe.schedulers[0] and steps == recipe.steps.default and strength == 1
-            found = [*_of_levels(recipe.scheduler(name), steps, strength, must=usual)]
+            found = [*_level_faults(recipe.scheduler(name), steps, strength, must=usual)]
             if found:
                 return [f"scheduler {name!r} at steps={steps}, strength={strength:g}: {one}" for one in found]
     return []
 
 
-def _of_levels(scheduler: Callable[..., Any], steps: int, strength: float, *, must: bool) -> Iterator[str]:
+def _level_faults(scheduler: Callable[..., Any], steps: int, strength: float, *, must: bool) -> Iterator[str]:
     """What is wrong with the levels of one call, which may be refused unless it `must` not."""
     try:
         levels, again = scheduler(steps, strength), scheduler(steps, strength)
@@ -74,7 +74,7 @@ def _of_levels(scheduler: Callable[..., Any], steps: int, strength: float, *, mu
             yield "its RequestError should say in one line what can be done"
         return
     except Exception as error:
-        yield f"it should give a Schedule or raise RequestError, not {told(error)}"
+        yield f"it should give a Schedule or raise RequestError, not {describe_error(error)}"
         return
     if not isinstance(levels, Schedule):
         yield f"it should give a Schedule, not {type(levels).__name__}"
@@ -94,11 +94,11 @@ def _of_levels(scheduler: Callable[..., Any], steps: int, strength: float, *, mu
         yield f"the first timestep should be at most {TRAIN_STEPS * strength:g} there, not {timesteps[0]:g}"
 
 
-def _of_sampler(name: str, recipe: Recipe) -> list[str]:
+def _sampler_faults(name: str, recipe: Recipe) -> list[str]:
     sampler = recipe.sampler(name)
     for schedule in _schedules(recipe):
         for eta in ETAS if sampler.tunable else (sampler.eta,):
-            found = [*_of_run(sampler, schedule, eta)]
+            found = [*_run_faults(sampler, schedule, eta)]
             if found:
                 return [f"sampler {name!r} at steps={schedule.steps}, eta={eta:g}: {one}" for one in found]
     return []
@@ -108,11 +108,11 @@ def _schedules(recipe: Recipe) -> Iterator[Schedule]:
     """Levels for step rules to run on: those of the recipe that are sound."""
     for scheduler in map(recipe.scheduler, recipe.schedulers):
         for steps in sorted({recipe.steps.low, recipe.steps.default, recipe.steps.high}):
-            if not any(_of_levels(scheduler, steps, 1.0, must=True)):
+            if not any(_level_faults(scheduler, steps, 1.0, must=True)):
                 yield scheduler(steps, 1.0)
 
 
-def _of_run(sampler: Sampler, schedule: Schedule, eta: float) -> Iterator[str]:
+def _run_faults(sampler: Sampler, schedule: Schedule, eta: float) -> Iterator[str]:
     """What is wrong with one run of a step rule."""
     start, *noise = np.random.default_rng(0).standard_normal((1 + sampler.draws * schedule.steps, PIXELS))
     x = PICTURE + schedule.sigmas[0] * start
@@ -123,7 +123,7 @@ def _of_run(sampler: Sampler, schedule: Schedule, eta: float) -> Iterator[str]:
         yield f"it reads past its levels, or takes more noise than its draws={sampler.draws} a step"
         return
     except Exception as error:
-        yield f"it should need arithmetic only, but raises {told(error)}"
+        yield f"it should need arithmetic only, but raises {describe_error(error)}"
         return
     if not np.array_equal(given, [x, *noise]):
         yield "it should leave the latents and the noise that it is given as they are"
@@ -133,7 +133,7 @@ def _of_run(sampler: Sampler, schedule: Schedule, eta: float) -> Iterator[str]:
         many = len(path) if len(path) < schedule.steps else "more"
         yield f"it should yield once a step, {schedule.steps} times, not {many}"
     else:
-        yield from _of_path(path, schedule)
+        yield from _path_faults(path, schedule)
 
 
 def _run(
@@ -153,7 +153,7 @@ def _run(
     return [(x.copy(), x0.copy()) for x, x0 in islice(stepping, schedule.steps + 1)]
 
 
-def _of_path(path: Sequence[tuple[Array, Array]], schedule: Schedule) -> Iterator[str]:
+def _path_faults(path: Sequence[tuple[Array, Array]], schedule: Schedule) -> Iterator[str]:
     """Latents should hold as much noise as their level says, and in the end the picture."""
     for index, ((x, _), sigma) in enumerate(zip(path[:-1], schedule.sigmas[1:-1], strict=True), start=1):
         ratio = _noise(x) / sigma

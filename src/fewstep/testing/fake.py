@@ -13,18 +13,19 @@ from typing import Any
 
 from PIL import Image
 
-from fewstep import api, backends
-from fewstep.calls import Calls, beside
+from fewstep import api, modes
 from fewstep.cancel import CancelToken
+from fewstep.catalog import licences, mode_weights
+from fewstep.catalog import vaes as autoencoders
+from fewstep.catalog.models import Model
+from fewstep.engine_base import EngineBase
 from fewstep.errors import FewstepError
-from fewstep.key import EngineKey
-from fewstep.models import licences, weights
-from fewstep.models import vae as autoencoders
-from fewstep.models.catalog import Model
-from fewstep.progress import Progress, shown
+from fewstep.progress import Progress, show_progress
 from fewstep.prompts import Embedding
 from fewstep.recipe import Recipe
 from fewstep.request import Job, Request
+from fewstep.request.choose import licences_of_call
+from fewstep.request.schema import EngineKey
 from fewstep.result import Result
 
 BLOCKS = 8  # of colour, each way
@@ -46,7 +47,7 @@ class FakeStep:
         return Image.blend(grey, image, (self.index + 1) / self.steps)
 
 
-class FakeEngine(Calls[FakeStep]):
+class FakeEngine(EngineBase[FakeStep]):
     """Serves a mode of a model as `fewstep.Engine` does, but loads and computes nothing.
 
     Equal requests give equal pictures, and a picture is the same in any batch. `delay` is the
@@ -66,10 +67,10 @@ class FakeEngine(Calls[FakeStep]):
         error: BaseException | None = None,
         delay: float = 0.0,
     ):
-        about, recipe = backends.chosen(model, mode, steps)
-        own = weights.choose(about, recipe, accelerator)
-        autoencoders.check(vae, about)
-        self._licences = licences.used(about, recipe, own, embeddings, str(vae))
+        about, recipe = modes.choose_mode(model, mode, steps)
+        own = mode_weights.choose_weights(about, recipe, accelerator)
+        autoencoders.check_vae(vae, about)
+        self._licences = mode_weights.licences_of_mode(about, recipe, own, embeddings, str(vae))
         self._given, self._vae, self._embeddings = str(accelerator), str(vae), tuple(embeddings)
         self.model: Model = about
         self.recipe: Recipe = recipe
@@ -83,7 +84,7 @@ class FakeEngine(Calls[FakeStep]):
 
     def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
         started = time.perf_counter()
-        with shown(progress, job.request.steps) as tell:
+        with show_progress(progress, job.request.steps) as tell:
             tells: Any = tell  # typed for a `Step`, which a `FakeStep` resembles
             for step in self._stepping(job, cancel):
                 tells(step)
@@ -94,7 +95,7 @@ class FakeEngine(Calls[FakeStep]):
             timings={"steps": seconds, "decode": 0.0, "total": seconds},
             warnings=job.plan.warnings,
             model=self.model.source,
-            licence=licences.joined((self._licences | beside(job.request)).values()),
+            licence=licences.join_licences((self._licences | licences_of_call(job.request)).values()),
             accelerator=self._given,
             vae=self._vae,
             embeddings=self._embeddings,

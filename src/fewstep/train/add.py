@@ -27,19 +27,12 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.func import functional_call
 
-from fewstep.conditioning import Conditioning
-from fewstep.denoiser import Unet
+from fewstep.denoiser import Conditioning, Unet
 from fewstep.runtimes.eager import eager_unet
 from fewstep.schedulers import TRAIN_SIGMAS, TRAIN_STEPS
-from fewstep.train.discriminator import (
-    Features,
-    Heads,
-    UnetFeatures,
-    discriminator_loss,
-    generator_loss,
-)
+from fewstep.train.discriminator import Features, Heads, UnetFeatures, discriminator_loss, generator_loss
 from fewstep.train.loop import Draw, Hyper, Learning
-from fewstep.train.source import Source, Teacher, levels, noised
+from fewstep.train.source import Source, Teacher, add_noise, level_column
 
 HYPER = Hyper(
     steps=400, batch=64, rate=2e-4, warmup=50, ema=0.98, weight_decay=0.0, paces={"heads": 5.0}
@@ -55,7 +48,7 @@ ADVERSARY = 0.5  # the losses here are of latents, whose errors are smaller than
 
 def distillation_loss(made: Tensor, aim: Tensor, sigmas: list[float]) -> Tensor:
     """c(t) |made - aim|^2 with c(t) = alpha_t (ibid., eq. 5, exponential weighting)."""
-    alpha = levels([1 / math.hypot(1, s) for s in sigmas], made)
+    alpha = level_column([1 / math.hypot(1, s) for s in sigmas], made)
     return (alpha * (made - aim).square()).mean()
 
 
@@ -82,13 +75,13 @@ class AddTask:
         real = real.to(self.teacher.device)
         condition = self.teacher.read(prompts, self.source.size)
         start = [TRAIN_SIGMAS[draw.python.choice(STARTS)] for _ in prompts]
-        noisy = noised(real, start, draw)
+        noisy = add_noise(real, start, draw)
         made = self.teacher.denoiser(condition, self.student)(noisy, start)
 
-        look = [TRAIN_SIGMAS[_middling(draw)] for _ in prompts]
-        seen = self.features(noised(made, look, draw), look, condition)
+        look = [TRAIN_SIGMAS[_random_level(draw)] for _ in prompts]
+        seen = self.features(add_noise(made, look, draw), look, condition)
         with torch.no_grad():
-            known = self.features(noised(real, look, draw), look, condition)
+            known = self.features(add_noise(real, look, draw), look, condition)
         fixed = {key: p.detach() for key, p in self.heads.named_parameters()}
         fooled: Tensor = functional_call(self.heads, fixed, (seen, condition.pooled))
         caught = discriminator_loss(
@@ -108,15 +101,15 @@ class AddTask:
         """What the teacher would make of the student's answer with noise in it, at any level."""
         sigmas = [TRAIN_SIGMAS[draw.python.randrange(TRAIN_STEPS)] for _ in made]
         guided = self.teacher.guided(condition, self.source.size, [self.guidance] * len(made), self.own)
-        return guided(noised(made, sigmas, draw), sigmas), sigmas
+        return guided(add_noise(made, sigmas, draw), sigmas), sigmas
 
 
-def _middling(draw: Draw) -> int:
+def _random_level(draw: Draw) -> int:
     """A timestep, seldom near either end (arXiv:2403.12015, sec. 3.2: logit-normal)."""
     return int(TRAIN_STEPS / (1 + math.exp(-draw.python.gauss(0, 1))))
 
 
-def task(
+def add_task(
     source: Source,
     teacher: Teacher,
     start: UNet2DConditionModel,

@@ -15,14 +15,14 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from fewstep.architectures.text import TextEncoder
 from fewstep.denoiser import Denoiser, x0_weights
 from fewstep.runtimes.eager import eager_unet
 from fewstep.samplers import Denoise
 from fewstep.schedulers import TRAIN_SIGMAS
-from fewstep.text import TextEncoder
-from fewstep.train.data import SIZE
+from fewstep.train.bundled.data import PICTURE_SIZE
 from fewstep.train.loop import Draw, Hyper
-from fewstep.train.source import Source, levels, noised
+from fewstep.train.source import Source, add_noise, level_column
 
 HYPER = Hyper(steps=9200, batch=128, rate=1.5e-3, ema=0.999, muon=True)
 EMPTY = 0.1  # of prompts, so that classifier-free guidance has something to compare with
@@ -34,7 +34,7 @@ WIDTHS = (64, 128)  # of the two text encoders
 def build_unet(guidance_width: int | None = None) -> UNet2DConditionModel:
     """5.8 M parameters in SDXL's architecture; `guidance_width` adds LCM's embedding."""
     unet = UNet2DConditionModel(
-        sample_size=SIZE // 8,
+        sample_size=PICTURE_SIZE // 8,
         block_out_channels=(64, 96, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -80,7 +80,7 @@ def _text_config(width: int, tokenizer: Any) -> CLIPTextConfig:
 
 def prediction_loss(x0: Tensor, real: Tensor, sigmas: list[float], prediction: str) -> Tensor:
     """Mean squared error of the prediction that x0 stands for: of v, ibid., eq. 9 and app. D."""
-    scale = levels([x0_weights(s, prediction)[1] ** 2 for s in sigmas], x0)
+    scale = level_column([x0_weights(s, prediction)[1] ** 2 for s in sigmas], x0)
     return ((x0 - real).square() / scale).mean()
 
 
@@ -121,4 +121,4 @@ def denoising_loss(
     denoise: Denoise, real: Tensor, sigmas: list[float], draw: Draw, prediction: str
 ) -> Tensor:
     """The error at these levels of what `denoise` makes of `real` and noise."""
-    return prediction_loss(denoise(noised(real, sigmas, draw), sigmas), real, sigmas, prediction)
+    return prediction_loss(denoise(add_noise(real, sigmas, draw), sigmas), real, sigmas, prediction)

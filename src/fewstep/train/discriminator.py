@@ -15,9 +15,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from fewstep.conditioning import Conditioning
+from fewstep.denoiser import Conditioning
 from fewstep.schedulers import timestep_of
-from fewstep.train.source import levels
+from fewstep.train.source import level_column
 
 
 class Features(Protocol):
@@ -39,7 +39,7 @@ class UnetFeatures:
 
     def __call__(self, latents: Tensor, sigmas: Sequence[float], condition: Conditioning) -> list[Tensor]:
         unet = self._unet
-        x = latents * levels([1 / math.hypot(1, s) for s in sigmas], latents)
+        x = latents * level_column([1 / math.hypot(1, s) for s in sigmas], latents)
         timestep = torch.tensor([timestep_of(s) for s in sigmas], device=x.device)
         extra = {"text_embeds": condition.pooled, "time_ids": condition.size_ids}
         emb = unet.time_embedding(unet.get_time_embed(sample=x, timestep=timestep))

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fewstep.conditioning import Conditioning
+from fewstep.architectures.text import Size, size_ids
+from fewstep.denoiser import Conditioning
 from fewstep.devices import probe
 from fewstep.prompts import WINDOW
-from fewstep.text import Size, size_ids
-from fewstep.train import jobs
-from fewstep.train.drafts import Draft, draft
+from fewstep.train import stages
+from fewstep.train.config import TrainConfig
 from fewstep.train.loop import Draw, Task
-from fewstep.train.order import Order
+from fewstep.train.meta_networks import MetaNetworks, build_meta_networks
 
 RESERVE = 0.1  # of all the rest
 ADAM = 2  # numbers for each that learns
@@ -55,9 +55,9 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(order: Order) -> Estimate:
+def estimate(order: TrainConfig) -> Estimate:
     """What one device would hold at the most, and what there is here."""
-    drawn = draft(order)
+    drawn = build_meta_networks(order)
     task = _task(order, drawn)
     learning = _learning(task)
     count = sum(p.numel() for p in learning.values())
@@ -77,7 +77,7 @@ def estimate(order: Order) -> Estimate:
     )
 
 
-def _still(order: Order, drawn: Draft) -> list[tuple[str, int]]:
+def _still(order: TrainConfig, drawn: MetaNetworks) -> list[tuple[str, int]]:
     """Weights that do not learn; on a GPU a teacher's and the text encoders' are bf16 where that is asked."""
     half = 2 if order.bf16 else 4
     if order.stage == "vae":
@@ -100,7 +100,7 @@ def _learning(task: Task) -> dict[str, Any]:
     return {f"{i}.{key}": p for i, each in enumerate(named) for key, p in each if p.requires_grad}
 
 
-def peak(order: Order, task: Task) -> int:
+def peak(order: TrainConfig, task: Task) -> int:
     """The most bytes alive at once in a batch's loss and backward pass, gradients of weights left out."""
     hooks = [p.register_post_accumulate_grad_hook(_forget) for p in _learning(task).values()]
     try:
@@ -160,7 +160,7 @@ def _forget(p: Tensor) -> None:
 
 
 @contextmanager
-def _kernels(order: Order) -> Iterator[None]:
+def _kernels(order: TrainConfig) -> Iterator[None]:
     """Fused attention and, under bf16, autocast's casts: matrices in bf16, norms in fp32.
 
     Put in torch's own place for the while: a mode of torch is not seen by what is recomputed in the
@@ -195,7 +195,7 @@ def _cast(function: Any, dtype: torch.dtype) -> Any:
 class _Empty:
     """Stands for pictures and for text encoders: tensors of the right shapes, on no memory."""
 
-    def __init__(self, order: Order, drawn: Draft):
+    def __init__(self, order: TrainConfig, drawn: MetaNetworks):
         self.size: Size = (order.size, order.size)
         self._order, self._drawn = order, drawn
         self.encoders = (nn.Module(), nn.Module())  # without weights: what they give is not computed
@@ -213,7 +213,7 @@ class _Empty:
         return Conditioning(tokens, pooled, size_ids(self.size, rows, device))
 
 
-def _task(order: Order, drawn: Draft) -> Task:
+def _task(order: TrainConfig, drawn: MetaNetworks) -> Task:
     """The very task that would run, on networks of no memory."""
     empty: Any = _Empty(order, drawn)
     unet: Any = drawn.networks["unet"]
@@ -221,15 +221,15 @@ def _task(order: Order, drawn: Draft) -> Task:
     blank: Any = SimpleNamespace(tensor=lambda side: torch.empty(1, 3, side, side, device="meta"))
     with torch.device("meta"):
         if order.stage == "vae":
-            return jobs.for_vae(order, parts, [blank]).task
-        task, *_ = jobs.task_of(order, parts, empty)
+            return stages.vae_run(order, parts, [blank]).task
+        task, *_ = stages.make_task(order, parts, empty)
     for p in unet.parameters():
         if order.bf16 and not p.requires_grad:
             p.data = p.data.bfloat16()
     return task
 
 
-def _how(order: Order) -> str:
+def _how(order: TrainConfig) -> str:
     kind = "bf16" if order.bf16 else "fp32"
     return f"{kind}, recomputed (checkpointing)" if order.checkpointing else f"{kind}, all kept"
 

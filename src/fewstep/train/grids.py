@@ -11,22 +11,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewstep import backends, loop
+from fewstep import loop, modes
+from fewstep.architectures.text import Size
 from fewstep.cancel import CancelToken
-from fewstep.codec import pixels_of
+from fewstep.codec import to_pixels
 from fewstep.errors import Failure, FewstepError
 from fewstep.loop import Call, Networks
 from fewstep.prompts import Embedding
 from fewstep.recipe import Recipe
-from fewstep.request import Job, complete, plan
-from fewstep.text import Size
+from fewstep.request import Job, complete_request, make_plan
 
 MODES = {"base": "base", "lcm": "lcm", "lcm-lora": "lcm-lora", "add": "turbo"}  # by stage
 _log = logging.getLogger("fewstep")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sitting:
+class GridSettings:
     """What is drawn, and how; picture i has the seed i."""
 
     networks: Networks  # of which the UNet is learning
@@ -36,29 +36,29 @@ class Sitting:
     size: Size
 
 
-def recipe_of(stage: str, family: str) -> Recipe:
+def stage_recipe(stage: str, family: str) -> Recipe:
     """How a stage's result is sampled."""
-    return backends.recipe(MODES[stage]).on(family)
+    return modes.find_recipe(MODES[stage]).on(family)
 
 
 @torch.no_grad()
-def grid(sitting: Sitting) -> Image.Image:
+def draw_grid(sitting: GridSettings) -> Image.Image:
     """One picture for each prompt, one at a time, which bounds memory.
 
     Raises:
         FewstepError: a picture has numbers that are not finite.
     """
-    return tiled([_drawn(sitting, prompt, seed) for seed, prompt in enumerate(sitting.prompts)])
+    return tile_images([_drawn(sitting, prompt, seed) for seed, prompt in enumerate(sitting.prompts)])
 
 
 @torch.no_grad()
-def compared(made: Tensor, real: Tensor) -> Image.Image:
+def comparison_grid(made: Tensor, real: Tensor) -> Image.Image:
     """(B, 3, H, W) in [-1, 1] each: the real ones above, what was made of them below."""
-    both = pixels_of(torch.cat([real.cpu(), made.float().cpu()]))
-    return tiled([Image.fromarray(one.numpy()) for one in both], columns=len(real))
+    both = to_pixels(torch.cat([real.cpu(), made.float().cpu()]))
+    return tile_images([Image.fromarray(one.numpy()) for one in both], columns=len(real))
 
 
-def tiled(pictures: Sequence[Image.Image], columns: int = 0) -> Image.Image:
+def tile_images(pictures: Sequence[Image.Image], columns: int = 0) -> Image.Image:
     """Pictures of one size, row by row; about as many columns as rows where their number is 0."""
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
@@ -70,33 +70,33 @@ def tiled(pictures: Sequence[Image.Image], columns: int = 0) -> Image.Image:
     return sheet
 
 
-def _drawn(sitting: Sitting, prompt: str, seed: int) -> Image.Image:
+def _drawn(sitting: GridSettings, prompt: str, seed: int) -> Image.Image:
     """A call of the product's loop on networks that are in training."""
     call = Call(
-        job=_job(sitting, prompt, seed), recipe=sitting.recipe, token=CancelToken(), dress=_as_it_is,
-        undress=_as_it_is, say=_log.warning,
+        job=_job(sitting, prompt, seed), recipe=sitting.recipe, token=CancelToken(), dress=_do_nothing,
+        undress=_do_nothing, say=_log.warning,
     )  # fmt: skip
-    *_, last = loop.steps(sitting.networks, call)
-    (made,) = loop.finish(sitting.networks, call, last.latents)
+    *_, last = loop.run_steps(sitting.networks, call)
+    (made,) = loop.decode_pictures(sitting.networks, call, last.latents)
     if isinstance(made, Failure):
         raise FewstepError(f"the sample of {prompt!r}: {made.reason}")
     return made
 
 
-def _job(sitting: Sitting, prompt: str, seed: int) -> Job:
+def _job(sitting: GridSettings, prompt: str, seed: int) -> Job:
     """The mode's defaults for one prompt, read as training reads captions: plainly, in one window."""
     told, against = (_read(sitting, text) for text in (prompt, ""))
     height, width = sitting.size
     asked = {"model": "", "prompts": (told.name,), "seed": seed, "width": width, "height": height}
-    request = complete(sitting.recipe, None, {**asked, "guidance": sitting.guidance})
-    understood = plan(request, sitting.recipe)
+    request = complete_request(sitting.recipe, None, {**asked, "guidance": sitting.guidance})
+    understood = make_plan(request, sitting.recipe)
     return Job(plan=understood, prompts=(told,), negative=against, image=None, mask=None)
 
 
-def _read(sitting: Sitting, text: str) -> Embedding:
+def _read(sitting: GridSettings, text: str) -> Embedding:
     known = sitting.networks.text.batch([text], sitting.size)
     return Embedding(tokens=known.tokens[0], pooled=known.pooled[0], text=text)
 
 
-def _as_it_is() -> None:
+def _do_nothing() -> None:
     """What learns has on what it needs."""

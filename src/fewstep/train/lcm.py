@@ -20,9 +20,9 @@ from fewstep.denoiser import Unet, guidance_embedding
 from fewstep.runtimes.eager import eager_unet
 from fewstep.samplers import Denoise
 from fewstep.schedulers import sigma_of
-from fewstep.train import adapter
+from fewstep.train import lora
 from fewstep.train.loop import Draw, Hyper, Learning
-from fewstep.train.source import Source, Teacher, levels, noised
+from fewstep.train.source import Source, Teacher, add_noise, level_column
 
 HYPER = Hyper(steps=700, batch=96, rate=5e-4, warmup=50, ema=0.95, weight_decay=0.0, muon=True)
 LORA_HYPER = Hyper(steps=350, batch=96, rate=1.5e-3, warmup=50, ema=0.95, weight_decay=0.0)
@@ -52,11 +52,11 @@ def pseudo_huber(a: Tensor, b: Tensor, c: float = 1e-3) -> Tensor:
     return ((a - b).square() + c**2).sqrt().mean() - c
 
 
-def consistency(denoise: Denoise, x: Tensor, timesteps: list[int]) -> Tensor:
+def consistency_function(denoise: Denoise, x: Tensor, timesteps: list[int]) -> Tensor:
     """f(x, t): the predicted end of the path that x lies on (arXiv:2310.04378, eq. 9)."""
     sigmas = [sigma_of(t) for t in timesteps]
-    skip, out = (levels(c, x) for c in zip(*map(boundary, timesteps), strict=True))
-    shrink = levels([1 / math.hypot(1, s) for s in sigmas], x)
+    skip, out = (level_column(c, x) for c in zip(*map(boundary, timesteps), strict=True))
+    shrink = level_column([1 / math.hypot(1, s) for s in sigmas], x)
     return skip * shrink * x + out * denoise(x, sigmas)
 
 
@@ -74,7 +74,7 @@ def student_of(teacher: UNet2DConditionModel, width: int) -> UNet2DConditionMode
 
 
 @torch.no_grad()
-def settled(student: UNet2DConditionModel, guidance: float) -> UNet2DConditionModel:
+def with_fixed_guidance(student: UNet2DConditionModel, guidance: float) -> UNet2DConditionModel:
     """A whole student at one guidance for good: a UNet of the teacher's shape, without the embedding.
 
     The embedding is added before a linear layer, so that a constant one goes into its bias.
@@ -119,13 +119,15 @@ class LcmTask:
         guidance = [draw.python.uniform(*self.guidance) for _ in prompts]
         high, low = ([sigma_of(t) for t in ts] for ts in (start, target))
 
-        noisy = noised(real, high, draw)
+        noisy = add_noise(real, high, draw)
         embedding = self._embedded(guidance, real)
-        made = consistency(self.teacher.denoiser(condition, self.student, embedding), noisy, start)
+        made = consistency_function(self.teacher.denoiser(condition, self.student, embedding), noisy, start)
         with torch.no_grad():
             guided = self.teacher.guided(condition, self.source.size, guidance, self.own)
-            nearer = ddim_step(noisy, guided(noisy, high), levels(high, real), levels(low, real))
-            aim = consistency(self.teacher.denoiser(condition, self.target, embedding), nearer, target)
+            nearer = ddim_step(noisy, guided(noisy, high), level_column(high, real), level_column(low, real))
+            aim = consistency_function(
+                self.teacher.denoiser(condition, self.target, embedding), nearer, target
+            )
         return pseudo_huber(made, aim)
 
     def _embedded(self, guidance: list[float], like: Tensor) -> Tensor | None:
@@ -134,7 +136,7 @@ class LcmTask:
         return guidance_embedding(torch.tensor(guidance, device=like.device) - 1, self.width)
 
 
-def whole(
+def lcm_task(
     source: Source,
     teacher: Teacher,
     batch: int,
@@ -155,7 +157,7 @@ def whole(
     )  # fmt: skip
 
 
-def as_lora(
+def lcm_lora_task(
     source: Source,
     teacher: Teacher,
     batch: int,
@@ -164,12 +166,12 @@ def as_lora(
     guidance: tuple[float, float] = LORA_GUIDANCE,
 ) -> LcmTask:
     """An adapter on the teacher itself, which is all that learns."""
-    factors = adapter.put_on(teacher.unet, rank, adapter.EVERYWHERE)
+    factors = lora.add_factors(teacher.unet, rank, lora.ALL_TARGETS)
     average = factors.copy()
-    smoothed = adapter.wearing(teacher.unet, dict(average.named_parameters()))
+    smoothed = lora.with_factors(teacher.unet, dict(average.named_parameters()))
     return LcmTask(
         source=source, teacher=teacher, batch=batch, guidance=guidance, width=0,
         modules={"lora": factors}, averages={"lora": average},
         student=eager_unet(teacher.unet), target=smoothed,
-        own=adapter.wearing(teacher.unet, factors.off()),
+        own=lora.with_factors(teacher.unet, factors.off()),
     )  # fmt: skip

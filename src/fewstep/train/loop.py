@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, RequestError
 from fewstep.train.optimisers import Optimiser
-from fewstep.train.tensors import write
+from fewstep.train.outputs import write_tensors
 
 STATE, LOSSES = "state.safetensors", "losses.csv"
 
@@ -95,7 +95,7 @@ class Progress:
     rate: float
 
 
-def train(task: Task, hyper: Hyper, folder: Path, *, every: int = 100) -> Iterator[Progress]:
+def train_task(task: Task, hyper: Hyper, folder: Path, *, every: int = 100) -> Iterator[Progress]:
     """Train, resuming from `folder` where it holds a state; yield after each step.
 
     The state is written every `every` steps and at the end; a run that is complete yields nothing.
@@ -138,7 +138,7 @@ def rate_factor(step: int, hyper: Hyper) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - start) / (hyper.steps - start)))
 
 
-def here(**settings: Any) -> PartialState:
+def process_state(**settings: Any) -> PartialState:
     """This process's device, and its place among those that `accelerate launch` started.
 
     `settings` count the first time, as those of `PartialState`.
@@ -159,7 +159,7 @@ class _State:
         self.optimiser = Optimiser(
             self.live, muon=hyper.muon, weight_decay=hyper.weight_decay, paces=hyper.paces
         )
-        self._devices = here()
+        self._devices = process_state()
         self.main: bool = self._devices.is_main_process
 
     def advance(self, step: int, rate: float) -> float:
@@ -197,7 +197,7 @@ class _State:
         tensors |= {f"ema.{key}": p for key, p in self.mean.items()}
         tensors |= dict(self.optimiser.tensors())
         about = {"step": str(step), "hyper": json.dumps(asdict(self.hyper))}
-        write(tensors, self.folder / STATE, about)
+        write_tensors(tensors, self.folder / STATE, about)
 
     def resume(self) -> int:
         """Read the state back, if there is one; return how many steps are done."""

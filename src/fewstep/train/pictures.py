@@ -25,18 +25,18 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fewstep.errors import RequestError
-from fewstep.limits import check_prompt
-from fewstep.picture import as_tensor, decoded
+from fewstep.images import decode_image, image_to_tensor
+from fewstep.request.limits import check_prompt
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FILE = 64 * 2**20  # bytes: the most of a picture's file
-TEXT = 64 * 2**10  # bytes: the most of a caption's file, or of a line
-MOST = 1_000_000  # pictures
+MAX_FILE = 64 * 2**20  # bytes: the most of a picture's file
+MAX_TEXT = 64 * 2**10  # bytes: the most of a caption's file, or of a line
+MAX_PICTURES = 1_000_000  # pictures
 _CAPTION = ("text", "caption")  # names of the caption in a line, a row or a JSON file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class TrainingPicture:
     """One captioned picture, not read yet: `length` bytes of a file from `start`."""
 
     name: str  # for errors
@@ -56,7 +56,7 @@ class Picture:
 
     def fitted(self, side: int) -> Image.Image:
         """Upright RGB, over white where it is transparent, resized to cover and cropped to a square."""
-        whole = decoded(io.BytesIO(self.read()), self.name)
+        whole = decode_image(io.BytesIO(self.read()), self.name)
         if whole.has_transparency_data:
             seen = whole.convert("RGBA")
             whole = Image.new("RGBA", seen.size, "white")
@@ -65,10 +65,10 @@ class Picture:
 
     def tensor(self, side: int) -> Tensor:
         """(1, 3, side, side) in [-1, 1]."""
-        return as_tensor(self.fitted(side))
+        return image_to_tensor(self.fitted(side))
 
 
-def found(images: Path) -> list[Picture]:
+def find_pictures(images: Path) -> list[TrainingPicture]:
     """Every picture of a folder or a tar file, in an order that is always the same.
 
     Raises:
@@ -80,8 +80,8 @@ def found(images: Path) -> list[Picture]:
             f"images={str(images)!r} has no pictures: give a folder of {', '.join(SUFFIXES)} files with "
             "captions (metadata.jsonl, metadata.csv, or a .txt beside each), or webdataset .tar files"
         )
-    if len(pictures) > MOST:
-        raise RequestError(f"images={str(images)!r} has {len(pictures)} pictures: the most is {MOST}")
+    if len(pictures) > MAX_PICTURES:
+        raise RequestError(f"images={str(images)!r} has {len(pictures)} pictures: the most is {MAX_PICTURES}")
     for picture in pictures:
         try:
             check_prompt(picture.caption)
@@ -90,7 +90,7 @@ def found(images: Path) -> list[Picture]:
     return pictures
 
 
-def fingerprint(pictures: list[Picture]) -> str:
+def fingerprint(pictures: list[TrainingPicture]) -> str:
     """64 hex digits of all files and captions."""
     whole = hashlib.sha256()
     for picture in pictures:
@@ -99,7 +99,7 @@ def fingerprint(pictures: list[Picture]) -> str:
     return whole.hexdigest()
 
 
-def _folder(root: Path) -> list[Picture]:
+def _folder(root: Path) -> list[TrainingPicture]:
     tables = [root / name for name in ("metadata.jsonl", "metadata.csv") if (root / name).is_file()]
     shards = sorted(path for path in root.glob("*.tar") if path.is_file())
     beside = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
@@ -115,7 +115,7 @@ def _folder(root: Path) -> list[Picture]:
     return _captioned([_beside(root, path) for path in beside])
 
 
-def _captioned(pictures: list[Picture | str]) -> list[Picture]:
+def _captioned(pictures: list[TrainingPicture | str]) -> list[TrainingPicture]:
     """All of them; the names of those without a caption are an error."""
     bare = [one for one in pictures if isinstance(one, str)]
     if bare:
@@ -123,21 +123,21 @@ def _captioned(pictures: list[Picture | str]) -> list[Picture]:
             f"{len(bare)} of {len(pictures)} pictures have no caption, the first is {bare[0]}: write one "
             "into a .txt file of its name beside it, or move it away"
         )
-    return [one for one in pictures if isinstance(one, Picture)]
+    return [one for one in pictures if isinstance(one, TrainingPicture)]
 
 
-def _beside(root: Path, path: Path) -> Picture | str:
+def _beside(root: Path, path: Path) -> TrainingPicture | str:
     text = path.with_suffix(".txt")
     if not text.exists():
         return str(path)
-    caption = _line(_plain(root, text, TEXT).read_bytes(), str(text))
+    caption = _line(_plain(root, text, MAX_TEXT).read_bytes(), str(text))
     return str(path) if caption is None else _file(root, path, caption)
 
 
-def _table(root: Path, table: Path) -> list[Picture]:
+def _table(root: Path, table: Path) -> list[TrainingPicture]:
     """Rows of metadata.jsonl or metadata.csv."""
-    _plain(root, table, FILE * 16)
-    pictures: list[Picture | str] = []
+    _plain(root, table, MAX_FILE * 16)
+    pictures: list[TrainingPicture | str] = []
     rows = _json_rows(table) if table.suffix == ".jsonl" else _csv_rows(table)
     for where, row in rows:
         name, caption = row.get("file_name"), _said(row)
@@ -151,11 +151,11 @@ def _table(root: Path, table: Path) -> list[Picture]:
 def _json_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with table.open("rb") as file:
         number = 0
-        while line := file.readline(TEXT + 1):
+        while line := file.readline(MAX_TEXT + 1):
             number += 1
             where = f"{table} line {number}"
-            if len(line) > TEXT:
-                raise RequestError(f"{where} has more than {TEXT} bytes")
+            if len(line) > MAX_TEXT:
+                raise RequestError(f"{where} has more than {MAX_TEXT} bytes")
             if line.strip():
                 yield where, _object(line, where)
 
@@ -170,7 +170,7 @@ def _csv_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise RequestError(f"{table} cannot be read as CSV in UTF-8: {error}") from None
 
 
-def _tar(path: Path) -> list[Picture]:
+def _tar(path: Path) -> list[TrainingPicture]:
     """A webdataset shard: only its headers and captions are read now. Compressed ones are refused."""
     sizes: dict[str, tuple[int, int]] = {}
     captions: dict[str, str] = {}
@@ -185,10 +185,10 @@ def _tar(path: Path) -> list[Picture]:
                     raise RequestError(f"{where} is a link or a device: a shard holds plain files only")
                 stem, suffix = _parted(member.name)
                 if suffix in SUFFIXES:
-                    _require_small(member.size, FILE, where)
+                    _require_small(member.size, MAX_FILE, where)
                     sizes[member.name] = (member.offset_data, member.size)
                 elif suffix in (".txt", ".json"):
-                    _require_small(member.size, TEXT, where)
+                    _require_small(member.size, MAX_TEXT, where)
                     _note(captions, stem, suffix, _member(tar, member), where)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         if isinstance(error, RequestError):
@@ -197,11 +197,11 @@ def _tar(path: Path) -> list[Picture]:
     return _captioned([_in_tar(path, name, place, captions) for name, place in sizes.items()])
 
 
-def _in_tar(path: Path, name: str, place: tuple[int, int], captions: dict[str, str]) -> Picture | str:
+def _in_tar(path: Path, name: str, place: tuple[int, int], captions: dict[str, str]) -> TrainingPicture | str:
     where, caption = f"{name!r:.200} in {path}", captions.get(_parted(name)[0])
     if caption is None:
         return where
-    return Picture(name=where, caption=caption, path=path, start=place[0], length=place[1])
+    return TrainingPicture(name=where, caption=caption, path=path, start=place[0], length=place[1])
 
 
 def _note(captions: dict[str, str], stem: str, suffix: str, data: bytes, where: str) -> None:
@@ -222,14 +222,14 @@ def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return b"" if file is None else file.read()
 
 
-def _file(root: Path, path: Path, caption: str, where: str = "") -> Picture:
+def _file(root: Path, path: Path, caption: str, where: str = "") -> TrainingPicture:
     """A picture that is a file of its own."""
     if path.suffix.lower() not in SUFFIXES:
         raise RequestError(f"{where}: {path.name!r} is none of {', '.join(SUFFIXES)}")
     if not path.exists():
         raise RequestError(f"{where}: there is no file {path}")
-    _plain(root, path, FILE)
-    return Picture(name=str(path), caption=caption, path=path, length=path.stat().st_size)
+    _plain(root, path, MAX_FILE)
+    return TrainingPicture(name=str(path), caption=caption, path=path, length=path.stat().st_size)
 
 
 def _plain(root: Path, path: Path, most: int) -> Path:

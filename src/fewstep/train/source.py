@@ -10,9 +10,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from fewstep.conditioning import Conditioning
-from fewstep.denoiser import Cfg, Denoiser, Unet
-from fewstep.text import Size, TextEncoder
+from fewstep.architectures.text import Size, TextEncoder
+from fewstep.denoiser import Cfg, Conditioning, Denoiser, Unet
 from fewstep.train.loop import Draw
 
 
@@ -56,12 +55,12 @@ class Teacher:
         return Denoiser(unet, condition, prediction=self.prediction, cfg=Cfg(negative=nothing, scale=scale))
 
 
-def noised(latents: Tensor, sigmas: Sequence[float], draw: Draw) -> Tensor:
+def add_noise(latents: Tensor, sigmas: Sequence[float], draw: Draw) -> Tensor:
     """x = x0 + sigma * noise."""
     noise = torch.randn(latents.shape, generator=draw.torch).to(latents)
-    return latents + levels(sigmas, latents) * noise
+    return latents + level_column(sigmas, latents) * noise
 
 
-def levels(values: Sequence[float], like: Tensor) -> Tensor:
+def level_column(values: Sequence[float], like: Tensor) -> Tensor:
     """One number per picture, as (B, 1, 1, 1) beside `like`."""
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)

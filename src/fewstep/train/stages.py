@@ -1,182 +1,144 @@
-"""The stages that make the bundled family, in order, each resumable in a work folder.
-
-    data      fetch the packages, render the sprites, learn the vocabulary
-    vae       train the autoencoder, then encode every sprite
-    decoder   distil the tiny autoencoder from it
-    base      train text encoders and UNet
-    lcm       distil the LCM UNet
-    lcm-lora  distil the LCM adapter
-    add       distil the turbo UNet
-    style     train the style LoRA
-    features  train the network that evaluation looks through
-    export    write the folder that ships
-
-`work/<stage>/run.json` records command line, hashes of the data, settings and versions;
-`losses.csv` has every step.
-"""
+"""What each stage of a user's run trains, how its samples are drawn, and what it writes."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
+from PIL import Image
+
+from fewstep.catalog.models import describe_model
+from fewstep.codec import Codec
+from fewstep.denoiser import Unet
+from fewstep.devices import Placement
 from fewstep.errors import RequestError
-from fewstep.evaluation.learning import train_features
-from fewstep.train import (
-    adapter,
-    add,
-    base,
-    data,
-    decoder,
-    export,
-    family,
-    latents,
-    lcm,
-    loop,
-    style,
-    vae,
-    vocabulary,
-)
-from fewstep.train.loop import Hyper, Progress, Task
-from fewstep.train.order import BUNDLED, check_stage
-from fewstep.train.record import read_record, record
+from fewstep.loading.parts import Parts
+from fewstep.loop import Networks
+from fewstep.runtimes.eager import eager_unet
+from fewstep.train import add, base, grids, lcm, lora
+from fewstep.train.bundled import export
+from fewstep.train.config import TrainConfig
+from fewstep.train.grids import GridSettings
+from fewstep.train.loop import Draw, Task
+from fewstep.train.pictures import TrainingPicture
+from fewstep.train.source import Source, Teacher
+from fewstep.train.vae import VaeDecoderTask
 
-Stage = Callable[[Path], Iterator[Progress]]
+GUIDANCE_WIDTH = 256  # of SDXL's embedding of guidance (lcm-sdxl's config.json, time_cond_proj_dim)
+SHOWN = 4  # captions in a grid where no prompts are given
 
 
-def make_data(work: Path) -> Iterator[Progress]:
-    """Packages, sprites, vocabulary."""
-    folder = work / "data"
-    hashes = data.fetch(folder)
-    data.build(folder)
-    if not (work / "tokenizer" / "vocab.json").exists():
-        vocabulary.build(data.captions(folder), work / "tokenizer")
-    record(folder, {"packages": hashes, "sprites": data.sha256(folder / "sprites.safetensors")})
-    yield Progress(1, 0.0, 0.0)
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """A task, a look at what it has learnt, and its result."""
+
+    task: Task
+    draw: Callable[[], Image.Image]
+    write: Callable[[Path], None]
 
 
-def train_vae(work: Path) -> Iterator[Progress]:
-    """The autoencoder, its reconstruction figure, and the latents of every sprite."""
-    task = family.vae_task(work)
-    yield from loop.train(task, vae.HYPER, work / "vae")
-    loop.restore(task.averages, work / "vae")
-    network: Any = task.averages["vae"]
-    if not (path := family.latents_path(work)).exists():
-        yield from latents.encode(network, task.sprites, path)
-    if not (path := family.latents_path(work, family.STYLE)).exists():
-        sprites = data.load(work / "data", family.STYLE)[0]
-        yield from latents.encode(network, sprites, path, like=family.pictures(work))
-    psnr = vae.measure(vae.through(network), task.sprites)
-    record(work / "vae", {"psnr_db": psnr, "hyper": asdict(vae.HYPER)})
+def vae_run(order: TrainConfig, parts: Parts, shown: Sequence[TrainingPicture]) -> StageRun:
+    """A VAE's decoder, on crops of pictures."""
+    if not hasattr(parts.vae, "quant_conv"):
+        raise RequestError(f"model={order.model!r} has a tiny autoencoder: only a full one can be trained")
+    side = max(order.size, describe_model(order.model).size)
+    task = VaeDecoderTask(shown, parts.vae, order.batch, crop=order.size, side=side)
+    if order.checkpointing:
+        parts.vae.enable_gradient_checkpointing()
+    made: Any = task.averages["vae"]
+
+    @torch.no_grad()
+    def draw() -> Image.Image:
+        fixed = Draw.of(order.seed, 0)
+        real = torch.cat([task.crop(fixed) for _ in range(SHOWN)])
+        latents = made.encode(real.to(made.device)).latent_dist.mode()
+        return grids.comparison_grid(made.decode(latents).sample, real)
+
+    return StageRun(task=task, draw=draw, write=lambda folder: export.write_network(folder / "vae", made))
 
 
-def train_decoder(work: Path) -> Iterator[Progress]:
-    """The tiny autoencoder and its reconstruction figure."""
-    task = family.decoder_task(work)
-    yield from loop.train(task, decoder.HYPER, work / "decoder")
-    loop.restore(task.averages, work / "decoder")
-    psnr = vae.measure(task.decoded, task.sprites)
-    record(work / "decoder", {"psnr_db": psnr, "hyper": asdict(decoder.HYPER)})
+def unet_run(order: TrainConfig, parts: Parts, source: Source, place: Placement) -> StageRun:
+    """A UNet, or an adapter on one, on latents and captions."""
+    with torch.random.fork_rng():
+        torch.manual_seed(order.seed)  # of what starts at random: an adapter's first factors, and heads
+        task, unet, width = make_task(order, parts, source)
+    networks = Networks(
+        text=parts.text, unet=unet, codec=Codec(parts.vae, place), prediction=parts.prediction,
+        guidance_width=width, placement=place, lock=parts.lock,
+    )  # fmt: skip
+    sitting = _sitting(order, networks, source)
+    _halve(order, parts)
+
+    def write(folder: Path) -> None:
+        if order.stage == "lcm-lora":
+            lora.save_lora(parts.unet, cast(lora.LoraFactors, task.averages["lora"]), folder)
+        elif order.stage == "base":
+            _write_model(folder, parts, task.averages["unet"])
+        else:
+            export.write_network(folder / "unet", task.averages["unet"])
+
+    return StageRun(task=task, draw=lambda: grids.draw_grid(sitting), write=write)
 
 
-def train_base(work: Path) -> Iterator[Progress]:
-    """Text encoders and UNet."""
-    yield from _run(family.base_task(work, compiled=True), base.HYPER, work / "base")
-
-
-def train_lcm(work: Path) -> Iterator[Progress]:
-    """The LCM UNet, from the finished base."""
-    yield from _run(family.lcm_task(work, compiled=True), lcm.HYPER, work / "lcm")
-
-
-def train_lora(work: Path) -> Iterator[Progress]:
-    """The LCM adapter, from the finished base."""
-    yield from _run(family.lora_task(work), lcm.LORA_HYPER, work / "lcm-lora")
-
-
-def train_add(work: Path) -> Iterator[Progress]:
-    """The turbo UNet, from the finished base and LCM."""
-    yield from _run(family.add_task(work), add.HYPER, work / "add")
-
-
-def train_style(work: Path) -> Iterator[Progress]:
-    """The style LoRA, from the finished base."""
-    yield from _run(family.style_task(work), style.HYPER, work / "style")
-
-
-def write_bundle(work: Path) -> Iterator[Progress]:
-    """The bundled folder, in `work/export`: everything that is finished, and its sums."""
-    folder = work / "export"
-    teacher, network = family.teacher(work), family.autoencoder(work)
-    export.write_base(folder, teacher.unet, network, teacher.text, teacher.text.tokenizers[0])
-    for stage in export.UNETS:
-        if (task := _finished(stage, work)) is not None:
-            export.write_network(folder / export.UNETS[stage], task.averages["unet"])
-    for stage in export.LORAS:
-        if (task := _finished(stage, work)) is not None:
-            adapter.save(task.teacher.unet, task.averages["lora"], folder / export.LORAS[stage])
-    if (task := _finished("decoder", work)) is not None:
-        export.write_network(folder / "vae_tiny", task.averages["vae"])
-    export.write_features(work, folder)
-    export.write_sums(folder)
-    records = {stage: read_record(work / stage) for stage in STAGES if stage != "export"}
-    (folder / "training.json").write_text(json.dumps(records, indent=2) + "\n")
-    yield Progress(1, 0.0, 0.0)
-
-
-# What is left out of the bundle where it has not been trained.
-_OPTIONAL: dict[str, Callable[[Path], Any]] = {
-    "lcm": family.lcm_task, "add": family.add_task, "lcm-lora": family.lora_task,
-    "style": family.style_task, "decoder": family.decoder_task,
-}  # fmt: skip
-
-
-def _finished(stage: str, work: Path) -> Any:
-    """A stage's task with the averages that its run ended with; None where there was no run."""
-    if not (work / stage / loop.STATE).exists():
-        return None
-    task = _OPTIONAL[stage](work)
-    loop.restore(task.averages, work / stage)
-    return task
-
-
-def _run(task: Task, hyper: Hyper, folder: Path) -> Iterator[Progress]:
-    """Train, and record with which settings."""
-    yield from loop.train(task, hyper, folder)
-    record(folder, {"hyper": asdict(hyper)})
-
-
-STAGES: dict[str, Stage] = {
-    "data": make_data, "vae": train_vae, "decoder": train_decoder, "base": train_base, "lcm": train_lcm,
-    "lcm-lora": train_lora, "add": train_add, "style": train_style, "features": train_features,
-    "export": write_bundle,
-}  # fmt: skip
-
-
-# What each stage starts from: the stage that makes it, and the file.
-_NEEDS = {
-    "vae": ("data", "data/sprites.safetensors"),
-    "decoder": ("vae", family.LATENTS),
-    "base": ("vae", family.LATENTS),
-    "lcm": ("base", f"base/{loop.STATE}"),
-    "lcm-lora": ("base", f"base/{loop.STATE}"),
-    "add": ("lcm", f"lcm/{loop.STATE}"),
-    "style": ("base", f"base/{loop.STATE}"),
-    "features": ("data", "data/sprites.safetensors"),
-    "export": ("base", f"base/{loop.STATE}"),
-}
-
-
-def run(stage: str, work: Path) -> Iterator[Progress]:
-    """Run or resume one stage."""
-    check_stage(stage, BUNDLED)
-    if stage in _NEEDS:
-        before, file = _NEEDS[stage]
-        if not (work / file).exists():
-            raise RequestError(
-                f"stage={stage!r} needs {work / file}: type fewstep train {before} --work {work}"
+def make_task(order: TrainConfig, parts: Parts, source: Source) -> tuple[Task, Unet, int]:
+    """What is trained, its averaged network, and the width of its guidance embedding."""
+    teacher = Teacher(unet=parts.unet, text=parts.text, prediction=parts.prediction)
+    if order.checkpointing:
+        parts.unet.enable_gradient_checkpointing()  # what is copied from it does the same
+    match order.stage:
+        case "lcm":
+            width = GUIDANCE_WIDTH if describe_model(order.model).family != "tiny" else lcm.GUIDANCE_WIDTH
+            whole = lcm.lcm_task(source, teacher, order.batch, width=width, guidance=order.guidance)
+            if order.checkpointing:
+                cast(Any, whole.modules["unet"]).enable_gradient_checkpointing()
+            return whole, whole.target, width
+        case "lcm-lora":
+            worn = lcm.lcm_lora_task(source, teacher, order.batch, rank=order.rank, guidance=order.guidance)
+            return worn, worn.target, 0
+        case "add":
+            judged = replace(
+                add.add_task(source, teacher, parts.unet, order.batch), guidance=order.guidance[0]
             )
-    return STAGES[stage](work)
+            return judged, eager_unet(cast(Any, judged.averages["unet"])), 0
+    parts.unet.requires_grad_(True)
+    tuned = base.BaseTask(source, parts.unet, parts.text, order.batch, prediction=parts.prediction)
+    return tuned, eager_unet(tuned.averages["unet"]), 0
+
+
+def _halve(order: TrainConfig, parts: Parts) -> None:
+    """On a GPU, what does not learn has bf16."""
+    if not order.bf16 or parts.unet.device.type != "cuda":
+        return
+    teachers = [parts.unet] if order.stage in ("lcm", "add") else []
+    for network in (*parts.text.encoders, *teachers):
+        network.to(torch.bfloat16)
+
+
+def _sitting(order: TrainConfig, networks: Networks, source: Source) -> GridSettings:
+    recipe = grids.stage_recipe(order.stage, describe_model(order.model).family)
+    usual, (low, high) = recipe.guidance.default, order.guidance
+    learnt = networks.guidance_width > 0  # an embedded one, in this range
+    captions: Sequence[str] = getattr(source, "captions", [""])
+    return GridSettings(
+        networks=networks,
+        recipe=recipe,
+        guidance=min(max(usual, low), high) if learnt else usual,
+        prompts=order.prompts or tuple(captions[:SHOWN]),
+        size=source.size,
+    )
+
+
+def _write_model(folder: Path, parts: Parts, unet: Any) -> None:
+    """A whole model in diffusers' layout, with this UNet; `fewstep.generate(model=folder)` reads it."""
+    text = parts.text
+    export.write_base(folder, unet, parts.vae, text, text.tokenizers[0])
+    text.tokenizers[1].save_pretrained(folder / "tokenizer_2")
+    said = {
+        "scheduler/scheduler_config.json": {**export.SCHEDULER_CONFIG, "prediction_type": parts.prediction},
+        "model_index.json": {**export.MODEL_INDEX, "force_zeros_for_empty_prompt": text.zero_empty},
+    }
+    for name, content in said.items():
+        export.write_json(folder / name, content)

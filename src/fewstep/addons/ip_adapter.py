@@ -1,0 +1,243 @@
+"""IP-Adapters (Ye et al. 2023, arXiv:2308.06721): pictures whose content or style is taken up.
+
+A CLIP encoder sees the picture, a projection makes tokens of it, and beside each cross-attention to the
+text there is another to these tokens, by keys and values of its own: text + scale * picture (eq. 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import torch
+from PIL.Image import Image, Resampling
+from torch import Tensor, nn
+
+from fewstep.catalog import addons, hub
+from fewstep.denoiser import Conditioning, Unet
+from fewstep.devices import Placement
+from fewstep.errors import CorruptModelError, ModelNotFoundError
+from fewstep.files import identify, safetensors
+from fewstep.files.untrusted import raise_as_corrupt, read_config
+from fewstep.images import image_to_tensor
+from fewstep.loading.build import build_network
+from fewstep.loading.folder import read_network
+
+# OpenAI's CLIP, `clip.py`: mean and standard deviation of its pictures, in [0, 1].
+CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# A tensor that tells a projection's kind, the one that reads the encoder, and what of it that reads.
+PROJECTIONS = (
+    ("proj.weight", "proj.weight", "projection_dim"),  # the summary of the picture
+    ("proj.3.weight", "proj.0.weight", "hidden_size"),  # "full": the last layer but one
+    ("proj_in.weight", "proj_in.weight", "hidden_size"),  # "plus": the same
+)
+
+
+class IpAdapterLayer(NamedTuple):
+    """One cross-attention of the UNet, and the adapter's own keys and values for it."""
+
+    attention: Any
+    key: nn.Linear
+    value: nn.Linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class IpAdapter:
+    """An IP-Adapter, loaded."""
+
+    encoder: Any  # CLIPVisionModelWithProjection
+    projection: Any  # ImageProjection, IPAdapterPlusImageProjection or IPAdapterFullImageProjection
+    layers: tuple[IpAdapterLayer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """An IP-Adapter in a call; its pictures are looked at together."""
+
+    adapter: IpAdapter
+    pictures: tuple[Image, ...]
+    scale: float
+
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """What guidance's two sides are shown, (n, tokens, C) each: nothing, and the pictures.
+
+        Nothing is zeros in place of summaries, and a grey picture where a layer is read, both as in
+        diffusers' pipelines (`encode_image`).
+        """
+        from diffusers.models.embeddings import ImageProjection
+
+        encoder, project = self.adapter.encoder, self.adapter.projection
+        side = encoder.config.image_size
+        pixels = torch.cat([_clip_pixels(one, side) for one in self.pictures]).to(
+            encoder.device, encoder.dtype
+        )
+        if isinstance(project, ImageProjection):
+            seen = encoder(pixels).image_embeds
+            return project(torch.zeros_like(seen)), project(seen)
+        blank, seen = (
+            encoder(each, output_hidden_states=True).hidden_states[-2]
+            for each in (torch.zeros_like(pixels), pixels)
+        )
+        return project(blank), project(seen)
+
+
+def with_ip_adapters(unet: Unet, references: Sequence[Reference]) -> Unet:
+    """`unet` with these adapters beside its cross-attention while it runs, and as it was after."""
+    every = zip(*(reference.adapter.layers for reference in references), strict=True)
+    processors = [(same[0].attention, _processor(same, references)) for same in every]
+
+    def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
+        with _with_processors(processors):
+            return unet(x, timestep, conditioning, embedding)
+
+    return call
+
+
+def load_ip_adapter(unet: Any, placement: Placement, source: str) -> IpAdapter:
+    """The IP-Adapter of a file, with its image encoder; `CorruptModelError` where it is not this UNet's."""
+    where = addons.locate_ip_adapter(source)
+    path = hub.fetch_file(where.root, where.file, where.revision)
+    shapes = {name: entry.shape for name, entry in safetensors.read_header(path).tensors.items()}
+    what, width = _encoder_output(shapes, path)
+    encoder = _encoder(where, what, width, placement)
+    attentions = _attentions(unet, shapes, path)
+    tensors = _tensors(path)
+    projection = _projection(unet, tensors, path).to(placement.device, placement.dtype)
+    layers = tuple(
+        IpAdapterLayer(attention, *(_linear(tensors[name], placement) for name in names))
+        for attention, names in attentions
+    )
+    return IpAdapter(encoder=encoder, projection=projection, layers=layers)
+
+
+def _processor(layers: Sequence[IpAdapterLayer], references: Sequence[Reference]) -> Any:
+    """diffusers' attention to text and pictures, with the weights of these adapters."""
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+
+    width, context = layers[0].key.out_features, layers[0].key.in_features
+    scales = [reference.scale for reference in references]
+    with torch.device("meta"):
+        made: Any = IPAdapterAttnProcessor2_0(width, context, num_tokens=[0] * len(scales), scale=scales)
+    made.to_k_ip = nn.ModuleList(layer.key for layer in layers)
+    made.to_v_ip = nn.ModuleList(layer.value for layer in layers)
+    return made.__call__  # a module would be taken in among the UNet's own
+
+
+@contextmanager
+def _with_processors(processors: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+    """Have these processors on their attentions."""
+    own = [(attention, attention.get_processor()) for attention, _ in processors]
+    try:
+        for attention, processor in processors:
+            attention.set_processor(processor)
+        yield
+    finally:
+        for attention, processor in own:
+            attention.set_processor(processor)
+
+
+def _clip_pixels(image: Image, side: int) -> Tensor:
+    """What CLIP sees, (1, 3, side, side): the middle of the picture, its shorter side made `side`.
+
+    As transformers' `CLIPImageProcessor`, which resizes all of it first; only what is kept is made here.
+    """
+    short = min(image.size)
+    sizes = [int(side * length / short) for length in image.size]
+    steps = [length / size for length, size in zip(image.size, sizes, strict=True)]
+    left, top = ((size - side) // 2 for size in sizes)
+    box = (left * steps[0], top * steps[1], (left + side) * steps[0], (top + side) * steps[1])
+    seen = image.convert("RGB").resize((side, side), Resampling.BICUBIC, box)
+    mean, deviation = (torch.tensor(each).view(1, 3, 1, 1) for each in (CLIP_MEAN, CLIP_DEVIATION))
+    return ((image_to_tensor(seen) + 1) / 2 - mean) / deviation
+
+
+def _encoder_output(shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[str, int]:
+    """What of an image encoder the adapter reads, and how wide that is."""
+    for sign, first, what in PROJECTIONS:
+        if {f"image_proj.{sign}", f"image_proj.{first}"} <= shapes.keys():
+            return what, shapes[f"image_proj.{first}"][-1]
+    if any(name.startswith("image_proj.") for name in shapes):
+        raise CorruptModelError(
+            f"{path} reads faces by another network (FaceID), which fewstep does not have: give an adapter "
+            "such as ip-adapter_sdxl or ip-adapter-plus_sdxl_vit-h"
+        )
+    raise CorruptModelError(f"{path} is no IP-Adapter: it has no image_proj")
+
+
+def _attentions(
+    unet: Any, shapes: Mapping[str, tuple[int, ...]], path: Path
+) -> list[tuple[Any, tuple[str, str]]]:
+    """The UNet's cross-attentions, each with the names of its key and value in the file.
+
+    They are numbered with the self-attentions between them, in the order of `unet.attn_processors`.
+    """
+    places = [name.removesuffix(".processor") for name in unet.attn_processors]
+    found = [
+        (unet.get_submodule(place), (f"ip_adapter.{n}.to_k_ip.weight", f"ip_adapter.{n}.to_v_ip.weight"))
+        for n, place in enumerate(places)
+        if place.endswith("attn2")
+    ]
+    widths = {shape[-1] for name, shape in shapes.items() if name.endswith("to_k_ip.weight")}
+    ours = unet.config.cross_attention_dim
+    if widths != {ours}:
+        width = max(widths, default=0)
+        family = identify.CONTEXT_FAMILIES.get(width, "another model")
+        raise CorruptModelError(
+            f"{path} was made for {family}: its tokens have width {width}, and this model reads {ours}; "
+            "give one made for it"
+        )
+    fitting = {name: (one.inner_dim, ours) for one, names in found for name in names}
+    theirs = {name: shape for name, shape in shapes.items() if name.startswith("ip_adapter.")}
+    if fitting != theirs:
+        raise CorruptModelError(
+            f"{path} was made for another base: it has {len(theirs)} keys and values, and this model takes "
+            f"{len(fitting)}, of other shapes"
+        )
+    return found
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    with raise_as_corrupt(path):
+        return load_file(path)
+
+
+def _linear(weight: Tensor, placement: Placement) -> nn.Linear:
+    with torch.device("meta"):
+        made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    made.weight = nn.Parameter(weight.to(placement.device, placement.dtype), requires_grad=False)
+    return made
+
+
+def _projection(unet: Any, tensors: Mapping[str, Tensor], path: Path) -> Any:
+    """The network between encoder and UNet, by diffusers' own table of names."""
+    prefix = "image_proj."
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    # It draws random weights first, which must not be seen in the draws of whoever calls.
+    with raise_as_corrupt(path), torch.random.fork_rng(devices=[]):
+        made = unet._convert_ip_adapter_image_proj_to_diffusers(own, low_cpu_mem_usage=False)
+    return made.requires_grad_(False).eval()
+
+
+def _encoder(where: addons.AddonPlace, what: str, width: int, placement: Placement) -> Any:
+    """The first CLIP encoder of that width near the adapter: beside it, or as h94/IP-Adapter has ViT-H."""
+    beside = (str(PurePosixPath(where.file).parent / "image_encoder"), "models/image_encoder")
+    for place in beside:
+        try:
+            config = read_config(hub.fetch_file(where.root, f"{place}/config.json", where.revision))
+        except ModelNotFoundError:
+            continue
+        if config.get(what) != width:
+            continue
+        wanted = (f"{place}/config.json", f"{place}/model.safetensors")
+        folder = hub.fetch_folder(where.root, wanted, where.revision) / place
+        drawn = read_network(folder, ("CLIPVisionModelWithProjection",))
+        return build_network(drawn, placement, placement.dtype, home=False)
+    raise ModelNotFoundError(
+        f"reference has {where.file!r}, which needs a CLIP image encoder with {what}={width}: put its folder "
+        "beside the file, as image_encoder"
+    )

@@ -1,0 +1,171 @@
+"""The LoRAs that a model wears: put on, changed and taken off without a trace.
+
+A weight with adapters is W + Σ weight · (alpha / r) · up @ down, always computed from the W that
+the engine began with, in fp32, and cast once: what was on before leaves nothing behind. The W of
+every changed weight is kept, in RAM; where the model itself is there, that is the tensor itself.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.addons import lora, lora_layers
+from fewstep.addons.lora import Lora, LoraDelta
+from fewstep.catalog import addons
+from fewstep.loading.from_pipe import JointLock
+from fewstep.loading.parts import Parts
+from fewstep.runtimes import offload
+
+ActiveLoras = tuple[tuple[Lora, float], ...]  # each with its weight
+_Deltas = tuple[tuple[LoraDelta, float], ...]  # what goes on one weight
+
+MAX_READ = 8  # read ones that are kept for their next use; they stay mapped, which takes no memory
+_CHANGING: _Deltas = ()  # is neither what was on a weight nor what will be
+
+
+class EngineLoras:
+    """Of one engine. All but `read` under `Parts.lock`."""
+
+    def __init__(self, parts: Parts):
+        """The mode's own adapter is put on for good: what calls change, and put back, has it on."""
+        networks = (getattr(n, "_orig_mod", n) for n in (parts.unet, *parts.text.encoders))  # if compiled
+        self._networks: dict[str, nn.Module] = dict(zip(lora_layers.LORA_NETWORKS, networks, strict=True))
+        self._text, self._config = parts.text, parts.unet.config
+        # Only a pipeline's networks have such a lock: they are its owner's, who may change them too.
+        self._borrowed = parts.lock if isinstance(parts.lock, JointLock) else None
+        self._files: OrderedDict[tuple[Any, ...], Lora] = OrderedDict()
+        self._reading = threading.Lock()
+        self._layers: lora_layers.LoraLayers | None = None
+        if parts.accelerator is not None:
+            with parts.lock:
+                self.wear(self.read((parts.accelerator,)))
+            with _guard:
+                for network in self._networks.values():
+                    _loras_by_network.pop(network, None)  # what it was loaded with need not be kept
+            self._files.clear()
+
+    def read(self, loras: Sequence[tuple[str, float]]) -> ActiveLoras:
+        """Files and their weights, read where they are not known; `ModelError` where one does not fit."""
+        with self._reading:
+            return tuple((self._file(source), weight) for source, weight in loras if weight != 0)
+
+    @torch.no_grad()
+    def wear(self, outfit: ActiveLoras) -> None:
+        """Have exactly these on; a network where that fails stays as it was."""
+        with self._text.lock:
+            for name, network in self._networks.items():
+                changed = _loras_of(network).change(network, outfit, name)
+                if (changed and name != lora_layers.UNET) or self._borrowed is not None:
+                    self._text.forget()
+
+    def leave(self) -> None:
+        """At the end of a call: borrowed networks are left as they were, others as they are.
+
+        Not where a stream that nobody holds is collected in the middle of another call: that one
+        puts on what it needs, and leaves them in its turn.
+        """
+        if self._borrowed is not None and not self._borrowed.held:
+            with self._borrowed:
+                self.wear(())
+
+    def _file(self, source: str) -> Lora:
+        """From those kept, where the file is the same still."""
+        path = addons.addon_file(source) or addons.fetch_addon(source)
+        now = os.stat(path)
+        key = (path, now.st_size, now.st_mtime_ns)
+        known = self._files.pop(key, None)
+        if self._layers is None:
+            self._layers = lora_layers.find_layers(self._networks, self._config)
+        self._files[key] = known = lora.read_lora(path, self._layers) if known is None else known
+        while len(self._files) > MAX_READ:
+            self._files.popitem(last=False)
+        return known
+
+
+class _NetworkLoras:
+    """One network's changed weights, whichever engine has them changed."""
+
+    def __init__(self) -> None:
+        self._outfit: ActiveLoras = ()
+        self._on: dict[str, _Deltas] = {}  # by weight
+        self._loaded: dict[str, Tensor] = {}  # the same weights as they were
+
+    def change(self, network: nn.Module, outfit: ActiveLoras, own: str) -> bool:
+        """Have exactly these on; True where that changed a weight. If it fails, it was not begun."""
+        if outfit == self._outfit:
+            return False
+        before = dict(self._on)
+        try:
+            changed = self._put(network, _deltas_by_weight(outfit, own))
+        except BaseException:
+            self._put(network, before)
+            raise
+        self._outfit = outfit
+        return changed
+
+    def _put(self, network: nn.Module, wanted: Mapping[str, _Deltas]) -> bool:
+        names = [name for name in {**self._on, **wanted} if self._on.get(name) != wanted.get(name)]
+        if names:
+            offload.bring_home(network)
+        for name in names:
+            weight, added = network.get_parameter(name), wanted.get(name)
+            if name not in self._loaded:
+                self._loaded[name] = _original_weight(weight)
+            self._on[name] = _CHANGING
+            if added is None:
+                _set_weight(weight, self._loaded[name])
+                del self._loaded[name], self._on[name]
+            else:
+                _set_weight(weight, merge_weight(self._loaded[name].to(weight.device), added))
+                self._on[name] = added
+        return bool(names)
+
+
+_loras_by_network: WeakKeyDictionary[nn.Module, _NetworkLoras] = (
+    WeakKeyDictionary()
+)  # engines can share a network
+_guard = threading.Lock()
+
+
+def _loras_of(network: nn.Module) -> _NetworkLoras:
+    with _guard:
+        return _loras_by_network.setdefault(network, _NetworkLoras())
+
+
+def merge_weight(weight: Tensor, added: _Deltas) -> Tensor:
+    """A weight and what is added to it, in fp32, cast once; laid out in memory as it was."""
+    total = weight.to(torch.float32, copy=True).flatten(1)
+    for delta, share in added:
+        total = delta.added_to(total, share)
+    return torch.empty_like(weight).copy_(total.view(weight.shape))
+
+
+def _deltas_by_weight(outfit: ActiveLoras, network: str) -> dict[str, _Deltas]:
+    """What goes on each weight of a network, in the order given."""
+    added: dict[str, _Deltas] = {}
+    for worn, share in outfit:
+        for (owner, name), delta in worn.deltas.items():
+            if owner == network:
+                added[name] = (*added.get(name, ()), (delta, share))
+    return added
+
+
+def _original_weight(weight: nn.Parameter) -> Tensor:
+    """A weight as it is: itself in RAM; a copy of one on a device."""
+    return weight.data if weight.device.type == "cpu" else weight.data.to("cpu", copy=True)
+
+
+def _set_weight(weight: nn.Parameter, value: Tensor) -> None:
+    """On a device in place: it has no room for both, and captured graphs know the address."""
+    if weight.device.type == "cpu":
+        weight.data = value
+    else:
+        weight.data.copy_(value)

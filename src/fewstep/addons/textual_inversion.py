@@ -1,0 +1,120 @@
+"""Textual inversion (arXiv:2208.01618): words learned as rows of SDXL's two token embeddings.
+
+The word is the file's name without its ending, in any case, wherever it stands as a word of its
+own. A tokenizer reads it as one token per vector, of which only the last ends a word: windows and
+weights then treat them as the syllables of any long word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.architectures.text import TextEncoder
+from fewstep.catalog import addons
+from fewstep.errors import CorruptModelError, RequestError
+from fewstep.files import safetensors
+from fewstep.files.untrusted import printable_path, raise_as_corrupt
+from fewstep.prompts import WINDOW_TOKENS, Fragment, parse_fragments
+
+PRIVATE_USE = 0xF0000  # where Unicode has characters that nobody writes; one stands for each vector
+LEGACY_EOS = 2  # SDXL's text encoders have this as eos_token_id, which is not what it says
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedWord:
+    """A learned word."""
+
+    text: str
+    vectors: tuple[Tensor, Tensor]  # (n, width) for each encoder
+
+
+def add_words(text: TextEncoder, sources: Sequence[str]) -> None:
+    """Teach the words of these files, before hooks are put on the encoders."""
+    name = "embeddings"
+    words = [
+        _read_word(addons.addon_file(source, name) or addons.fetch_addon(source, name)) for source in sources
+    ]
+    twice, count = Counter(word.text.lower() for word in words).most_common(1)[0] if words else ("", 0)
+    if count > 1:
+        raise RequestError(f"embeddings has {count} files for the word {twice!r}: leave out or rename one")
+    for word in words:
+        _require_width(word, text)
+    for which, (tokenizer, encoder) in enumerate(zip(text.tokenizers, text.encoders, strict=True)):
+        for word in words:
+            rows = word.vectors[which]
+            _add_rows(encoder, _add_tokens(tokenizer, word.text, len(rows)), rows, tokenizer.eos_token_id)
+
+
+def _read_word(path: Path) -> LearnedWord:
+    """Both encoders' vectors, and the word that stands for them."""
+    from safetensors import safe_open
+
+    found = safetensors.read_header(path)
+    names = addons.require_inversion(found)
+    with raise_as_corrupt(path), safe_open(path, framework="pt") as file:
+        first, second = (torch.atleast_2d(file.get_tensor(name)) for name in names)
+    for vectors in (first, second):
+        if vectors.ndim != 2 or not 1 <= len(vectors) <= WINDOW_TOKENS or not vectors.is_floating_point():
+            raise CorruptModelError(
+                f"{printable_path(path)} has {tuple(vectors.shape)} for a word: give (n, width), n from 1 to {WINDOW_TOKENS}"
+            )
+    if not re.search(r"\w", path.stem) or parse_fragments(path.stem) != (Fragment(path.stem, 1.0),):
+        raise RequestError(f"{path.stem!r} cannot be written in a prompt: rename {printable_path(path)}")
+    return LearnedWord(path.stem, (first, second))
+
+
+def _require_width(word: LearnedWord, text: TextEncoder) -> None:
+    needed = tuple(_token_embedding(encoder).weight.shape[1] for encoder in text.encoders)
+    given = tuple(vectors.shape[1] for vectors in word.vectors)
+    if given != needed:
+        raise CorruptModelError(
+            f"embeddings: the word {word.text!r} is for text encoders of widths {given}, and this model's "
+            f"have {needed}: it was made for another base"
+        )
+
+
+def _add_tokens(tokenizer: Any, word: str, count: int) -> list[int]:
+    """Have a word read as `count` new tokens, whose ids are returned."""
+    from tokenizers import AddedToken, Regex, normalizers
+
+    backend, first = tokenizer.backend_tokenizer, PRIVATE_USE + len(tokenizer)
+    signs = [chr(first + number) for number in range(count)]
+    signs[-1] += "</w>"  # as CLIP's vocabulary marks what ends a word
+    # As the text will be when it is looked for: in small letters, and with earlier words replaced.
+    written = re.escape(backend.normalizer.normalize_str(word))
+    alone = Regex(rf"(?<!\w)(?<!</){written}(?!\w)")  # nor inside such a mark
+    backend.normalizer = normalizers.Sequence(
+        [backend.normalizer, normalizers.Replace(alone, "".join(signs))]
+    )
+    tokenizer.add_tokens([AddedToken(sign, normalized=True, special=False) for sign in signs])
+    ids: list[int] = tokenizer.convert_tokens_to_ids(signs)
+    return ids
+
+
+def _add_rows(encoder: Any, ids: Sequence[int], rows: Tensor, end: int) -> None:
+    """Give new tokens their rows; `end` is the id of the token that ends a prompt."""
+    table = _token_embedding(encoder)
+    old = table.weight.data
+    size = max(len(old), max(ids) + 1)
+    new = torch.cat([old, old.new_zeros(size - len(old), old.shape[1])])
+    new[list(ids)] = rows.to(new)
+    table.weight, table.num_embeddings = nn.Parameter(new, requires_grad=False), size
+    encoder.config.vocab_size = size
+    module: Any
+    for module in encoder.modules():
+        # Where it says 2, transformers takes the highest id for the prompt's end: now that is a word's.
+        if getattr(module, "eos_token_id", None) == LEGACY_EOS:
+            module.eos_token_id = end
+
+
+def _token_embedding(encoder: Any) -> nn.Embedding:
+    table: nn.Embedding = encoder.get_input_embeddings()
+    return table

@@ -1,0 +1,216 @@
+"""ControlNets and IP-Adapters that fewstep knows by name, and how others are named. No torch is imported."""
+# MERGED: """Adapter files, as far as names and headers tell: which file is meant, and is it one? No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from types import MappingProxyType
+
+from fewstep.catalog import assets, hub
+from fewstep.catalog.models import Model, bundled_folder, is_hub_id, local_path
+from fewstep.errors import CorruptModelError, ModelNotFoundError
+from fewstep.files import identify, safetensors
+from fewstep.files.identify import FileKind
+from fewstep.files.safetensors import Header
+from fewstep.files.untrusted import printable_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddonPlace:
+    """Where a ControlNet or an IP-Adapter is."""
+
+    root: str  # a hub id, or a folder here
+    file: str = ""  # in it; "" is the folder's one network
+    revision: str = ""  # 40 hex digits; "" is not known
+
+
+CONTROLNETS: MappingProxyType[str, AddonPlace] = MappingProxyType(
+    {known.name: AddonPlace(root=known.repo, revision=known.revision) for known in assets.CONTROLNETS}
+)
+IP_ADAPTERS: MappingProxyType[str, AddonPlace] = MappingProxyType(
+    {
+        known.name: AddonPlace(root=known.repo, file=known.files[0], revision=known.revision)
+        for known in assets.IP_ADAPTERS
+    }
+)
+GUIDE_NAMES = {*CONTROLNETS, *IP_ADAPTERS}
+# What a union of ControlNets is shown, and its number among them (github.com/xinsir6/ControlNetPlus; the
+# last two are in its "promax" weights only).
+VIEWS: MappingProxyType[str, int] = MappingProxyType(
+    {
+        "pose": 0, "depth": 1, "hed": 2, "pidi": 2, "scribble": 2, "ted": 2, "canny": 3, "lineart": 3,
+        "mlsd": 3, "normal": 4, "segment": 5, "tile": 6, "repaint": 7,
+    }
+)  # fmt: skip
+
+
+def split_view(source: str) -> tuple[str, str]:
+    """`union:depth` → "union" and the view that it asks for; "" is none."""
+    name, colon, view = source.rpartition(":")
+    return (name, view) if colon and view in VIEWS else (source, "")
+
+
+def check_guides(control: Iterable[str], reference: Iterable[str]) -> None:
+    """Is each a name, or a place where one may be?"""
+    for source in control:
+        locate_controlnet(split_view(source)[0])
+    for source in reference:
+        locate_ip_adapter(source)
+
+
+def licences_of_guides(control: Iterable[str], reference: Iterable[str]) -> dict[str, str]:
+    """Each → its licence; of others than the named ones it is not known."""
+    named = [split_view(source)[0] for source in control] + list(reference)
+    return {repr(name): assets.ASSETS[name].licence if name in GUIDE_NAMES else "unknown" for name in named}
+
+
+def locate_controlnet(source: str) -> AddonPlace:
+    """Where a ControlNet is; `source` without a view."""
+    if source in CONTROLNETS:
+        return CONTROLNETS[source]
+    here = local_path(source)
+    if here is None and not is_hub_id(source):
+        raise ModelNotFoundError(
+            f"control has {source!r}, which is neither one of {', '.join(CONTROLNETS)}, nor a folder or file "
+            "here, nor a hub id such as 'owner/name'"
+        )
+    return _file_place(here) if here is not None and here.is_file() else AddonPlace(root=source)
+
+
+def locate_ip_adapter(source: str) -> AddonPlace:
+    """Where an IP-Adapter is."""
+    if source in IP_ADAPTERS:
+        return IP_ADAPTERS[source]
+    here = local_path(source)
+    if here is not None:
+        return _file_place(_only_file(here) if here.is_dir() else here)
+    owner, _, rest = source.partition("/")
+    name, _, file = rest.partition("/")
+    if file.endswith(".safetensors") and is_hub_id(f"{owner}/{name}"):
+        return AddonPlace(root=f"{owner}/{name}", file=file)
+    raise ModelNotFoundError(
+        f"reference has {source!r}, which is neither one of {', '.join(IP_ADAPTERS)}, nor a file or folder "
+        "here, nor a file on the hub such as 'owner/name/file.safetensors'"
+    )
+
+
+def _file_place(path: Path) -> AddonPlace:
+    """A file here; what lies beside its folder can be reached, as in a copy of h94/IP-Adapter."""
+    path = path.absolute()
+    return AddonPlace(
+        root=str(path.parent.parent), file=str(PurePath(path.parent.name, path.name).as_posix())
+    )
+
+
+def _only_file(folder: Path) -> Path:
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        raise CorruptModelError(
+            f"{folder} holds {len(found)} .safetensors files: give the IP-Adapter's own file as reference"
+        )
+    return found[0]
+
+
+(LORA_NAME,) = assets.LORA_FILES
+LORA_NAMES = (LORA_NAME, "adapter_model.safetensors")  # diffusers' and PEFT's names for a LoRA in a folder
+# A textual inversion's tensors: as web UIs and diffusers name them, and as diffusers' trainer did first.
+INVERSION_TENSORS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
+MERGEABLE = ("lora", "locon")  # LoCon is LoRA on convolutions
+# Families whose UNets share names and widths; what else of a file fits is seen when it is put on.
+SDXL_KIN = frozenset({"sdxl", "sdxl-inpaint", "ssd-1b", "vega"})
+
+
+def check_loras(loras: Sequence[tuple[str, float]], model: Model) -> None:
+    """Is each there, and a LoRA for such a model? What is on the hub alone is looked at when it is here."""
+    for source, _ in loras:
+        path = addon_file(source)
+        if path is not None:
+            found = safetensors.read_header(path)
+            _require_family(found, require_lora(found), model.family)
+
+
+def check_embeddings(sources: Sequence[str], model: Model) -> None:
+    """The same of textual inversions."""
+    for source in sources:
+        path = addon_file(source, "embeddings")
+        if path is not None:
+            found = safetensors.read_header(path)
+            _require_family(found, identify.identify(found), model.family)
+            require_inversion(found)
+
+
+def addon_file(source: str, name: str = "loras") -> Path | None:
+    """The adapter that is meant: a name's, itself, or the one in a folder. None: on the hub.
+
+    `name` is the argument that it was given as.
+    """
+    known = assets.style_asset(source) if name == "loras" else None
+    here = local_path(source) if known is None else bundled_folder(known)
+    if here is None:
+        if is_hub_id(source):
+            return None
+        raise ModelNotFoundError(
+            f"{name} has {source!r}: neither a file or folder here, nor a hub id such as 'owner/name'"
+        )
+    if not here.is_dir():
+        return here
+    named = [here / each for each in _usual_names(name) if (here / each).is_file()]
+    found = named or sorted(here.glob("*.safetensors"))
+    if not named and len(found) != 1:
+        none = f"no {' or '.join(_usual_names(name))}, and " if _usual_names(name) else ""
+        raise ModelNotFoundError(
+            f"{name} has {source!r}: {here} holds {none}{len(found)} {'other ' if none else ''}.safetensors "
+            "files; give the one that is meant"
+        )
+    return found[0]
+
+
+def fetch_addon(source: str, name: str = "loras") -> Path:
+    """The same of a hub repository: from its cache, or downloaded into it."""
+    return hub.fetch_one_of(source, _usual_names(name))
+
+
+def _usual_names(name: str) -> Sequence[str]:
+    """What the file is called in a folder; a learned word has its own name."""
+    return () if name == "embeddings" else LORA_NAMES
+
+
+def require_lora(found: Header) -> FileKind:
+    """What it is; `CorruptModelError` for what is none, or of a variety that cannot be merged."""
+    kind = identify.identify(found)
+    if kind.what != "lora":
+        known = f"is a {kind.what}" if kind.what != "unknown" else "holds no adapter's tensors"
+        raise CorruptModelError(f"{printable_path(found.path)} {known}: give a LoRA's .safetensors file")
+    if kind.variety not in MERGEABLE:
+        raise CorruptModelError(
+            f"{printable_path(found.path)} is a {kind.variety} adapter, which cannot be merged: give a LoRA or LoCon"
+        )
+    return kind
+
+
+def require_inversion(found: Header) -> tuple[str, str]:
+    """The tensors of a textual inversion for SDXL's two encoders."""
+    for names in INVERSION_TENSORS:
+        if found.tensors.keys() == set(names):
+            return names
+    kind = identify.identify(found)
+    if kind.what == "textual inversion":
+        family = "another base" if kind.family == "unknown" else kind.family
+        what = f"is a textual inversion for {family}, without a tensor for each of SDXL's text encoders"
+    else:
+        what = "is no textual inversion"
+    raise CorruptModelError(
+        f"{printable_path(found.path)} {what}: give a .safetensors file with clip_l and clip_g"
+    )
+
+
+def _require_family(found: Header, kind: FileKind, family: str) -> None:
+    """A LoRA fits no other base than its own; that of unknown ones is seen when they are put on."""
+    own = kind.family
+    fitting = SDXL_KIN if family in SDXL_KIN else {family}
+    if own != "unknown" and own not in fitting:
+        raise CorruptModelError(
+            f"{printable_path(found.path)} does not fit this model: it was made for {own}, and the model is {family}"
+        )

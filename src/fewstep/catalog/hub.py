@@ -1,0 +1,184 @@
+"""Files of the Hugging Face hub: from its cache, or downloaded into it. Only safetensors and plain text.
+
+huggingface_hub's own settings hold: `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN`, its progress bars.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from itertools import pairwise
+from pathlib import Path
+
+from fewstep.catalog import assets
+from fewstep.catalog.models import local_path
+from fewstep.errors import ModelNotFoundError, describe_error
+
+ALLOWED_ENDINGS = (".safetensors", ".json", ".txt")  # nothing else is ever asked for: no pickle, no code
+COMMIT = re.compile(r"[0-9a-f]{40}")  # a revision that never changes
+# diffusers' names: x.safetensors, x.fp16.safetensors, x-00001-of-00002.safetensors, x.fp16-00001-of-...
+_WEIGHTS = re.compile(r"(?P<stem>.*?)(?P<half>\.fp16)?(-\d{5}-of-\d{5})?\.safetensors")
+
+
+def fetch_folder(source: str, patterns: Sequence[str], revision: str = "") -> Path:
+    """A folder for a folder's name or a hub id, with all files of these patterns.
+
+    Where a repository has weights in fp16 beside others, the fp16 ones are taken. `revision` "" is
+    the catalog's, or else the newest.
+    """
+    here = local_path(source)
+    if here is not None:
+        if not here.is_dir():
+            raise ModelNotFoundError(f"{source!r} is a file, where a folder is needed")
+        return here
+    version = revision or assets.pinned_revision(source)
+    found = (
+        cached_folder(source, patterns, version) if COMMIT.fullmatch(version) else None
+    )  # it never changes
+    return found or _download(source, patterns, version)
+
+
+def fetch_file(source: str, name: str, revision: str = "") -> Path:
+    """A file of a hub repository or a folder; `source` may be that file itself."""
+    here = local_path(source)
+    if here is None:
+        found = cached_file(source, name, revision)
+        return found or _download(source, (name,), revision or assets.pinned_revision(source)) / name
+    path = here / name if here.is_dir() else here
+    if not path.is_file():
+        raise ModelNotFoundError(f"{here} holds no {name}: give the file itself, or another folder")
+    return path
+
+
+def fetch_one_of(source: str, names: Sequence[str]) -> Path:
+    """The first of these files that a repository has, or else its only safetensors file."""
+    version = assets.pinned_revision(source)
+    top = _snapshot(source, version)
+    here = [] if top is None else [path.relative_to(top).as_posix() for path in top.rglob("*.safetensors")]
+    chosen = _pick_file(here, names)
+    # Of several files that fewstep knows, one may be here by chance.
+    if top is not None and chosen and (chosen in names or not assets.has_several_assets(source)):
+        return top / chosen
+    try:
+        chosen = _pick_file(_repository_files(source, version), names)
+    except Exception as error:  # as in `_downloaded`
+        raise ModelNotFoundError(_missing_message(source, (*names, "*.safetensors"), error)) from error
+    if not chosen:
+        raise ModelNotFoundError(
+            f"{source!r} on the hub has no {' or '.join(names or ('.safetensors file',))}, or several: "
+            "download the file that is meant, and give its path"
+        )
+    return fetch_file(source, chosen)
+
+
+def _pick_file(files: Sequence[str], names: Sequence[str]) -> str:
+    """The first of these names, or the only safetensors file; "" where there are none, or several."""
+    found = [file for file in files if file.endswith(".safetensors")]
+    return next((name for name in names if name in found), found[0] if len(found) == 1 else "")
+
+
+def cached_file(source: str, name: str, revision: str = "") -> Path | None:
+    """A file of a hub repository where it is on this machine; the network is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(
+            source, name, revision=revision or assets.pinned_revision(source) or None
+        )
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def cached_folder(source: str, patterns: Sequence[str], revision: str = "") -> Path | None:
+    """The folder of a hub repository in the cache, where it has files of each pattern, and weights."""
+    top = _snapshot(source, revision or assets.pinned_revision(source))
+    if top is None:
+        return None
+    names = [path.relative_to(top).as_posix() for path in top.rglob("*") if path.is_file()]
+    if any(not _matching(names, [pattern]) for pattern in patterns):
+        return None
+    parts = [top / name for name in _matching(names, patterns) if name.endswith("config.json")]
+    networks = [part.parent for part in parts if part.name == "config.json"]
+    return top if all(any(one.glob("*.safetensors")) for one in networks) else None
+
+
+def prefer_fp16(names: Iterable[str]) -> list[str]:
+    """Of weights that are there in fp16 as well, only those."""
+    found = {name: _WEIGHTS.fullmatch(name) for name in names}
+    halves = {match["stem"] for match in found.values() if match and match["half"]}
+    return [n for n, match in found.items() if not match or match["half"] or match["stem"] not in halves]
+
+
+def revision_in_path(path: Path | str) -> str:
+    """The commit that a path in the hub's cache belongs to; "" for others."""
+    for before, name in pairwise(Path(path).parts):
+        if before == "snapshots" and COMMIT.fullmatch(name):
+            return name
+    return ""
+
+
+def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    plain = (name for name in names if name.endswith(ALLOWED_ENDINGS))
+    return [name for name in plain if any(fnmatch(name, pattern) for pattern in patterns)]
+
+
+def _snapshot(source: str, revision: str) -> Path | None:
+    """The folder of one commit in the cache, complete or not."""
+    from huggingface_hub import constants
+
+    top = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{source.replace('/', '--')}"
+    if not COMMIT.fullmatch(revision):
+        reference = top / "refs" / (revision or "main")
+        if not reference.is_file():
+            return None
+        revision = reference.read_text().strip()
+    found = top / "snapshots" / revision
+    return found if found.is_dir() else None
+
+
+def _download(source: str, patterns: Sequence[str], revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        names = _repository_files(source, revision)
+        wanted = prefer_fp16(_matching(names, patterns))
+        if wanted:
+            return Path(snapshot_download(source, revision=revision or None, allow_patterns=wanted))
+    except Exception as error:  # of the hub, of the HTTP library in use, of the disk
+        found = cached_folder(source, patterns, revision)
+        if found is not None:
+            return found
+        raise ModelNotFoundError(_missing_message(source, patterns, error)) from error
+    raise ModelNotFoundError(f"{source!r} on the hub has no {', '.join(patterns)} as safetensors")
+
+
+def _repository_files(source: str, revision: str) -> list[str]:
+    """All files of a repository, as the hub lists them."""
+    from huggingface_hub import HfApi
+
+    about = HfApi().model_info(source, revision=revision or None)
+    return [file.rfilename for file in about.siblings or ()]
+
+
+def _missing_message(source: str, patterns: Sequence[str], error: Exception) -> str:
+    """What is missing, how large it is, and what to type."""
+    known = assets.asset_for(source, patterns[0])
+    what = f"{patterns[0]} of {source!r}" if len(patterns) == 1 else repr(source)
+    size = f" ({format_size(known.bytes)})" if known is not None and known.bytes else ""
+    pull = f"type fewstep models pull {known.name}" if known is not None else "check the name and the network"
+    return (
+        f"{what}{size} is not on this machine and could not be downloaded ({describe_error(error)}): "
+        f"{pull}, or give a local folder or file"
+    )
+
+
+def format_size(size: int) -> str:
+    """Bytes as `6.9 GB`, `394 MB`, `48 KB`; 0 is not known."""
+    if size >= 10**9:
+        return f"{size / 1e9:.1f} GB"
+    if size >= 10**6:
+        return f"{size / 1e6:.0f} MB"
+    return f"{max(1, round(size / 1e3))} KB" if size else "size not known"

@@ -1,0 +1,206 @@
+"""Which VAE is loaded: a given one, or the model's own, in fp16 the corrected one. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import Any
+
+from fewstep.catalog import assets, hub
+from fewstep.catalog.models import FP16_VAE, FP16_VAE_REVISION, Model, is_hub_id, local_path
+from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
+from fewstep.files import safetensors
+from fewstep.files.config import LATENT_CHANNELS
+from fewstep.files.identify import identify
+from fewstep.files.safetensors import Header
+from fewstep.files.tensor_names import split_prefix
+from fewstep.files.untrusted import read_config
+
+VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+FIRST_WEIGHTS = (
+    "decoder.conv_in.weight",
+    "decoder.layers.0.weight",
+)  # of each: (width, channels of latents, 3, 3)
+# How SDXL's VAE is told from others: whoever trained another one for other latents scales them otherwise.
+SDXL_VAE: MappingProxyType[str, Any] = MappingProxyType(
+    {"block_out_channels": [128, 256, 512, 512], "scaling_factor": 0.13025}
+)
+DEFAULT_SCALE = 0.18215  # of latents, where a configuration does not say: AutoencoderKL's default, SD 1.x's
+
+
+def fp16_safe(config: Mapping[str, Any]) -> bool:
+    """Does a VAE's configuration say that it stays within fp16's range?
+
+    AutoencoderTiny ends in a clamp; for others `force_upcast` is the field diffusers reads, true by default.
+    """
+    return config.get("_class_name") == "AutoencoderTiny" or not config.get("force_upcast", True)
+
+
+def corrected_vae(config: Mapping[str, Any]) -> Path | None:
+    """The corrected VAE from the hub's cache; None where it was never downloaded, or is for other latents."""
+    if any(config.get(key) != value for key, value in SDXL_VAE.items()):
+        return None
+    found = [hub.cached_file(FP16_VAE, name, FP16_VAE_REVISION) for name in assets.VAE_FILES]
+    return found[0].parent if found[0] is not None and found[1] is not None else None
+
+
+def replacement_vae(config: Mapping[str, Any] | None, half: bool, model: str) -> Path | None:
+    """The VAE to take instead of a model's own, whose configuration is None where it has none.
+
+    `half`: it will run in fp16. None: its own will do, or there is no other.
+    """
+    if config is not None:
+        return corrected_vae(config) if half and not fp16_safe(config) else None
+    found = corrected_vae(SDXL_VAE)
+    if found is None:
+        raise ModelNotFoundError(
+            f"{model} has no VAE, and SDXL's is not on this machine: type fewstep models pull vae-fp16 "
+            "(335 MB)"
+        )
+    return found
+
+
+# --- one that is given
+
+
+def check_vae(given: object, model: Model) -> None:
+    """Is it a VAE for such a model? What is on the hub alone is looked at when it is here."""
+    if not isinstance(given, str | Path):
+        raise RequestError(
+            f"vae={given!r:.120}: give 'tiny', a folder, a .safetensors file, or a hub id such as "
+            "'owner/name'"
+        )
+    name = str(given)
+    if name == "":
+        return
+    path = _local_vae(name, model)
+    if path is not None:
+        _require_fit(path, name, model)
+    if path is not None or assets.vae_asset(name, model.family) is not None:
+        check_latents(name, model, {} if path is None else read_vae_config(path), _model_vae_config(model))
+
+
+def fetch_vae(given: str, model: Model) -> Path:
+    """Its folder or file on this machine; what is not here is downloaded into the hub's cache."""
+    known = assets.vae_asset(given, model.family)
+    path = _local_vae(given, model)
+    if path is None and known is not None:
+        path = hub.fetch_folder(known.repo, known.files, known.revision)
+    if path is None:
+        path = hub.fetch_folder(given, assets.NETWORK_FILES)
+    _require_fit(path, given, model)
+    return path
+
+
+def read_vae_config(path: Path) -> Mapping[str, Any]:
+    """Of a VAE's folder; of a file, which has none, its class, and latents that are taken to be SDXL's."""
+    if path.is_dir():
+        return read_config(path / "config.json")
+    which = FIRST_WEIGHTS.index(_first_weight(safetensors.read_header(path))[0])
+    return {"_class_name": VAE_CLASSES[which], "scaling_factor": SDXL_VAE["scaling_factor"]}
+
+
+def check_latents(given: str, model: Model, config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Are a VAE's latents those of the model, whose own VAE has the configuration `own`?
+
+    An AutoencoderTiny takes latents as the UNet has them, and does not say whose: of SD 1.x's and SDXL's,
+    which have the same shapes, only the one fewstep knows by name can be told.
+    """
+    known, has = assets.vae_asset(given, model.family), own.get("scaling_factor", DEFAULT_SCALE)
+    if known is not None and known.family == "sdxl":
+        scale = SDXL_VAE["scaling_factor"]
+    elif config.get("_class_name") == "AutoencoderTiny":
+        return
+    else:
+        scale = config.get("scaling_factor", DEFAULT_SCALE)
+    if scale != has:
+        raise CorruptModelError(
+            f"vae={given!r} is for latents of scaling_factor {scale!r:.40}, and model={model.name!r} has "
+            f"{has!r:.40}: give one made for it, or leave vae out"
+        )
+
+
+def _model_vae_config(model: Model) -> Mapping[str, Any]:
+    """The configuration of the model's own VAE, where it is here; else SDXL's."""
+    path = Path(model.source) / "vae" / "config.json"
+    return read_config(path) if path.is_file() else SDXL_VAE
+
+
+def _local_vae(given: str, model: Model) -> Path | None:
+    """The folder or file that is meant. None: on the hub."""
+    known = assets.vae_asset(given, model.family)
+    if known is not None:
+        return _named_vae(known, given, model)
+    path = local_path(given)
+    if path is None:
+        if is_hub_id(given):
+            return None
+        raise ModelNotFoundError(
+            f"vae={given!r} is neither one of {', '.join(['tiny', *(a.name for a in assets.VAES)])}, nor a "
+            "folder or file here, nor a hub id such as 'owner/name'"
+        )
+    if path.is_file():
+        stored = path.parent / "config.json"  # beside weights as diffusers writes them
+        return path.parent if stored.is_file() and path in safetensors.weight_files(path.parent) else path
+    for folder in (path, path / "vae"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ModelNotFoundError(f"vae={given!r} holds no VAE: config.json and safetensors are needed")
+
+
+def _named_vae(known: assets.Asset, given: str, model: Model) -> Path | None:
+    """One that has a name: in the hub's cache, or inside the model's own folder."""
+    if (known.family == "tiny") != (model.family == "tiny"):
+        raise RequestError(
+            f"vae={given!r} does not fit model={model.name!r}: it was made for {known.family}; type "
+            "vae='tiny'"
+        )
+    if known.repo:
+        return hub.cached_folder(known.repo, known.files, known.revision)
+    folder = Path(model.source) / PurePath(known.files[0]).parent
+    if not folder.is_dir():
+        raise ModelNotFoundError(
+            f"vae={given!r}: model={model.name!r} has no folder {folder.name}; give that of one made for it, "
+            "or leave vae out"
+        )
+    return folder
+
+
+def _require_fit(path: Path, given: str, model: Model) -> None:
+    """A VAE, of a class that is built, for latents of the model's shape."""
+    paths = safetensors.weight_files(path) if path.is_dir() else [path]
+    if not paths:
+        raise CorruptModelError(f"vae={given!r}: {path} holds no weights: fewstep reads .safetensors alone")
+    found = safetensors.read_header(paths[0])
+    what = identify(found)
+    named = (
+        read_config(path / "config.json").get("_class_name", VAE_CLASSES[0])
+        if path.is_dir()
+        else VAE_CLASSES[0]
+    )
+    if what.what != "vae" or named not in VAE_CLASSES:
+        is_a = repr(named) if what.what == "vae" else what.what
+        raise CorruptModelError(
+            f"vae={given!r} is of the kind {is_a:.80}: give an {' or '.join(VAE_CLASSES)}; fewstep inspect says "
+            "what a file is for"
+        )
+    channels = _first_weight(found)[1]
+    if channels != LATENT_CHANNELS:
+        raise CorruptModelError(
+            f"vae={given!r} is for latents of {channels} channels, and SDXL's have {LATENT_CHANNELS}: give one made "
+            "for SDXL"
+        )
+    if (what.family == "tiny") != (model.family == "tiny"):
+        whose = "the bundled model" if what.family == "tiny" else "another base"
+        raise CorruptModelError(
+            f"vae={given!r} does not fit model={model.name!r}: it was made for {whose}; type vae='tiny', or "
+            "give one made for it"
+        )
+
+
+def _first_weight(found: Header) -> tuple[str, int]:
+    """The decoder's first weight: its name, without a prefix, and how many channels it reads."""
+    shapes = {split_prefix(name).rest: entry.shape for name, entry in found.tensors.items()}
+    seen = ((name, shapes[name][1]) for name in FIRST_WEIGHTS if len(shapes.get(name, ())) == 4)
+    return next(seen, (FIRST_WEIGHTS[0], 0))

@@ -1,0 +1,174 @@
+"""`Pipeline`: what can be seen of one without running it, from an object or from a folder. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
+from fewstep.files import safetensors, untrusted
+
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+CONFIGS = {"scheduler": "scheduler_config.json"} | dict.fromkeys(NETWORKS, "config.json")
+DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}  # safetensors' names → torch's
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActiveAdapter:
+    """A LoRA of the UNet."""
+
+    name: str
+    weight: float | None  # None where it cannot be seen any more
+    active: bool
+    fused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Its configurations, and what there is to say of its weights."""
+
+    kind: str  # class name
+    source: str  # a folder, or where it was loaded from
+    stored: bool  # a folder: dtypes are those of the files, devices and LoRAs are not known
+    config: Mapping[str, Any]  # its own
+    parts: Mapping[str, Mapping[str, Any]]  # configuration of each part that is there, by name
+    dtypes: Mapping[str, str]  # by network: "float16"
+    device: str = ""  # where the UNet's weights are; "" where not known, or where they move about
+    gpu: str = ""  # one that is there to be used
+    adapters: tuple[ActiveAdapter, ...] = ()
+    padding: str = ""  # what the second tokenizer fills short prompts up with
+    watermark: bool = False
+
+    @property
+    def scheduler(self) -> str:
+        """Its class."""
+        return str(self.parts["scheduler"].get("_class_name"))
+
+
+def read_pipeline(pipe_or_path: Any) -> Pipeline:
+    """Look at a pipeline; `RequestError` where there is none, `ModelError` where a folder is broken."""
+    if isinstance(pipe_or_path, str | Path):
+        return _from_folder(Path(os.path.expanduser(pipe_or_path)))  # which never raises, unlike Path's
+    if not isinstance(getattr(pipe_or_path, "config", None), Mapping) or not hasattr(pipe_or_path, "unet"):
+        raise RequestError(
+            f"{type(pipe_or_path).__name__} is no diffusers pipeline with a UNet: give a "
+            "StableDiffusionXLPipeline, or the folder of one"
+        )
+    return _from_object(pipe_or_path)
+
+
+def _from_object(pipe: Any) -> Pipeline:
+    there: dict[str, Any] = {name: getattr(pipe, name, None) for name in (*CONFIGS, *TOKENIZERS)}
+    parts = {name: _config(part) for name, part in there.items() if part is not None}
+    networks = {name: there[name] for name in NETWORKS if there[name] is not None}
+    padding = getattr(there["tokenizer_2"], "pad_token", "")
+    return Pipeline(
+        kind=type(pipe).__name__,
+        source=str(pipe.config.get("_name_or_path") or type(pipe).__name__),
+        stored=False,
+        config=pipe.config,
+        parts=parts,
+        dtypes={name: str(network.dtype).removeprefix("torch.") for name, network in networks.items()},
+        device="" if hasattr(pipe.unet, "_hf_hook") else str(getattr(pipe.unet, "device", "")),
+        gpu=_gpu() if networks else "",
+        adapters=tuple(_adapters(pipe)),
+        padding=str(padding or ""),
+        watermark=getattr(pipe, "watermark", None) is not None,
+    )
+
+
+def _config(part: Any) -> Mapping[str, Any]:
+    """diffusers' configurations are mappings, transformers' have a method; tokenizers have none."""
+    part = getattr(part, "_orig_mod", part)  # what torch.compile wraps
+    config = getattr(part, "config", {})
+    plain: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
+    return {**plain, "_class_name": type(part).__name__}
+
+
+def _gpu() -> str:
+    """A pipeline's networks are torch's, which is loaded then."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    return "cuda" if torch is not None and torch.cuda.is_available() else ""
+
+
+def _adapters(pipe: Any) -> Iterator[ActiveAdapter]:
+    """The UNet's LoRAs, as peft's layers have them; those fused and unloaded are known by name only."""
+    modules = pipe.unet.modules() if hasattr(pipe.unet, "modules") else ()
+    layers = [each for each in modules if hasattr(each, "lora_A") and hasattr(each, "scaling")]
+    names = {name: layer for layer in reversed(layers) for name in layer.scaling}  # one that has it
+    for name, layer in names.items():
+        rank = layer.r[name] ** (0.5 if getattr(layer, "use_rslora", {}).get(name) else 1.0)
+        fused = name in layer.merged_adapters
+        yield ActiveAdapter(
+            name=name,
+            weight=round(layer.scaling[name] * rank / layer.lora_alpha[name], 4),
+            active=fused or (name in layer.active_adapters and not layer.disable_adapters),
+            fused=fused,
+        )
+    for name in sorted(set(getattr(pipe, "fused_loras", ())) - set(names)):
+        yield ActiveAdapter(name=name, weight=None, active=True, fused=True)
+
+
+def _from_folder(root: Path) -> Pipeline:
+    """Only JSON files and the headers of safetensors are read."""
+    if not (root / "model_index.json").is_file():
+        raise ModelNotFoundError(
+            f"{root} is not a diffusers folder here: give one with a model_index.json, or a pipeline"
+        )
+    index = untrusted.read_json(root / "model_index.json")
+    named = {name for name in (*CONFIGS, *TOKENIZERS) if _class(root, index, name)}
+    parts: dict[str, Mapping[str, Any]] = {
+        name: {"_class_name": _class(root, index, name)} | untrusted.read_json(root / name / file)
+        for name, file in CONFIGS.items()
+        if name in named and (root / name / file).is_file()
+    }
+    parts |= {name: {} for name in TOKENIZERS if name in named and (root / name).is_dir()}
+    dtypes = {name: _dtype(root / name) for name in NETWORKS if name in parts}
+    return Pipeline(
+        kind=str(index.get("_class_name")),
+        source=str(root.resolve()),
+        stored=True,
+        config=index,
+        parts=parts,
+        dtypes=dtypes,
+        padding=_padding(root / "tokenizer_2"),
+    )
+
+
+def _class(root: Path, index: Mapping[str, Any], name: str) -> str:
+    """transformers' configurations do not say their class; the index does. "" is no such part."""
+    named = index.get(name)
+    if not isinstance(named, list) or named == [None, None]:
+        return ""
+    if len(named) != 2 or not all(isinstance(word, str) and word for word in named):
+        raise CorruptModelError(
+            f"{root}: model_index.json has {name}={named!r:.80}: it should be a library and a class"
+        )
+    return str(named[1])
+
+
+def _dtype(folder: Path) -> str:
+    """Of the first weight with a fraction, as a safetensors header says; "" where there is no file."""
+    for path in safetensors.weight_files(folder):
+        for entry in safetensors.read_header(path).tensors.values():
+            if entry.dtype in DTYPES:
+                return DTYPES[entry.dtype]
+    return ""
+
+
+def _padding(folder: Path) -> str:
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / file).is_file():
+            token = untrusted.read_json(folder / file).get("pad_token", "")
+            content = token.get("content") if isinstance(token, dict) else token or ""
+            if not isinstance(content, str):
+                raise CorruptModelError(f"{folder / file} has pad_token={token!r:.80}: it should be text")
+            if content:
+                return content
+    return ""

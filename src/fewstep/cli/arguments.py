@@ -1,0 +1,106 @@
+"""The words of a command line → arguments. Mistakes are told as everywhere: an error of one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from fewstep.errors import RequestError
+
+NOT_GIVEN = argparse.SUPPRESS  # as a default: what was not given is not there, and the callee's default holds
+
+
+def whole_number(text: str) -> int:
+    """The type of options that count."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number") from None
+
+
+def number(text: str) -> float:
+    """The type of options that measure."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number") from None
+
+
+def with_weight(text: str) -> str | tuple[str, float]:
+    """The type of `PATH` and `PATH:WEIGHT`; a colon may be the path's own."""
+    path, colon, weight = text.rpartition(":")
+    if not colon or not path or os.path.exists(text):
+        return text
+    try:
+        return path, float(weight)
+    except ValueError:
+        if os.path.exists(path):
+            raise argparse.ArgumentTypeError(f"{weight!r} is no weight: type {path}:0.8") from None
+        return text
+
+
+class GuideAction(argparse.Action):
+    """The action of `MODEL IMAGE SCALE`: a list of (model, image, scale)."""
+
+    def __call__(self, parser: Any, asked: argparse.Namespace, values: Any, option: Any = None) -> None:  # noqa: ARG002
+        model, image, scale = values
+        try:
+            given = (model, image, number(scale))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        setattr(asked, self.dest, [*getattr(asked, self.dest, []), given])
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a program or one of its commands. `options` are the names it knows."""
+
+    def __init__(self, **how: Any):
+        self.options: list[str] = []
+        super().__init__(**how, allow_abbrev=False)  # scripts outlive abbreviations
+
+    def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
+        """As argparse's."""
+        action = super().add_argument(*names, **how)
+        self.options += action.option_strings
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        """`--steps 'abc': give a whole number; see fewstep generate --help`, without a usage block."""
+        what = message.removeprefix("argument ").replace(": '", " '", 1)
+        raise RequestError(f"{what}; see {self.prog} --help")
+
+    def refuse(self, word: str, known: Sequence[str]) -> NoReturn:
+        """Nothing here has this name."""
+        bare = {name.lstrip("-"): name for name in known}
+        near = [name for name in known if name.startswith(word)]
+        near += [bare[name] for name in get_close_matches(word.lstrip("-"), bare, n=1)]
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+        self.error(f"{word!r} is not known here: {hint}")
+
+
+def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
+    """One command; `run` answers it with its exit code."""
+    added: Parser = commands.add_parser(name, help=text, description=text)
+    added.set_defaults(run=run)
+    return added
+
+
+def parse_words(parser: Parser, commands: Mapping[str, Parser], words: Sequence[str]) -> argparse.Namespace:
+    """What was asked. Words that nobody knows are refused with the nearest known one."""
+    if words and words[0] not in (*commands, *parser.options):
+        if any(words[0] in one.options for one in commands.values()):
+            parser.error(f"{words[0]} goes after a command: choose one of {', '.join(commands)}")
+        parser.refuse(words[0], [*commands, *parser.options])
+    asked, unread = parser.parse_known_args(words)
+    for word in unread:
+        asker = commands[words[0]]
+        if word.startswith("-"):
+            asker.refuse(word.split("=")[0], asker.options)
+        apart = "stands apart from the prompts: give them together"
+        asker.error(f"{word!r} {apart if hasattr(asked, 'prompt') else 'is a word too many'}")
+    if not getattr(asked, "prompt", True):
+        commands[words[0]].error(f'the prompt is missing: type {commands[words[0]].prog} "a red fox"')
+    return asked

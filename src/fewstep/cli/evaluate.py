@@ -1,0 +1,109 @@
+"""`fewstep eval`: quality and speed of the modes, measured here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from fewstep.cli.arguments import NOT_GIVEN, add_command, whole_number, with_weight
+from fewstep.errors import FewstepError
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """The type of `base,lcm`."""
+    return tuple(word.strip() for word in text.split(","))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """The type of `1,2,4`."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers, such as 1,2,4") from None
+
+
+def _by_mode(text: str) -> tuple[str, float]:
+    """The type of `lcm=3`."""
+    mode, _, scale = text.partition("=")
+    try:
+        return mode, float(scale)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a mode and a number, such as lcm=3") from None
+
+
+# Option → how the command line reads it; `fewstep.evaluation.Settings` has the defaults.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "model": {"help": "as in fewstep generate"},
+    "modes": {"type": _words, "metavar": "MODE,...", "help": "which (all four that the model has)"},
+    "steps": {"type": _counts, "metavar": "N,...", "help": "step counts; each mode takes those it allows"},
+    "guidance": {
+        "type": _by_mode, "action": "append", "metavar": "MODE=SCALE",
+        "help": "other than a mode's default; several times",
+    },
+    "prompts": {"type": whole_number, "help": "how many prompts at most (500)"},
+    "seeds": {"type": whole_number, "help": "pictures of each prompt (3)"},
+    "seed": {"type": whole_number, "help": "of the first picture (0)"},
+    "style": {"help": "prompts of this style only"},
+    "held-out": {"action": "store_true", "help": "only pairs that training never saw"},
+    "data": {
+        "type": Path, "action": "append", "metavar": "DIR",
+        "help": "folder of real pictures (WORK/data); several times",
+    },
+    "lora": {
+        "dest": "loras", "type": with_weight, "action": "append", "metavar": "PATH[:WEIGHT]",
+        "help": "a LoRA beside every mode; several times",
+    },
+    "features": {"type": Path, "metavar": "FILE", "help": "the feature network (the bundled one)"},
+    "repeats": {"type": whole_number, "help": "calls timed for each row (15)"},
+    "device": {"help": "auto, cuda, cuda:1, mps or cpu"},
+    "precision": {"help": "auto, fp32, fp16 or bf16"},
+}  # fmt: skip
+
+
+def add_evaluate(commands: Any) -> None:
+    """The command."""
+    evaluation = add_command(commands, "eval", _evaluate, "measure quality and speed of the modes")
+    evaluation.add_argument(
+        "--work", default="fewstep-train", type=Path,
+        help="folder of `fewstep train data`; unfinished evaluations go on from it",
+    )  # fmt: skip
+    for name, how in _OPTIONS.items():
+        evaluation.add_argument(f"--{name}", default=NOT_GIVEN, **how)
+    evaluation.add_argument("--csv", type=Path, help="where rows are added (WORK/eval/rows.csv)")
+    evaluation.add_argument("--plot", type=Path, help="PNG of quality against time to write")
+
+
+def _evaluate(asked: argparse.Namespace) -> int:
+    try:
+        return _measure(asked)
+    except ModuleNotFoundError as error:
+        raise FewstepError(f"evaluation needs {error.name}: pip install 'fewstep[train]'") from error
+
+
+def _measure(asked: argparse.Namespace) -> int:
+    """Rows as they are finished, then the table and the plot."""
+    from fewstep.evaluation import Row, Settings, plot, report, table, watch
+
+    if asked.plot is not None:
+        report.check_plot(asked.plot)
+    rows = []
+    for one in watch(asked.work, Settings(**_given_settings(asked)), asked.csv):
+        if isinstance(one, Row):
+            rows.append(one)
+        else:
+            print(f"{one.mode} {one.steps}  picture {one.pictures} of {one.of}", file=sys.stderr)
+    print(table(rows))
+    if asked.plot is not None:
+        plot(rows, asked.plot)
+        print(asked.plot)
+    return 0
+
+
+def _given_settings(asked: argparse.Namespace) -> dict[str, Any]:
+    """What was said, as `Settings` takes it."""
+    names = [how.get("dest", name.replace("-", "_")) for name, how in _OPTIONS.items()]
+    given = {name: getattr(asked, name) for name in names if hasattr(asked, name)}
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return given | ({"guidance": dict(given["guidance"])} if "guidance" in given else {})

@@ -1,0 +1,94 @@
+"""`Calls`: what an engine offers, all of it in terms of `run` and `_stepping`. No torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack
+
+from fewstep.cancel import CancelToken, run_in_thread
+from fewstep.request import Job, PictureOptions, Plan, Prompts
+from fewstep.request.choose import resolve_call
+from fewstep.result import Result
+
+if TYPE_CHECKING:
+    from fewstep.catalog.models import Model
+    from fewstep.progress import Progress
+    from fewstep.recipe import Recipe
+
+S = TypeVar("S")
+
+
+class EngineBase(ABC, Generic[S]):
+    """A model in a mode, ready to draw. Use as a context manager, or call `close`. S: what a step is."""
+
+    model: Model
+    recipe: Recipe
+    commercial: bool = False  # as `fewstep.load` was told: is what calls bring with them looked at too?
+
+    def plan(self, prompt: Prompts, steps: int | None = None, **options: Unpack[PictureOptions]) -> Plan:
+        """What `generate` would run; the options are those of `fewstep.generate`."""
+        return self._job(prompt, steps, options).plan
+
+    def generate(
+        self,
+        prompt: Prompts,
+        steps: int | None = None,
+        *,
+        cancel: CancelToken | None = None,
+        progress: Progress = None,
+        **options: Unpack[PictureOptions],
+    ) -> Result:
+        """Make the pictures; the options are those of `fewstep.generate`."""
+        return self.run(self._job(prompt, steps, options), cancel=cancel, progress=progress)
+
+    async def agenerate(
+        self,
+        prompt: Prompts,
+        steps: int | None = None,
+        *,
+        cancel: CancelToken | None = None,
+        progress: Progress = None,
+        **options: Unpack[PictureOptions],
+    ) -> Result:
+        """`generate` beside an event loop; cancelling the task stops it at its next step."""
+        job = self._job(prompt, steps, options)
+        return await run_in_thread(lambda token: self.run(job, cancel=token, progress=progress), cancel)
+
+    def stream(
+        self,
+        prompt: Prompts,
+        steps: int | None = None,
+        *,
+        cancel: CancelToken | None = None,
+        **options: Unpack[PictureOptions],
+    ) -> Iterator[S]:
+        """Yield each step as it happens; leaving the loop cancels. The request is checked at once.
+
+        What `generate` would say in `result.warnings` goes to the logger "fewstep".
+        """
+        return self._stepping(self._job(prompt, steps, options), cancel)
+
+    @abstractmethod
+    def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
+        """Make the pictures of a job that `fewstep.request.resolve` checked for this model and mode."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Refuse all later calls, and let go of the weights; calls still running keep them to their end."""
+
+    @abstractmethod
+    def _stepping(self, job: Job, cancel: CancelToken | None) -> Iterator[S]:
+        """The steps of a job."""
+
+    def _job(self, prompt: Prompts, steps: int | None, options: PictureOptions) -> Job:
+        return resolve_call(self.model, self.recipe, prompt, steps, options, self.commercial)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

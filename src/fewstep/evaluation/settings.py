@@ -1,0 +1,105 @@
+"""What an evaluation asks for: models, modes, step counts, prompts and seeds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fewstep.errors import RequestError
+from fewstep.request import File
+from fewstep.train.bundled.data import Caption
+from fewstep.train.bundled.features import SHIPPED
+from fewstep.train.bundled.latents import held_out_pairs
+
+MODES = ("base", "lcm", "turbo", "lcm-lora")
+STEPS = (1, 2, 4, 8, 10, 25, 50)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured, and on what."""
+
+    model: str = "tiny"  # as in `fewstep.generate`
+    modes: tuple[str, ...] = ()  # (): all of `MODES` that the model has weights for
+    steps: tuple[int, ...] = STEPS  # each mode takes those that it was made for
+    guidance: Mapping[str, float] = field(default_factory=dict)  # by mode; others have their default
+    prompts: int = 500  # at most
+    seeds: int = 3  # pictures of each prompt
+    seed: int = 0  # of the first picture; picture i of prompt j has seed + seeds * j + i
+    style: str = ""  # prompts of this style only; "": of all
+    held_out: bool = False  # prompts of pairs that training never saw only
+    data: tuple[Path, ...] = ()  # folders of real pictures; (): the work folder's own
+    loras: tuple[File | tuple[File, float], ...] = ()  # beside every mode; alone: at its usual weight
+    features: Path = SHIPPED  # the feature network
+    repeats: int = 15  # calls timed for each row
+    device: str = "auto"
+    precision: str = "auto"
+
+
+DEFAULT_SETTINGS = Settings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalPrompt:
+    """One prompt, and what is to be found in its pictures."""
+
+    label: str
+    style: str
+    held: bool  # kept from training: a name in a style that it was never shown in
+
+    @property
+    def text(self) -> str:
+        return f"{self.label}, {self.style} style"
+
+
+def eval_prompts(captions: Sequence[Caption]) -> list[EvalPrompt]:
+    """Every (name, style) pair of one data folder, once."""
+    held = held_out_pairs(list(captions))
+    pairs = (EvalPrompt(label=c.label, style=c.style, held=h) for c, h in zip(captions, held, strict=True))
+    return list(dict.fromkeys(pairs))
+
+
+def prompts(
+    captions: Sequence[Caption], count: int = 500, seed: int = 0, *, held_out_only: bool = False
+) -> list[EvalPrompt]:
+    """Draw (name, style) pairs without replacement, all where there are not so many.
+
+    Those that were held out of training are among them in their natural share, or alone.
+    """
+    return sample_prompts(
+        [one for one in eval_prompts(captions) if one.held or not held_out_only], count, seed
+    )
+
+
+def choose_prompts(pool: Sequence[EvalPrompt], settings: Settings) -> list[EvalPrompt]:
+    """The prompts of an evaluation, drawn from all that can be asked."""
+    of_style = [one for one in pool if settings.style in ("", one.style)]
+    if not of_style:
+        there = ", ".join(sorted({one.style for one in pool}))
+        raise RequestError(
+            f"style={settings.style!r} is not among the real pictures, which are {there}: choose one of "
+            "these, or give the folder of that style as data (--data DIR)"
+        )
+    fitting = [one for one in of_style if one.held or not settings.held_out]
+    if not fitting:
+        raise RequestError(
+            "no pair of these pictures was held out of training: leave held_out (--held-out) out"
+        )
+    return sample_prompts(fitting, settings.prompts, settings.seed)
+
+
+def sample_prompts(pool: Sequence[EvalPrompt], count: int, seed: int) -> list[EvalPrompt]:
+    """`count` of them, or all, in random order."""
+    return random.Random(seed).sample(pool, min(count, len(pool)))
+
+
+def check_settings(settings: Settings) -> None:
+    """Numbers that make no sense are refused."""
+    for name in ("prompts", "seeds", "repeats"):
+        number = getattr(settings, name)
+        if number < 1:
+            raise RequestError(f"{name}={number}: give a whole number from 1 on")
+    if not settings.steps or min(settings.steps) < 1:
+        raise RequestError(f"steps={settings.steps}: give whole numbers from 1 on, such as 1,2,4,8")

@@ -1,0 +1,265 @@
+"""A safetensors file's header: what it holds, without its data. The file is not trusted.
+
+Eight bytes of length, that much JSON, then the tensors' bytes without a gap. Everything else is
+refused: pickles by name and by their first bytes, and whatever safetensors' own reader would refuse.
+"""
+# MERGED: """A model's weights in several files, and the index that says which tensor is in which."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO
+
+from fewstep.errors import CorruptModelError
+from fewstep.files.untrusted import (
+    MAX_HEADER,
+    MAX_TENSORS,
+    FileFault,
+    file_error,
+    open_regular_file,
+    parse_json,
+    printable_path,
+    read_json,
+)
+
+LENGTH_BYTES = 8  # bytes before the JSON
+MAX_NAME = 500  # characters; SDXL's longest has 97
+MAX_DIMENSIONS, MAX_SIDE = 8, 2**40  # dimensions of a tensor, and the most of each; a convolution has 4
+
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle", ".pt2")
+SAFETENSORS_ONLY = (
+    "fewstep reads safetensors alone, which cannot run code: fetch or convert it to a .safetensors file"
+)
+# How files begin that are taken for models. Protocols 0 and 1 of pickle begin with any of many letters.
+MAGICS: tuple[tuple[bytes, str], ...] = (
+    (b"PK", f"is a zip archive, as torch packs pickles: {SAFETENSORS_ONLY}"),
+    *((bytes([0x80, protocol]), f"is a pickle: {SAFETENSORS_ONLY}") for protocol in range(2, 6)),
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the model: type git lfs pull"),
+    (b"<", "is a web page, not a model: the download failed; fetch it again"),
+    (b"GGUF", f"is a GGUF file: {SAFETENSORS_ONLY}"),
+)  # fmt: skip
+# Every dtype of safetensors 0.8 (its `Dtype`), in bits.
+DTYPE_BITS: MappingProxyType[str, int] = MappingProxyType(
+    {
+        "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8,
+        "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+        "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+        "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+    }
+)  # fmt: skip
+_NUMBERS = {"F16": "<e", "F32": "<f", "F64": "<d", "I32": "<i", "I64": "<q"}  # BF16 is F32's upper half
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorEntry:
+    """One tensor; `begin` and `end` count from where the data starts."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file holds; its tensors in the order of its data."""
+
+    path: Path
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+    bytes: int  # of the whole file
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(entry.size for entry in self.tensors.values())
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of a safetensors file; `CorruptModelError` says what is wrong with any other."""
+    path = Path(os.path.expanduser(path))
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise CorruptModelError(f"{printable_path(path)} is a pickle by its name: {SAFETENSORS_ONLY}")
+    with open_regular_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            raw = _header_json(file, size)
+            tensors, metadata = _parse_header(parse_json(raw), size - LENGTH_BYTES - len(raw))
+        except (ValueError, RecursionError, MemoryError, OSError) as error:
+            raise file_error(path, error, "is no safetensors file: its header cannot be read") from None
+    return Header(
+        path=path, tensors=MappingProxyType(tensors), metadata=MappingProxyType(metadata), bytes=size
+    )
+
+
+def read_scalars(header: Header, names: Iterable[str]) -> list[float]:
+    """The values of tensors of one element, such as LoRA's alphas: the only data ever read here."""
+    entries = [header.tensors[name] for name in names]
+    fitting = [e for e in entries if e.size == 1 and (e.dtype in _NUMBERS or e.dtype == "BF16")]
+    if not fitting:
+        return []
+    start = header.bytes - max(entry.end for entry in header.tensors.values())
+    with open_regular_file(header.path) as file:
+        return [_read_scalar(file, start + entry.begin, entry.dtype) for entry in fitting]
+
+
+def _header_json(file: BinaryIO, size: int) -> bytes:
+    """The header's JSON, unparsed."""
+    first = file.read(LENGTH_BYTES)
+    length = int.from_bytes(first, "little")
+    start = first + file.read(24)
+    if length > MAX_HEADER:  # so it is for all of these; a header of 640 bytes alone begins like a pickle
+        for magic, what in MAGICS:
+            if start.startswith(magic):
+                raise FileFault(what)
+        raise FileFault(
+            f"is no safetensors file (its header would have {length} bytes; the most is {MAX_HEADER}): {SAFETENSORS_ONLY}"
+        )
+    if length < 2 or size < LENGTH_BYTES + length:
+        raise FileFault(f"is cut off: it has {size} bytes, its header alone takes {LENGTH_BYTES + length}")
+    file.seek(LENGTH_BYTES)
+    return file.read(length)
+
+
+def _parse_header(header: dict[str, Any], size: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """Tensors and metadata; `size` bytes of data follow the header."""
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise FileFault("has metadata that is not text")
+    "".join(metadata.values()).encode()
+    if len(header) > MAX_TENSORS:
+        raise FileFault(f"has {len(header)} tensors; the most is {MAX_TENSORS}")
+    if max(map(len, header), default=0) > MAX_NAME:
+        raise FileFault(f"has a name of {max(map(len, header))} characters; the most is {MAX_NAME}")
+    entries = {name: _parse_entry(name, given) for name, given in header.items()}
+    tensors = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
+    _require_seamless(tensors, size)
+    return tensors, metadata
+
+
+def _parse_entry(name: str, given: Any) -> TensorEntry:
+    """One tensor's line of the header."""
+    if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
+        raise FileFault(f"has no dtype, shape and data_offsets for {name!r:.80}")
+    dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise FileFault(f"has an unknown dtype {dtype!r:.40} for {name!r:.80}")
+    if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS or max(shape, default=0) > MAX_SIDE:
+        raise FileFault(f"has an impossible shape {shape!r:.80} for {name!r:.80}")
+    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FileFault(f"has impossible offsets {offsets!r:.80} for {name!r:.80}")
+    entry = TensorEntry(dtype=dtype, shape=tuple(shape), begin=offsets[0], end=offsets[1])
+    if entry.size * DTYPE_BITS[dtype] != 8 * (entry.end - entry.begin):
+        raise FileFault(f"gives {name!r:.80} {entry.end - entry.begin} bytes, which its shape does not fill")
+    return entry
+
+
+def _are_counts(values: Any) -> bool:
+    """A list of whole numbers from 0; True is none."""
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _require_seamless(tensors: Mapping[str, TensorEntry], size: int) -> None:
+    """Each tensor begins where the one before ends, and the last ends with the file."""
+    reached = 0
+    for name, entry in tensors.items():
+        if entry.begin != reached:
+            fault = "a hole before" if entry.begin > reached else "an overlap at"
+            raise FileFault(f"has {fault} {name!r:.80} in its data")
+        reached = entry.end
+    if reached > size:
+        raise FileFault(f"is cut off: {reached - size} bytes of its data are missing; fetch it again")
+    if reached < size:
+        raise FileFault(f"has {size - reached} bytes after its data that belong to no tensor")
+
+
+def _read_scalar(file: BinaryIO, position: int, dtype: str) -> float:
+    file.seek(position)
+    raw = file.read(DTYPE_BITS[dtype] // 8)
+    raw, form = (b"\0\0" + raw, "<f") if dtype == "BF16" else (raw, _NUMBERS[dtype])
+    if len(raw) != struct.calcsize(form):
+        raise CorruptModelError(f"{file.name} is cut off")
+    return float(struct.unpack(form, raw)[0])
+
+
+WEIGHT_STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' names for weights
+MAX_SHARDS = 256  # files; the largest published models have under 200
+
+
+def read_shard_index(path: str | Path) -> list[Path]:
+    """The shards that a `*.safetensors.index.json` names, all of them checked against it."""
+    path = Path(os.path.expanduser(path))
+    places = _weight_map(path)
+    names = sorted(set(places.values()))
+    if not names or len(names) > MAX_SHARDS:
+        raise CorruptModelError(
+            f"{printable_path(path)} names {len(names)} shards; it may name 1 to {MAX_SHARDS}"
+        )
+    for name in names:
+        _require_plain_name(path, name)
+        _require_agreement(
+            path, read_header(_shard_path(path, name)), {k for k, v in places.items() if v == name}
+        )
+    return [path.parent / name for name in names]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that loading would read from the folder of one network: one, or shards; fp16 if need be."""
+    for stem, half in product(WEIGHT_STEMS, ("", ".fp16")):
+        whole = folder / f"{stem}{half}.safetensors"
+        index = folder / f"{stem}.safetensors.index{half}.json"  # diffusers' name for a variant's
+        if os.path.lexists(whole):
+            return [whole]
+        if os.path.lexists(index):
+            return read_shard_index(index)
+        found = sorted(folder.glob(f"{stem}{half}-*-of-*.safetensors"))
+        if found:
+            return found
+    return []
+
+
+def _weight_map(path: Path) -> Mapping[str, str]:
+    """Tensor → file."""
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise CorruptModelError(
+            f"{printable_path(path)} is no index of shards: its weight_map should name files"
+        )
+    return places
+
+
+def _require_plain_name(path: Path, name: str) -> None:
+    """A file beside the index: on POSIX and on Windows, and with nothing hidden in its name."""
+    if set(name) & set('/\\:*?"<>|') or not name.isprintable() or not name.endswith(".safetensors"):
+        raise CorruptModelError(
+            f"{printable_path(path)} names {name!r:.80} as a shard: only .safetensors files beside it are read"
+        )
+
+
+def _shard_path(path: Path, name: str) -> Path:
+    if not os.path.lexists(path.parent / name):
+        raise CorruptModelError(
+            f"{printable_path(path)} names {name!r:.80}, which is missing: fetch the model again"
+        )
+    return path.parent / name
+
+
+def _require_agreement(path: Path, shard: Header, promised: set[str]) -> None:
+    """A shard holds what the index says, no less and no more."""
+    odd = promised ^ shard.tensors.keys()
+    if odd:
+        name = min(odd)
+        where = "is not in" if name in promised else "is in, against the index,"
+        raise CorruptModelError(f"{printable_path(path)}: {name!r:.80} {where} {shard.path.name!r:.80}")

@@ -1,0 +1,114 @@
+"""How model files name their tensors: which network, in whose layout, which module, in what role."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+# Whole weights, longest first: what stands before a network's own names.
+NETWORK_PREFIXES = (
+    ("model.diffusion_model.", "unet"),  # CompVis, Stability
+    ("diffusion_model.", "unet"),
+    ("control_model.", "unet"),  # lllyasviel's ControlNet
+    ("first_stage_model.", "vae"),
+    ("conditioner.embedders.0.", "text_encoder"),  # Stability's SDXL
+    ("conditioner.embedders.1.", "text_encoder_2"),
+    ("cond_stage_model.", "text_encoder"),  # SD 1.x, 2.x
+    ("text_encoder_2.", "text_encoder_2"),  # diffusers' parts, in one file
+    ("text_encoder.", "text_encoder"),
+    ("unet.", "unet"),
+    ("vae.", "vae"),
+)
+# By which tensor a network is known, after its prefix.
+NETWORK_SIGNS = (
+    (re.compile(r"(conv_in|input_blocks\.0\.0)\.weight"), "unet"),
+    (re.compile(r"decoder\.(conv_in|layers\.0)\.weight"), "vae"),  # of AutoencoderKL, of AutoencoderTiny
+    (re.compile(r".*\btoken_embedding\.weight"), "text_encoder"),
+)
+# Adapters: what stands before a module's name. Elsewhere a name with "text_model" is a text encoder's.
+_LORA_PREFIXES = (
+    ("lora_unet_", "unet", "kohya"),
+    ("lora_te1_", "text_encoder", "kohya"),
+    ("lora_te2_", "text_encoder_2", "kohya"),
+    ("lora_te_", "text_encoder", "kohya"),
+    ("lycoris_", "unet", "kohya"),
+    ("base_model.model.", "", "peft"),
+    ("text_encoder_2.", "text_encoder_2", "diffusers"),
+    ("text_encoder.", "text_encoder", "diffusers"),
+    ("unet.", "unet", "diffusers"),
+    ("transformer.", "unet", "diffusers"),
+    ("diffusion_model.", "unet", "original"),
+)
+# The end of an adapter's name. `lora` is a plain one's factor, `other` tells every other variety.
+_ROLE = re.compile(
+    r"(?P<module>.+)[._](?:"
+    r"lora(?:_linear_layer)?[._](?P<lora>down|up|mid|A|B)(?:\.\w{1,40}+){1,2}+"
+    r"|lora_(?P<magnitude>magnitude_vector)(?:\.\w{1,40}+){0,2}+"
+    r"|(?P<other>alpha|dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])|oft_\w{1,40}+)"
+    r"|(?P<kohya>[ab][12]\.weight|on_input|diff|diff_b)"
+    r")"
+)
+_LONGEST_ROLE = (
+    1 + len(".lora_linear_layer.down") + 2 * 41
+)  # the longest such end, after a letter of the module
+# What a role says of the adapter's variety: LyCORIS' names for its algorithms, then DoRA.
+_VARIETIES = (
+    ("hada_", "loha"), ("lokr_", "lokr"), ("oft_", "oft"), ("on_input", "ia3"), ("diff", "full"),
+    ("a1.", "glora"), ("a2.", "glora"), ("b1.", "glora"), ("b2.", "glora"),
+    ("dora_scale", "dora"), ("magnitude_vector", "dora"),
+)  # fmt: skip
+PEFT_FACTORS = {"A": "down", "B": "up"}  # PEFT's names for them
+
+
+class PrefixedName(NamedTuple):
+    """The name of a tensor of whole weights."""
+
+    prefix: str
+    network: str  # "" where no prefix says it
+    rest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraName:
+    """The name of a tensor of an adapter."""
+
+    network: str
+    layout: str
+    module: str  # underscored, as kohya writes it: down_blocks_1_attentions_0_…_attn2_to_k
+    role: str
+
+
+def split_prefix(name: str) -> PrefixedName:
+    """A tensor of whole weights."""
+    for prefix, network in NETWORK_PREFIXES:
+        if name.startswith(prefix):
+            return PrefixedName(prefix, network, name.removeprefix(prefix))
+    return PrefixedName("", "", name)
+
+
+def parse_lora_name(name: str) -> LoraName | None:
+    """A tensor of an adapter; None where the name is not one's."""
+    found = _ROLE.fullmatch(name, max(0, len(name) - _LONGEST_ROLE))
+    if found is None or not name.isprintable():
+        return None
+    role = found["lora"] or found["magnitude"] or found["other"] or found["kohya"]
+    prefix, network, layout = _lora_prefix(name[: found.end("module")], role)
+    if found["kohya"] and layout != "kohya":
+        return None  # too short a name to mean anything elsewhere
+    module = name[: found.end("module")].removeprefix(prefix).replace(".processor", "").replace(".", "_")
+    return LoraName(network=network, layout=layout, module=module, role=PEFT_FACTORS.get(role, role))
+
+
+def lora_variety(roles: set[str]) -> str:
+    """LyCORIS' name for an adapter's algorithm; "lora" where nothing else is said."""
+    names = (name for sign, name in _VARIETIES if any(role.startswith(sign) for role in roles))
+    return next(names, "lora")
+
+
+def _lora_prefix(module: str, role: str) -> tuple[str, str, str]:
+    """What stands before a module's name, its network, and whose layout that is."""
+    bare = ("", "", "peft" if role in PEFT_FACTORS else "diffusers")
+    prefix, network, layout = next((owner for owner in _LORA_PREFIXES if module.startswith(owner[0])), bare)
+    guessed = "text_encoder" if "text_model" in module else "unet"
+    return prefix, network or guessed, layout

@@ -1,0 +1,247 @@
+"""A network from its class, its configuration and its stored weights: built on no memory, filled once."""
+# MERGED: """Memory for a network's weights, in one piece where that pays."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import mmap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+
+from fewstep.devices import Placement
+from fewstep.errors import CorruptModelError, describe_error
+from fewstep.files.config import check_latent_scaling
+from fewstep.loading.lazy_tensors import LazyTensor, read_into
+
+# Every class that is ever built from a model's files; of transformers' the class of its configuration.
+NETWORK_CLASSES: MappingProxyType[str, str] = MappingProxyType(
+    {
+        "UNet2DConditionModel": "",
+        "AutoencoderKL": "",
+        "AutoencoderTiny": "",
+        "ControlNetModel": "",
+        "ControlNetUnionModel": "",
+        "CLIPTextModel": "CLIPTextConfig",
+        "CLIPTextModelWithProjection": "CLIPTextConfig",
+        "CLIPVisionModelWithProjection": "CLIPVisionConfig",
+    }
+)
+# Of a CLIP's configuration no more is passed on: "attn_implementation" may name a hub repository of code.
+CLIP_FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers",
+    "num_attention_heads", "max_position_embeddings", "hidden_act", "layer_norm_eps", "bos_token_id",
+    "eos_token_id", "pad_token_id", "image_size", "patch_size",
+)  # fmt: skip
+# The most in any configuration: SDXL's have numbers to 49,408, lists of 4, and 32 layers in bigG; the
+# vision encoder ViT-bigG has 48.
+MAX_NUMBER, MAX_ENTRIES, MAX_DEPTH = 2**17, 16, 64
+MAX_BLOCKS = 256  # levels x layers x transformer layers: SDXL's UNet has 3 x 2 x 10
+# Of a vision encoder's picture, pixels and patches a side; published ones have 224 to 448, and 7 to 32.
+MAX_IMAGE_SIDE, MAX_PATCHES = 1024, 64
+DEPTH_FIELDS = (
+    "layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block",
+    "num_hidden_layers", "num_trans_layer", "num_encoder_blocks", "num_decoder_blocks",
+)  # fmt: skip
+# Each in a level, and in each of those before; of several names the largest counts.
+NESTED_FIELDS = (
+    ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks"),
+    ("transformer_layers_per_block", "reverse_transformer_layers_per_block", "num_trans_layer"),
+)
+# Kept in older files, computed by newer code: places of tokens, and CLIP's temperature.
+UNUSED_WEIGHTS = ("position_ids", "logit_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """A network that is not built yet."""
+
+    kind: str  # one of CLASSES
+    config: Mapping[str, Any]
+    weights: Mapping[str, LazyTensor]  # by diffusers' and transformers' names
+    source: str  # for errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelBlueprint:
+    """A model that is not built yet."""
+
+    parts: Mapping[str, Blueprint]  # by diffusers' names: unet, vae (not in every file), text_encoder, …_2
+    tokenizers: Callable[[], tuple[Any, Any]]
+    prediction: str  # epsilon, v_prediction or sample
+    zero_empty: bool  # an empty prompt is all zeros
+
+    def with_part(self, name: str, part: Blueprint) -> ModelBlueprint:
+        """The same with another network in a place."""
+        return replace(self, parts={**self.parts, name: part})
+
+
+def build_network(drawn: Blueprint, placement: Placement, dtype: torch.dtype, *, home: bool = True) -> Any:
+    """The network, in evaluation mode; `CorruptModelError` names what is missing or too much.
+
+    It is put where weights are between uses or, without `home`, on the device.
+    """
+    module, place = _skeleton(drawn), placement.home if home else placement.device
+    slots = dict(module.named_parameters())
+    weights = _rename_weights(slots, drawn)
+    _require_fit(slots, weights, drawn)
+    shapes = {name: slot.shape for name, slot in slots.items()}
+    filled = allocate(shapes, dtype, place, placement.memory_format)
+    read_into(filled, weights)
+    for name, tensor in filled.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+    return module.requires_grad_(False).eval().to(place)
+
+
+def network_config(drawn: Blueprint) -> dict[str, Any]:
+    """What a network is built with: every argument of its class, from its file or by default."""
+    import diffusers
+
+    if NETWORK_CLASSES[drawn.kind]:
+        own = str(drawn.config.get("model_type", "clip"))
+        if not own.startswith("clip"):
+            raise CorruptModelError(f"{drawn.source} is a {own!r:.80}, and a CLIP is needed")
+        config = {name: drawn.config[name] for name in CLIP_FIELDS if name in drawn.config}
+    else:
+        known = inspect.signature(getattr(diffusers, drawn.kind).__init__).parameters
+        config = {n: drawn.config.get(n, one.default) for n, one in known.items() if n != "self"}
+    for name, value in config.items():
+        flat, most = list(_flatten(value)), MAX_DEPTH if name in DEPTH_FIELDS else MAX_NUMBER
+        large = any(isinstance(one, int | float) and not abs(one) <= most for one in flat)
+        if large or len(flat) > MAX_ENTRIES:
+            raise CorruptModelError(f"{drawn.source}: its configuration has {name}={value!r:.80}")
+    _require_modest(config, drawn.source)
+    if "scaling_factor" in config:
+        check_latent_scaling(config, drawn.source)
+    return config
+
+
+def _require_modest(config: Mapping[str, Any], source: str) -> None:
+    """What multiplies: blocks before they are built, and pixels before a picture is made of them."""
+    levels = len(_flatten(config.get("block_out_channels", 0)))
+    counts = (levels, *(max(_largest(config.get(name)) for name in names) for names in NESTED_FIELDS))
+    if math.prod(counts) > MAX_BLOCKS:
+        raise CorruptModelError(
+            f"{source}: its configuration has {' x '.join(map(str, counts))} levels, layers and transformer "
+            f"layers: the most is {MAX_BLOCKS} in all"
+        )
+    side, patch = config.get("image_size", 224), config.get("patch_size", 32)  # transformers' own defaults
+    whole = type(side) is int and type(patch) is int
+    if not whole or not 1 <= patch <= side <= MAX_IMAGE_SIDE or side // patch > MAX_PATCHES:
+        raise CorruptModelError(
+            f"{source}: its configuration has image_size={side!r:.40} and patch_size={patch!r:.40}: it "
+            f"should have at most {MAX_IMAGE_SIDE} pixels and {MAX_PATCHES} patches a side"
+        )
+
+
+def _largest(value: Any) -> int:
+    """The largest number of layers in a value of a configuration, at least 1."""
+    return max((math.ceil(one) for one in _flatten(value) if isinstance(one, int | float)), default=1) or 1
+
+
+def _flatten(value: Any) -> list[Any]:
+    """A value of a configuration, whatever lists it is in."""
+    if not isinstance(value, list | tuple):
+        return [value]
+    return [one for each in value[: MAX_ENTRIES + 1] for one in _flatten(each)]
+
+
+def _skeleton(drawn: Blueprint) -> Any:
+    """The network without weights."""
+    config = network_config(drawn)
+    try:
+        with torch.device("meta"):
+            module = _of_class(drawn.kind, config)
+    except Exception as error:
+        raise CorruptModelError(
+            f"{drawn.source}: its configuration is not one of {drawn.kind} ({describe_error(error)})"
+        ) from error
+    for owner in module.modules():  # the only buffer in any of CLASSES: the places of tokens or patches
+        if "position_ids" in owner._buffers:
+            places = torch.arange(owner.position_ids.shape[-1])
+            owner.register_buffer("position_ids", places.expand((1, -1)), persistent=False)
+    return module
+
+
+def _of_class(kind: str, config: Mapping[str, Any]) -> Any:
+    import diffusers
+    import transformers
+
+    if NETWORK_CLASSES[kind]:
+        return getattr(transformers, kind)(getattr(transformers, NETWORK_CLASSES[kind])(**config))
+    return getattr(diffusers, kind)(**config)
+
+
+def _rename_weights(slots: Iterable[str], drawn: Blueprint) -> dict[str, LazyTensor]:
+    """The weights by the names of these slots: transformers has dropped a prefix that files have."""
+    slots, prefix = set(slots), "text_model."
+    weights = {name: stored for name, stored in drawn.weights.items() if not name.endswith(UNUSED_WEIGHTS)}
+    if drawn.kind == "CLIPTextModel" and not any(slot.startswith(prefix) for slot in slots):
+        weights = {name.removeprefix(prefix): stored for name, stored in weights.items()}
+    return weights
+
+
+def _require_fit(
+    slots: Mapping[str, nn.Parameter], weights: Mapping[str, LazyTensor], drawn: Blueprint
+) -> None:
+    """A weight for every slot, of its shape, and none over."""
+    missing, surplus = sorted(slots.keys() - weights.keys()), sorted(weights.keys() - slots.keys())
+    if missing:
+        raise CorruptModelError(f"{drawn.source} lacks {name_some(missing)}")
+    if surplus:
+        raise CorruptModelError(
+            f"{drawn.source} has {name_some(surplus)}, for which {drawn.kind} has no place"
+        )
+    for name, slot in slots.items():
+        if weights[name].shape != slot.shape:
+            shape, needed = tuple(weights[name].shape), tuple(slot.shape)
+            raise CorruptModelError(f"{drawn.source}: {name} is {shape}, and {drawn.kind} needs {needed}")
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+HUGE_PAGES_FROM = 2**28  # bytes from which a piece of its own pays
+ALIGNMENT = 64  # bytes: where torch's own tensors begin; kernels round otherwise elsewhere
+# Where Linux gives pages of 2 MiB, 7 GB are there in a second instead of six: a fault each for fewer pages.
+HUGE_PAGES = getattr(mmap, "MADV_HUGEPAGE", None)
+
+
+def allocate(
+    shapes: Mapping[str, Size], dtype: torch.dtype, device: torch.device, layout: torch.memory_format
+) -> dict[str, Tensor]:
+    """A tensor of each shape, its content undefined; those of four dimensions have this layout."""
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    rounded = {name: -(-size // ALIGNMENT) * ALIGNMENT for name, size in sizes.items()}
+    whole = _memory_block(sum(rounded.values()), device)
+    found, begin = {}, 0
+    for name, shape in shapes.items():
+        flat = whole[begin : begin + sizes[name]].view(dtype)
+        found[name] = _with_layout(flat, shape, layout)
+        begin += rounded[name]
+    return found
+
+
+def _memory_block(size: int, device: torch.device) -> Tensor:
+    """So many bytes, aligned."""
+    if size < HUGE_PAGES_FROM or device.type != "cpu" or HUGE_PAGES is None:
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    piece = mmap.mmap(-1, size)
+    piece.madvise(HUGE_PAGES)
+    return torch.frombuffer(piece, dtype=torch.uint8)
+
+
+def _with_layout(flat: Tensor, shape: Size, layout: torch.memory_format) -> Tensor:
+    if len(shape) != 4 or layout != torch.channels_last:
+        return flat.view(shape)
+    out, channels, height, width = shape
+    return flat.view(out, height, width, channels).permute(0, 3, 1, 2)

@@ -1,0 +1,128 @@
+"""A folder in diffusers' layout → blueprints of its networks. Nothing in it is trusted."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from fewstep.errors import CorruptModelError
+from fewstep.files import safetensors
+from fewstep.files.config import prediction_type
+from fewstep.files.untrusted import read_config
+from fewstep.loading import tokenizers
+from fewstep.loading.build import Blueprint, ModelBlueprint
+from fewstep.loading.lazy_tensors import list_tensors
+from fewstep.loading.tokenizers import load_tokenizer
+
+# What SDXL's pipelines are made of: part → library and classes. Others are not even imported.
+ALLOWED_PARTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "unet": ("diffusers", ("UNet2DConditionModel",)),
+        "vae": ("diffusers", ("AutoencoderKL", "AutoencoderTiny")),
+        "text_encoder": ("transformers", ("CLIPTextModel",)),
+        "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
+        "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+        "tokenizer_2": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+    }
+)
+# Named by many folders, used by none of our tasks: allowed, and left alone.
+UNUSED_PARTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "image_encoder": ("transformers", ("CLIPVisionModelWithProjection",)),
+        "feature_extractor": ("transformers", ("CLIPImageProcessor", "CLIPFeatureExtractor")),
+    }
+)
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_SCHEDULER = re.compile(r"[A-Z]\w{2,60}Scheduler", re.ASCII)  # a name; only its JSON is read
+_PIPELINE = re.compile(r"[A-Z]\w{2,80}", re.ASCII)
+_KERNEL_FIELDS = ("attn_implementation", "_attn_implementation", "experts_implementation")  # transformers 5's
+_CODE_FIELDS = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")  # code from elsewhere
+
+
+def read_folder(root: Path) -> ModelBlueprint:
+    """A whole model."""
+    index = check_folder(root)
+    parts = {name: read_network(root / name, ALLOWED_PARTS[name][1]) for name in NETWORKS}
+    first, second = (
+        parts[name].config.get("vocab_size", tokenizers.CLIP_VOCABULARY) for name in NETWORKS[2:]
+    )
+    return ModelBlueprint(
+        parts=parts,
+        tokenizers=lambda: (
+            load_tokenizer(root / "tokenizer", first),
+            load_tokenizer(root / "tokenizer_2", second),
+        ),
+        prediction=prediction_type(read_config(root / "scheduler" / "scheduler_config.json"), str(root)),
+        zero_empty=bool(index.get("force_zeros_for_empty_prompt", True)),
+    )
+
+
+def check_folder(root: Path) -> dict[str, Any]:
+    """`model_index.json`, where all it names is SDXL's and every file is plain data."""
+    index = read_config(root / "model_index.json")
+    _require_data(root, index)
+    if not isinstance(index.get("_class_name"), str) or not _PIPELINE.fullmatch(index["_class_name"]):
+        raise CorruptModelError(f"{root}: model_index.json has _class_name {index.get('_class_name')!r:.80}")
+    for part, named in index.items():
+        if isinstance(named, list) and named != [None, None]:
+            _require_allowed(root, part, named)
+    for part in (*ALLOWED_PARTS, "scheduler"):
+        _require_plain(root / part)
+        for name in ("config.json", "tokenizer_config.json"):
+            if (root / part / name).exists():
+                _require_data(root / part, read_config(root / part / name))
+    return index
+
+
+def read_network(folder: Path, allowed: tuple[str, ...]) -> Blueprint:
+    """One network's folder: config.json, and safetensors in one file or in shards."""
+    _require_plain(folder)
+    config = read_config(folder / "config.json")
+    _require_data(folder, config)
+    # transformers' configurations name no class, or list "architectures".
+    kind = config.get("_class_name", allowed[0])
+    if not isinstance(kind, str) or kind not in allowed:
+        raise CorruptModelError(
+            f"{folder} holds a {kind!r:.80}: fewstep builds {' or '.join(allowed)} from it"
+        )
+    paths = safetensors.weight_files(folder)
+    if not paths:
+        raise CorruptModelError(f"{folder} holds no weights: fewstep reads .safetensors files alone")
+    return Blueprint(kind=kind, config=config, weights=list_tensors(paths), source=str(folder))
+
+
+def _require_allowed(root: Path, name: str, named: list[Any]) -> None:
+    """Is this part of this library and class one of SDXL's?"""
+    if name == "scheduler":
+        fits = named[0] == "diffusers" and isinstance(named[-1], str) and _SCHEDULER.fullmatch(named[-1])
+    else:
+        library, classes = {**ALLOWED_PARTS, **UNUSED_PARTS}.get(name, ("", ()))
+        fits = named[0] == library and named[-1] in classes
+    if len(named) != 2 or not fits:
+        raise CorruptModelError(
+            f"{root}: model_index.json asks for {named!r:.80} as {name!r:.40}, which is no part of SDXL: "
+            "fewstep loads nothing else"
+        )
+
+
+def _require_data(folder: Path, config: Mapping[str, Any]) -> None:
+    """No configuration may send for code. A kernel is fetched where its name is a hub id."""
+    for name in (*_CODE_FIELDS, *(name for name in _KERNEL_FIELDS if "/" in str(config.get(name)))):
+        if config.get(name):
+            raise CorruptModelError(f"{folder} wants code of its own to run ({name}): fewstep runs none")
+
+
+def _require_plain(folder: Path) -> None:
+    """Files only, and no programs: a pipe would block its reader."""
+    for path in sorted(folder.glob("*")):
+        kind = path.stat().st_mode if path.exists() else 0
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise CorruptModelError(f"{path} is neither a file nor a folder")
+        if path.suffix in (".py", ".pyc", ".so", ".pyd"):
+            raise CorruptModelError(
+                f"{path} is a program: fewstep runs none that comes with a model; remove it"
+            )

@@ -1,0 +1,229 @@
+"""Somebody's diffusers pipeline → the parts of an engine: its own networks, as and where they are.
+
+Nothing is copied, moved or reloaded, and nothing of the pipeline is changed. Torch is imported by
+`placed` only: `fewstep.check` reads pipelines too.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from fewstep.catalog.mode_weights import check_guidance_embedding
+from fewstep.catalog.models import ALIASES, TINY, Model
+from fewstep.errors import RequestError
+from fewstep.files.config import PREDICTIONS, trained_size
+from fewstep.recipe import Recipe
+
+if TYPE_CHECKING:
+    from fewstep.devices import Placement
+    from fewstep.loading.parts import Parts
+
+PIPE_NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+OTHER_PARTS = ("tokenizer", "tokenizer_2", "scheduler")
+# What SDXL's UNet is, beside its sizes. 9 input channels are inpainting's, 8 instruct-pix2pix's.
+UNET_CONFIG: Mapping[str, object] = {"in_channels": 4, "out_channels": 4, "addition_embed_type": "text_time"}
+FAMILIES = {str(TINY): "tiny"} | {known.source: known.family for known in ALIASES.values()}
+# Names under which few-step weights go about; the short ones as words of their own.
+FEW_STEP = re.compile(r"turbo|lightning|(?<![a-z])(?:lcm|hyper|dmd2?|tcd|pcm|flash)(?![a-z])", re.IGNORECASE)
+SCHEDULER_MODES = {"LCMScheduler": "lcm-lora", "TCDScheduler": "tcd"}  # schedulers for few-step weights only
+
+# One per network, of whichever pipelines it is a part: their engines take turns on it.
+_locks: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+_guard = threading.Lock()
+
+
+class JointLock:
+    """The re-entrant locks of several networks as one, always taken in the same order."""
+
+    def __init__(self, networks: Iterable[Any]):
+        with _guard:  # a compiled network is the one that was compiled
+            plain = [getattr(network, "_orig_mod", network) for network in networks]
+            self._locks = sorted({_locks.setdefault(network, threading.RLock()) for network in plain}, key=id)
+
+    def __enter__(self) -> None:
+        taken: list[threading.RLock] = []
+        try:
+            for lock in self._locks:
+                lock.acquire()
+                taken.append(lock)
+        except BaseException:  # an interrupt, while waiting
+            for lock in reversed(taken):
+                lock.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        for lock in reversed(self._locks):
+            lock.release()
+
+    @property
+    def held(self) -> bool:
+        """Has this thread any of them? Then a network may be in the middle of its work below us."""
+        locks: list[Any] = self._locks
+        return any(lock._is_owned() for lock in locks)
+
+
+def describe_pipe(pipe: Any) -> Model:
+    """Whose pictures a pipeline makes; `RequestError` where it is not a whole one of SDXL's architecture."""
+    kind = type(pipe).__name__
+    if isinstance(pipe, str | PurePath):
+        raise RequestError(f"pipe={str(pipe)!r} is a name: type fewstep.load({str(pipe)!r})")
+    missing = [name for name in (*PIPE_NETWORKS, *OTHER_PARTS) if getattr(pipe, name, None) is None]
+    if missing:
+        raise RequestError(
+            f"{kind} is not a whole SDXL pipeline: it has no {', no '.join(missing)}; give a "
+            "StableDiffusionXLPipeline, or its Img2Img or Inpaint variant, with all its parts"
+        )
+    for fault in _pipe_faults(pipe):
+        raise RequestError(f"this {kind} cannot be used: {fault}")
+    source = str(pipe.config.get("_name_or_path") or kind)
+    embedded = bool(pipe.unet.config.get("time_cond_proj_dim"))
+    return Model(
+        name=kind, family=FAMILIES.get(source, "sdxl"), source=source, size=trained_size(pipe.unet.config, kind),
+        default_mode="lcm" if embedded else "base", licence="unknown", local=True,
+        carries="lcm" if embedded else "",
+    )  # fmt: skip
+
+
+def usual_mode(source: str, scheduler: str, embedded: bool) -> str:
+    """The mode that a pipeline shows; `RequestError` where name or scheduler say another, unproven."""
+    if embedded:
+        return "lcm"
+    found = FEW_STEP.search(PurePath(source).name)
+    if scheduler in SCHEDULER_MODES:
+        sign, mode = f"scheduler, {scheduler},", SCHEDULER_MODES[scheduler]
+    elif found:
+        sign, mode = f"name, {source!r},", found[0].lower()
+    else:
+        return "base"
+    raise RequestError(
+        f"this pipeline's {sign} is that of few-step weights, and nothing in its UNet proves them: "
+        f"say which, such as mode={mode!r}, or mode='base'"
+    )
+
+
+def pipe_mode(pipe: Any) -> str:
+    """The same, of a pipeline."""
+    source = str(pipe.config.get("_name_or_path") or "")
+    return usual_mode(source, type(pipe.scheduler).__name__, bool(pipe.unet.config.get("time_cond_proj_dim")))
+
+
+def limit_size(model: Model, recipe: Recipe) -> Model:
+    """At most the size that the mode's weights were trained at: Turbo's single file says nothing of it."""
+    weights = recipe.weights.get(model.family)
+    return replace(model, size=min(model.size, weights.size)) if weights and weights.size else model
+
+
+def parts_of_pipe(pipe: Any, model: Model, recipe: Recipe) -> tuple[Placement, Parts]:
+    """The networks, where they are. An adapter that the mode needs is taken to be on them already."""
+    from fewstep.architectures.text import TextEncoder
+    from fewstep.loading.parts import Parts
+
+    width = pipe.unet.config.get("time_cond_proj_dim") or 0
+    check_guidance_embedding(model, recipe, bool(width))
+    encoders = (pipe.text_encoder, pipe.text_encoder_2)
+    lock = JointLock(getattr(pipe, name) for name in PIPE_NETWORKS)
+    text = TextEncoder(
+        (pipe.tokenizer, pipe.tokenizer_2),
+        encoders,
+        zero_empty=bool(pipe.config.get("force_zeros_for_empty_prompt", True)),
+        lock=lock,
+    )
+    parts = Parts(
+        unet=pipe.unet,
+        vae=pipe.vae,
+        text=text,
+        prediction=recipe.prediction or _prediction(pipe),
+        guidance_width=width,
+        lock=lock,
+    )
+    return _pipe_placement(pipe), parts
+
+
+def _pipe_placement(pipe: Any) -> Placement:
+    """What was decided by whoever made the pipeline."""
+    import torch
+
+    from fewstep.devices import Placement
+
+    first = pipe.unet.conv_in.weight
+    device, dtype, vae_dtype = first.device, pipe.unet.dtype, pipe.vae.dtype
+    last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
+    return Placement(
+        device=device,
+        dtype=dtype,
+        vae_dtype=vae_dtype,
+        batch=0 if device.type == "cuda" else 1,  # as `fewstep.devices.rules.batch`
+        channels_last=last,
+        offload="none",
+        tiling=bool(getattr(pipe.vae, "use_tiling", False)),
+        threads=torch.get_num_threads(),
+        reasons=(f"{device}, {dtype} and {vae_dtype} in the VAE: so the pipeline is",),
+    )
+
+
+def _pipe_faults(pipe: Any) -> Iterator[str]:
+    """What stands against running its networks in our loop; the first is told."""
+    unet, vae = pipe.unet.config, pipe.vae.config
+    for key, fitting in UNET_CONFIG.items():
+        if unet.get(key) != fitting:
+            yield f"its UNet has {key}={unet.get(key)!r}, and SDXL's has {fitting!r}"
+    summary = getattr(pipe.text_encoder_2.config, "projection_dim", 0) + 6 * unet["addition_time_embed_dim"]
+    if unet.get("projection_class_embeddings_input_dim") != summary:
+        yield "its UNet takes other size ids than SDXL base's 6: a refiner's is not for text to image"
+    if unet.get("encoder_hid_dim_type") is not None:
+        yield "its UNet wants an IP-Adapter's picture: type pipe.unload_ip_adapter()"
+    if vae.get("latent_channels") != 4 or len(vae.get("block_out_channels", ())) != 4:
+        yield (
+            f"its VAE has latent_channels={vae.get('latent_channels')!r} in {len(vae['block_out_channels'])} "
+            "blocks, and SDXL's has 4 in 4: give it an SDXL VAE"
+        )
+    for name in ("controlnet", "adapter"):
+        if getattr(pipe, name, None) is not None:
+            yield f"its {name} would not be used: type StableDiffusionXLPipeline.from_pipe(pipe)"
+    if _prediction(pipe) not in PREDICTIONS:
+        yield f"its scheduler has prediction_type={_prediction(pipe)!r}, none of {', '.join(PREDICTIONS)}"
+    yield from _placement_faults({name: getattr(pipe, name) for name in PIPE_NETWORKS})
+
+
+def _prediction(pipe: Any) -> str:
+    return str(pipe.scheduler.config.get("prediction_type", "epsilon"))
+
+
+def _placement_faults(networks: Mapping[str, Any]) -> Iterator[str]:
+    """What keeps its networks from running side by side, as they are."""
+    for name, network in networks.items():
+        if any(map(_has_offload_hook, network.modules())):
+            yield (
+                f"hooks move its {name} about: type pipe.remove_all_hooks(); pipe.to('cuda'), or load it "
+                "with fewstep.load(..., offload='model')"
+            )
+        if getattr(network, "is_quantized", False) or getattr(network, "hf_quantizer", None) is not None:
+            yield f"its {name} is quantized: load it in torch.float16, torch.bfloat16 or torch.float32"
+    devices = {name: _device(network) for name, network in networks.items()}
+    if "meta" in devices.values():
+        empty = [name for name, device in devices.items() if device == "meta"]
+        yield f"its {', '.join(empty)} has no weights (device meta): load it without low_cpu_mem tricks"
+    if len(set(devices.values())) > 1:
+        told = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        yield f"its networks are on several devices ({told}): type pipe.to({devices['unet']!r})"
+    for name in ("text_encoder", "text_encoder_2"):
+        own, unet = networks[name].dtype, networks["unet"].dtype
+        if own != unet:
+            yield f"its {name} is {own} beside a UNet of {unet}: type pipe.{name}.to(pipe.unet.dtype)"
+
+
+def _has_offload_hook(module: Any) -> bool:
+    """Does accelerate (`_hf_hook`) or diffusers' group offload move this module's weights?"""
+    registry = getattr(module, "_diffusers_hook", None)
+    return hasattr(module, "_hf_hook") or any("offload" in name for name in getattr(registry, "hooks", ()))
+
+
+def _device(network: Any) -> str:
+    """Such as "cuda:0"; several where it has a device map."""
+    return " and ".join(sorted({str(weight.device) for weight in network.parameters()}))

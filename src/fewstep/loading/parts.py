@@ -1,0 +1,177 @@
+"""Model files → parts in memory. Only safetensors, only the classes of SDXL, nothing remote runs."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.addons import textual_inversion
+from fewstep.architectures.text import TextEncoder
+from fewstep.catalog import addons, assets, hub, licences, mode_weights, vaes
+from fewstep.catalog.mode_weights import (
+    adapter_file,
+    check_guidance_embedding,
+    choose_weights,
+    unet_file,
+    unet_folder,
+)
+from fewstep.catalog.models import TINY, Model, local_path
+from fewstep.devices import Placement
+from fewstep.errors import CorruptModelError
+from fewstep.files import config
+from fewstep.loading import single_file
+from fewstep.loading.build import Blueprint, ModelBlueprint, build_network
+from fewstep.loading.folder import read_folder, read_network
+from fewstep.recipe import Recipe, Weights
+from fewstep.request.schema import EngineKey
+from fewstep.runtimes import offload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The networks of one (model, mode), placed and ready."""
+
+    unet: Any  # UNet2DConditionModel
+    vae: Any  # AutoencoderKL or AutoencoderTiny
+    text: TextEncoder
+    prediction: str  # epsilon, v_prediction or sample
+    guidance_width: int  # of LCM's guidance embedding; 0 is none
+    lock: AbstractContextManager[Any]  # re-entrant; held while any of the networks runs
+    accelerator: tuple[str, float] | None = None  # the mode's own LoRA and its weight
+    given: str = ""  # as accelerator=, in the user's words
+    given_vae: str = ""  # as vae=, likewise
+    embeddings: tuple[str, ...] = ()  # files of learned words
+    licence: str = "unknown"  # of all that was loaded
+    revision: str = ""  # the commit that the model came from; "" is none, or not known
+
+
+def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placement) -> Parts:
+    """Read a model and the mode's own weights, or those that `key.accelerator` puts in their place."""
+    with _without_progress_bars():
+        weights = choose_weights(model, recipe, key.accelerator)
+        attach = "" if weights is None else weights.attach
+        whose = (model.source, model.revision)
+        if weights is not None and attach == "checkpoint":
+            whose = (weights.source, "")  # all of the model is its
+        root = _model_root(*whose)
+        whole = read_folder(root) if root.is_dir() else single_file.read_single_file(root)
+        if weights is not None and attach == "unet":
+            whole = whole.with_part("unet", _unet_blueprint(weights, root, whole.parts["unet"]))
+        whole = whole.with_part("vae", _vae_blueprint(whole, root, placement.vae_dtype, model, key.vae))
+        config.check_channels(whole.parts["unet"].config, whole.parts["vae"].config, str(root))
+        embedded = bool(whole.parts["unet"].config.get("time_cond_proj_dim"))
+        check_guidance_embedding(model, recipe, embedded, key.accelerator if attach != "adapter" else "")
+        parts = _build_parts(whole, recipe, placement, key.embeddings)
+    adapter = None
+    if weights is not None and attach == "adapter":
+        adapter = (str(_mode_lora(weights, root)), weights.scale)
+    return replace(
+        parts,
+        accelerator=adapter,
+        given=key.accelerator,
+        given_vae=key.vae,
+        embeddings=key.embeddings,
+        licence=licences.join_licences(
+            mode_weights.licences_of_mode(model, recipe, weights, key.embeddings, key.vae).values()
+        ),
+        revision=hub.revision_in_path(root),
+    )
+
+
+def _build_parts(whole: ModelBlueprint, recipe: Recipe, placement: Placement, words: Sequence[str]) -> Parts:
+    unet, first, second = (
+        build_network(whole.parts[name], placement, placement.dtype)
+        for name in ("unet", "text_encoder", "text_encoder_2")
+    )
+    autoencoder = build_network(whole.parts["vae"], placement, placement.vae_dtype)
+    lock = threading.RLock()
+    text = TextEncoder(whole.tokenizers(), (first, second), zero_empty=whole.zero_empty, lock=lock)
+    textual_inversion.add_words(text, words)  # before there are hooks on the encoders
+    offload.apply_offload((first, second, unet), autoencoder, placement)
+    return Parts(
+        unet=unet,
+        vae=autoencoder,
+        text=text,
+        prediction=recipe.prediction or whole.prediction,
+        guidance_width=unet.config.time_cond_proj_dim or 0,
+        lock=lock,
+    )
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """No progress bars from below while weights are read; a library does not print."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def verify_checksums(folder: Path) -> None:
+    """Check every file that `SHA256SUMS` lists; `CorruptModelError` names the first that differs."""
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ", 1)
+        path = folder / name
+        if not path.is_file():
+            raise CorruptModelError(f"{path} is missing: install fewstep again")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise CorruptModelError(f"{path} is damaged (its sha256 differs): install fewstep again")
+
+
+def _model_root(source: str, revision: str) -> Path:
+    """Where a model is on this machine; what is not in the hub's cache is downloaded."""
+    here = local_path(source)
+    root = here if here is not None else hub.fetch_folder(source, assets.MODEL_FILES, revision)
+    if root == TINY:
+        verify_checksums(TINY)
+    return root
+
+
+def _unet_blueprint(weights: Weights, root: Path, base: Blueprint) -> Blueprint:
+    """The UNet that a mode puts in the place of the model's own."""
+    file = unet_file(weights)
+    if file is None and weights.file:
+        file = hub.fetch_file(weights.source, weights.file)
+    if file is not None:
+        return single_file.read_unet_file(file, base.config)
+    folder = unet_folder(weights.source, root) or hub.fetch_folder(weights.source, assets.NETWORK_FILES)
+    return read_network(folder, ("UNet2DConditionModel",))
+
+
+def _mode_lora(weights: Weights, root: Path) -> Path:
+    here = adapter_file(weights, root)
+    if here is None and weights.file:
+        here = hub.fetch_file(weights.source, weights.file)
+    return here or addons.fetch_addon(weights.source)
+
+
+def _vae_blueprint(
+    whole: ModelBlueprint, root: Path, dtype: torch.dtype, model: Model, given: str
+) -> Blueprint:
+    """The VAE that is given; or the model's own; in fp16, or where it has none, the corrected one."""
+    own = whole.parts.get("vae")
+    if given:
+        path = vaes.fetch_vae(given, model)
+        vaes.check_latents(
+            given, model, vaes.read_vae_config(path), vaes.SDXL_VAE if own is None else own.config
+        )
+        return read_network(path, vaes.VAE_CLASSES) if path.is_dir() else single_file.read_vae_file(path)
+    half = dtype == torch.float16
+    other = vaes.replacement_vae(None if own is None else own.config, half, str(root))
+    if other is not None:
+        return read_network(other, ("AutoencoderKL",))
+    assert own is not None  # or `instead` had raised
+    return own

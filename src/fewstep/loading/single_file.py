@@ -1,0 +1,185 @@
+"""One safetensors file → blueprints: Stability's original layout of a whole SDXL, or a UNet alone.
+
+diffusers' converters rename; its single-file loader would fetch configurations and tokenizers, and
+drops `time_embedding.cond_proj`, an LCM's guidance.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import CorruptModelError
+from fewstep.files.untrusted import raise_as_corrupt
+from fewstep.loading import single_file_config, tokenizers
+from fewstep.loading.build import UNUSED_WEIGHTS, Blueprint, ModelBlueprint, name_some
+from fewstep.loading.lazy_tensors import LazyTensor, list_tensors
+
+NamedTensors = dict[str, LazyTensor]
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLIP, OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+UNET_PREFIXES = (UNET, "unet.", "diffusion_model.")  # seen before the names of a UNet on its own
+VAE_PREFIXES = (VAE, "vae.")  # the same of a VAE
+V_PREDICTION = "v_pred"  # a tensor of this name, whatever it holds, marks a v-prediction checkpoint
+PROJECTION = "text_projection"  # of the second text encoder, which diffusers' converter needs
+# diffusers' converter counts blocks by these words, wherever they stand, and looks for each in all names.
+_COUNTED = ("input_blocks", "middle_block", "output_blocks")
+_BLOCK = re.compile(rf"(?:{'|'.join(_COUNTED)})\.(\d{{1,3}})\.", re.ASCII)
+MAX_UNET_BLOCKS = 32  # the most; SDXL's UNet has 9 of each, and its VAE 4 levels
+
+
+def read_single_file(path: Path) -> ModelBlueprint:
+    """A whole model; without "vae" where the file has none."""
+    weights = list_tensors([path])
+    for prefix, what in ((UNET, "UNet"), (CLIP, "first text encoder"), (OPEN_CLIP, "second text encoder")):
+        if not any(name.startswith(prefix) for name in weights):
+            raise CorruptModelError(
+                f"{path} has no {what} in SDXL's original layout ({prefix}…): `fewstep inspect` says what it "
+                "is; a UNet alone goes into accelerator="
+            )
+    with raise_as_corrupt(path):  # a shape that is looked for may not be there
+        parts = _read_parts(path, weights)
+    return ModelBlueprint(
+        parts={
+            part: Blueprint(kind=kind, config=config, weights=own, source=f"{path} ({part})")
+            for part, (kind, config, own) in parts.items()
+        },
+        tokenizers=tokenizers.clip_tokenizers,
+        prediction="v_prediction" if V_PREDICTION in weights else "epsilon",
+        zero_empty=True,  # as SDXL base was trained (model_index.json, force_zeros_for_empty_prompt)
+    )
+
+
+def read_unet_file(path: Path, base: Mapping[str, Any]) -> Blueprint:
+    """A UNet on its own, in either layout, in the place of the one with the configuration `base`."""
+    weights = list_tensors([path])
+    prefix = next((p for p in UNET_PREFIXES if any(name.startswith(p) for name in weights)), "")
+    with raise_as_corrupt(path):
+        named = _convert_unet(path, _with_prefix(weights, prefix))
+        if "conv_in.weight" not in named:
+            raise CorruptModelError(f"{path} holds no UNet: `fewstep inspect` says what it is")
+        embedded = named.get(single_file_config.GUIDANCE_EMBEDDING)
+        own = {**base, "time_cond_proj_dim": None if embedded is None else embedded.shape[1]}
+    return Blueprint(kind="UNet2DConditionModel", config=own, weights=named, source=str(path))
+
+
+def read_vae_file(path: Path) -> Blueprint:
+    """A VAE on its own: SDXL's, in either layout, or an AutoencoderTiny in diffusers'."""
+    weights = list_tensors([path])
+    prefix = next((p for p in VAE_PREFIXES if any(name.startswith(p) for name in weights)), "")
+    own = _with_prefix(weights, prefix)
+    with raise_as_corrupt(path):
+        if single_file_config.TINY_VAE_WEIGHT in own:
+            kind, config = "AutoencoderTiny", single_file_config.tiny_vae_config(own)
+        else:
+            original = any(name.startswith(("encoder.down.", "decoder.up.")) for name in own)
+            own = (
+                _convert_vae(path, {VAE + name: stored for name, stored in own.items()}) if original else own
+            )
+            kind, config = "AutoencoderKL", single_file_config.vae_config(own)
+    return Blueprint(kind=kind, config=config, weights=own, source=str(path))
+
+
+def _read_parts(
+    path: Path, weights: Mapping[str, LazyTensor]
+) -> dict[str, tuple[str, dict[str, Any], NamedTensors]]:
+    """Each network's class, configuration and weights."""
+    first, second = _with_prefix(weights, CLIP), _convert_open_clip(path, weights)
+    unet, vae = _convert_unet(path, _with_prefix(weights, UNET)), _convert_vae(path, weights)
+    _require_read(path, weights, (first, second, unet, vae))
+    two = single_file_config.clip_config(second, "gelu")
+    _require_vocabulary(path, two["vocab_size"])
+    parts = {
+        "text_encoder": ("CLIPTextModel", single_file_config.clip_config(first, "quick_gelu"), first),
+        "text_encoder_2": ("CLIPTextModelWithProjection", two, second),
+        "unet": ("UNet2DConditionModel", single_file_config.unet_config(unet, two["projection_dim"]), unet),
+    }
+    if vae:
+        parts["vae"] = ("AutoencoderKL", single_file_config.vae_config(vae), vae)
+    return parts
+
+
+def _require_vocabulary(path: Path, size: int) -> None:
+    if size != tokenizers.CLIP_VOCABULARY:
+        raise CorruptModelError(
+            f"{path} has text encoders for {size} words, and CLIP's vocabulary has {tokenizers.CLIP_VOCABULARY}: "
+            "give a diffusers folder, which brings its own tokenizers"
+        )
+
+
+def _with_prefix(weights: Mapping[str, LazyTensor], prefix: str) -> NamedTensors:
+    return {name.removeprefix(prefix): stored for name, stored in weights.items() if name.startswith(prefix)}
+
+
+def _convert_unet(path: Path, weights: NamedTensors) -> NamedTensors:
+    """A UNet's original names → diffusers'; those that are diffusers' already stay."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    if "input_blocks.0.0.weight" not in weights:
+        return weights
+    numbers = {name: _block(path, name) for name in weights if any(word in name for word in _COUNTED)}
+    # Levels are parted by downsamplers: the first comes after the first convolution and a level's layers.
+    parted = min((n for name, n in numbers.items() if name.endswith(".0.op.weight")), default=0)
+    if parted < 2:
+        raise CorruptModelError(f"{path} lacks a downsampler: SDXL's first is input_blocks.3.0.op.weight")
+    config = {"layers_per_block": parted - 1, "addition_embed_type": "text_time"}
+    named = convert_ldm_unet_checkpoint({UNET + name: stored for name, stored in weights.items()}, config)
+    if single_file_config.GUIDANCE_EMBEDDING in weights:
+        named[single_file_config.GUIDANCE_EMBEDDING] = weights[single_file_config.GUIDANCE_EMBEDDING]
+    return _require_complete(path, named)
+
+
+def _block(path: Path, name: str) -> int:
+    """Which block of a UNet a weight is of."""
+    found = _BLOCK.match(name)
+    if found is None or int(found[1]) > MAX_UNET_BLOCKS:
+        raise CorruptModelError(
+            f"{path}: {name!r:.80} has no place in SDXL's architecture, whose UNet has blocks 0 to 8; the "
+            f"most is {MAX_UNET_BLOCKS}"
+        )
+    return int(found[1])
+
+
+def _require_complete(path: Path, named: Mapping[str, LazyTensor | None]) -> NamedTensors:
+    """All that a converter named, where it found all of it."""
+    missing = sorted(name for name, stored in named.items() if stored is None)
+    if missing:
+        raise CorruptModelError(f"{path} lacks {name_some(missing)}")
+    return {name: stored for name, stored in named.items() if stored is not None}
+
+
+def _convert_open_clip(path: Path, weights: Mapping[str, LazyTensor]) -> NamedTensors:
+    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+
+    if OPEN_CLIP + PROJECTION not in weights:
+        raise CorruptModelError(f"{path} lacks {OPEN_CLIP}{PROJECTION}")
+    return _require_complete(path, convert_open_clip_checkpoint(None, weights, prefix=OPEN_CLIP))
+
+
+def _convert_vae(path: Path, weights: Mapping[str, LazyTensor]) -> NamedTensors:
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    own = {name: stored for name, stored in weights.items() if name.startswith(VAE)}
+    levels = {name.split(".")[3] for name in own if name.startswith(f"{VAE}encoder.down.")}
+    if len(levels) > MAX_UNET_BLOCKS:
+        raise CorruptModelError(f"{path} has a VAE of {len(levels)} levels, and SDXL's has 4")
+    config = {"down_block_types": [""] * len(levels), "up_block_types": [""] * len(levels)}
+    return _require_complete(path, convert_ldm_vae_checkpoint(own, config) if own else {})
+
+
+def _require_read(
+    path: Path, weights: Mapping[str, LazyTensor], parts: Iterable[Mapping[str, LazyTensor]]
+) -> None:
+    """A network's weights that no converter knew would be lost in silence."""
+    used = {stored.name for part in parts for stored in part.values()}
+    lost = [
+        name
+        for name in weights
+        if name.startswith((UNET, VAE, CLIP, OPEN_CLIP))
+        and name not in used
+        and not name.endswith(UNUSED_WEIGHTS)
+    ]
+    if lost:
+        raise CorruptModelError(f"{path}: {name_some(lost)} have no place in SDXL's architecture")

@@ -1,0 +1,125 @@
+"""SDXL's configurations, read off the shapes of weights: a single file comes without any.
+
+What no shape tells is the same in the whole family and has its source at its line.
+Names are diffusers' and transformers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from typing import Any
+
+from fewstep.loading.lazy_tensors import LazyTensor
+
+Weights = Mapping[str, LazyTensor]
+
+HEAD_CHANNELS = 64  # channels of an attention head: generative-models' sd_xl_base.yaml, num_head_channels
+SIZE_IDS = 6  # original height and width, crop top and left, target height and width
+GUIDANCE_EMBEDDING = (
+    "time_embedding.cond_proj.weight"  # LCM's guidance, named as diffusers does in any layout
+)
+LATENT_SIDE, TRAINED_SIDE = 128, 1024  # trained at 1024 pixels (arXiv:2307.01952, sec. 2.5)
+TINY_VAE_WEIGHT = "decoder.layers.0.weight"  # of an AutoencoderTiny, which no other VAE has
+VAE_SCALE = 0.13025  # of SDXL's latents: generative-models' sd_xl_base.yaml, scale_factor
+
+
+def unet_config(weights: Weights, pooled: int) -> dict[str, Any]:
+    """Of a UNet whose second text encoder summarises a prompt in `pooled` numbers."""
+    levels = range(_count(weights, "down_blocks.{}.resnets.0.conv1.weight"))
+    down = [_depths(weights, f"down_blocks.{level}") for level in levels]
+    up = [_depths(weights, f"up_blocks.{level}") for level in levels]
+    channels = [weights[f"down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in levels]
+    attending = next(name for name in weights if name.endswith("attn2.to_k.weight"))
+    added, embedded = weights["add_embedding.linear_1.weight"], weights.get(GUIDANCE_EMBEDDING)
+    flat = next(name for name in weights if name.endswith("proj_in.weight"))
+    mid = "mid_block.attentions.0.norm.weight" in weights
+    return {
+        "sample_size": LATENT_SIDE,
+        "in_channels": weights["conv_in.weight"].shape[1],
+        "out_channels": weights["conv_out.weight"].shape[0],
+        "down_block_types": ["CrossAttnDownBlock2D" if depths else "DownBlock2D" for depths in down],
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if mid else "UNetMidBlock2D",
+        "up_block_types": ["CrossAttnUpBlock2D" if depths else "UpBlock2D" for depths in up],
+        "block_out_channels": channels,
+        "layers_per_block": _count(weights, "down_blocks.0.resnets.{}.conv1.weight"),
+        "transformer_layers_per_block": [_evened(depths) for depths in down],
+        "reverse_transformer_layers_per_block": [_evened(depths) for depths in up],
+        "attention_head_dim": [
+            max(1, width // HEAD_CHANNELS) for width in channels
+        ],  # diffusers' name for how many
+        "cross_attention_dim": weights[attending].shape[1],
+        "use_linear_projection": weights[flat].ndim == 2,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": (added.shape[1] - pooled) // SIZE_IDS,
+        "projection_class_embeddings_input_dim": added.shape[1],
+        "time_cond_proj_dim": None if embedded is None else embedded.shape[1],
+    }
+
+
+def vae_config(weights: Weights) -> dict[str, Any]:
+    """Of SDXL's autoencoder."""
+    levels = range(_count(weights, "encoder.down_blocks.{}.resnets.0.conv1.weight"))
+    return {
+        "down_block_types": ["DownEncoderBlock2D"] * len(levels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(levels),
+        "block_out_channels": [
+            weights[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in levels
+        ],
+        "layers_per_block": _count(weights, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
+        "latent_channels": weights["encoder.conv_out.weight"].shape[0] // 2,  # mean and variance
+        "sample_size": TRAINED_SIDE,
+        "scaling_factor": VAE_SCALE,
+        "force_upcast": True,  # SDXL's own overflows in fp16; who corrected it in a single file is not told
+    }
+
+
+def tiny_vae_config(weights: Weights) -> dict[str, Any]:
+    """Of an AutoencoderTiny: one width throughout, the rest as its class has it by default."""
+    widths = [weights[TINY_VAE_WEIGHT].shape[0]] * 4
+    return {
+        "_class_name": "AutoencoderTiny", "latent_channels": weights[TINY_VAE_WEIGHT].shape[1],
+        "encoder_block_out_channels": widths, "decoder_block_out_channels": widths,
+    }  # fmt: skip
+
+
+def clip_config(weights: Weights, act: str) -> dict[str, Any]:
+    """Of a CLIP text encoder with the activation `act`: quick_gelu in CLIP-L, gelu in OpenCLIP's bigG."""
+    words = weights["text_model.embeddings.token_embedding.weight"]
+    places = weights["text_model.embeddings.position_embedding.weight"]
+    projection = weights.get("text_projection.weight")
+    vocabulary, hidden = words.shape
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": weights["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "projection_dim": hidden if projection is None else projection.shape[0],
+        "num_hidden_layers": _count(weights, "text_model.encoder.layers.{}.mlp.fc1.weight"),
+        "num_attention_heads": max(1, hidden // HEAD_CHANNELS),
+        "max_position_embeddings": places.shape[0],
+        "hidden_act": act,
+        "bos_token_id": vocabulary - 2,  # the last two of CLIP's vocabulary are its start and end signs
+        "eos_token_id": vocabulary - 1,
+    }
+
+
+def _depths(weights: Weights, block: str) -> list[int]:
+    """How many transformer blocks each of a block's attentions has; none where it has no attention."""
+    return [
+        _count(weights, f"{block}.attentions.{place}.transformer_blocks.{{}}.norm1.weight")
+        for place in range(_count(weights, f"{block}.attentions.{{}}.norm.weight"))
+    ]
+
+
+def _evened(depths: list[int]) -> int | list[int]:
+    """One number where all attentions of a block are alike; SSD-1B's are not."""
+    return depths if len(set(depths)) > 1 else max(depths, default=1)
+
+
+def _count(weights: Weights, pattern: str) -> int:
+    """How many of 0, 1, 2, … are there."""
+    return next(_absent(weights, pattern))
+
+
+def _absent(weights: Weights, pattern: str) -> Iterator[int]:
+    return (number for number in count() if pattern.format(number) not in weights)

@@ -1,0 +1,70 @@
+"""CLIP's vocabulary, for checkpoints that come without: SDXL's two tokenizers from this package alone."""
+
+from __future__ import annotations
+
+import lzma
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import CorruptModelError
+from fewstep.files.untrusted import raise_as_corrupt
+
+MERGES_FILE = Path(__file__).parent / "clip_merges.txt.xz"
+START, END = "<|startoftext|>", "<|endoftext|>"
+CLIP_VOCABULARY = 49_408  # 2 x 256 bytes, the merges, and the two signs
+
+
+def clip_tokenizers() -> tuple[Any, Any]:
+    """Of SDXL's first and second text encoder; they differ in what fills a short prompt up."""
+    from transformers import CLIPTokenizer
+
+    merges: Any = [
+        tuple(line.split()) for line in lzma.decompress(MERGES_FILE.read_bytes()).decode().splitlines()
+    ]
+    letters = byte_letters()
+    words = chain(letters, (f"{letter}</w>" for letter in letters), map("".join, merges), (START, END))
+    ids = {word: number for number, word in enumerate(words)}
+    # "!" is number 0, with which OpenCLIP fills up (SDXL's tokenizer_2).
+    first, second = (
+        CLIPTokenizer(
+            vocab=ids, merges=merges, unk_token=END, bos_token=START, eos_token=END, pad_token=pad,
+            model_max_length=77,
+        )
+        for pad in (END, "!")
+    )  # fmt: skip
+    return first, second
+
+
+def byte_letters() -> list[str]:
+    """A letter for each byte, in CLIP's order: printable ones are themselves (GPT-2's rule)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = 256 - len(plain)
+    return [*map(chr, plain), *(chr(256 + number) for number in range(others))]
+
+
+MAX_TOKENIZER_FILE = 16 * 2**20  # bytes: the most of each of its files; CLIP's tokenizer.json has 3.6 million
+
+
+def load_tokenizer(folder: Path, words: int) -> Any:
+    """For an encoder of so many words: a number beyond would be read past the end of its table."""
+    from transformers import CLIPTokenizer
+
+    with raise_as_corrupt(folder):
+        for path in folder.glob("*"):
+            if path.stat().st_size > MAX_TOKENIZER_FILE:
+                raise CorruptModelError(
+                    f"{path} is larger than {MAX_TOKENIZER_FILE} bytes, a tokenizer's most"
+                )
+        made = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        last = max(made.get_vocab().values(), default=0)
+    signs = {f"{name}_token": getattr(made, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    missing = [name for name, number in signs.items() if number is None]
+    if missing:
+        raise CorruptModelError(f"{folder} has no {missing[0]}, which every prompt needs")
+    largest = max(last, *signs.values())
+    if largest >= words:
+        raise CorruptModelError(
+            f"{folder} has a token of number {largest}, and its text encoder knows {words}, from 0"
+        )
+    return made

@@ -1,0 +1,126 @@
+"""The registry of modes. Built-ins and third parties enter by the same door.
+
+A mode is a `Recipe` behind an entry point of the group `fewstep.backends`. It is imported, and
+checked, only when it is named: a broken plug-in harms nobody who does not ask for it. With
+`FEWSTEP_DISABLE_PLUGINS=1` in the environment only the built-in modes are there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import cache, lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from fewstep.catalog import models
+from fewstep.catalog.models import Model
+from fewstep.errors import BackendError, RequestError, describe_error
+from fewstep.modes.validate import recipe_faults
+from fewstep.recipe import Recipe
+
+GROUP = "fewstep.backends"
+PLUGIN_SWITCH = "FEWSTEP_DISABLE_PLUGINS"
+
+_log = logging.getLogger("fewstep")
+
+
+def mode_names() -> list[str]:
+    """The names of all installed modes; imports none of them."""
+    return sorted({entry.name for entry in _entry_points()})
+
+
+def find_recipe(mode: str) -> Recipe:
+    """The recipe of a mode: `RequestError` where there is none, `BackendError` where it is broken."""
+    entry = _entry(mode)
+    try:
+        loaded = entry.load()
+    except (Exception, SystemExit) as error:  # whatever a plug-in does at import
+        raise _broken(entry, f"importing {entry.value} failed with {describe_error(error)}") from error
+    found = recipe_faults(loaded)
+    if not found and loaded.mode != mode:
+        found = [f"its recipe calls itself mode={loaded.mode!r}; entry point and recipe must agree"]
+    if found:
+        raise _broken(entry, f"{entry.value}: {'; '.join(found)}")
+    return loaded  # type: ignore[no-any-return]  # a Recipe, or it would have a fault
+
+
+def choose_mode(model: str | Path, mode: str | None, steps: int | None = None) -> tuple[Model, Recipe]:
+    """The model that a name means, and the recipe of the mode (None: the model's own) on it.
+
+    Where each number of steps has weights of its own, the recipe is that of `steps` (None: the default).
+    """
+    about = models.describe_model(model)
+    rules = find_recipe(about.default_mode if mode is None else mode).on(about.family).for_steps(steps)
+    weights = rules.weights.get(about.family)
+    if weights is not None and weights.size and not about.foreign:
+        about = replace(about, size=weights.size)
+    return about, rules
+
+
+def _entry_points() -> list[EntryPoint]:
+    """Every entry point of the group; with the switch on, fewstep's own."""
+    return [entry for entry in _installed(_package_folders()) if _built_in(entry) or not _switched_off()]
+
+
+@lru_cache(maxsize=1)
+def _installed(places: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    """Looked for once, until a package comes or goes in one of these places."""
+    return tuple(entry_points(group=GROUP))
+
+
+def _package_folders() -> tuple[tuple[str, int], ...]:
+    """Where packages are, and when each last changed."""
+    return tuple((place, os.stat(place).st_mtime_ns) for place in sys.path if os.path.isdir(place))
+
+
+def _switched_off() -> bool:
+    return os.environ.get(PLUGIN_SWITCH, "") not in ("", "0")
+
+
+def _entry(mode: str) -> EntryPoint:
+    """The one entry point of a mode: fewstep's own, or the only one there is."""
+    if not isinstance(mode, str):
+        raise RequestError(f"mode={mode!r}: give a name; choose one of {', '.join(mode_names())}")
+    offers = [entry for entry in _entry_points() if entry.name == mode]
+    for own in filter(_built_in, offers):
+        for entry in offers:
+            if entry is not own:
+                _warn_hidden(mode, _package(entry))
+        return own
+    if not offers:
+        near = get_close_matches(mode, mode_names(), n=1)
+        hint = f"; did you mean mode={near[0]!r}?" if near else ""
+        off = f" ({PLUGIN_SWITCH} is set: only fewstep's own are there)" if _switched_off() else ""
+        raise RequestError(
+            f"mode={mode!r} is not installed{off}: choose one of {', '.join(mode_names())}{hint}"
+        )
+    if len(offers) > 1:
+        packages = " and ".join(sorted(map(_package, offers)))
+        raise BackendError(f"mode={mode!r} is offered by {packages}: pip uninstall all of these but one")
+    return offers[0]
+
+
+def _built_in(entry: EntryPoint) -> bool:
+    return entry.dist is not None and entry.dist.name == "fewstep"
+
+
+def _package(entry: EntryPoint) -> str:
+    """Name and version of the package that brought an entry point."""
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "an unknown package"
+
+
+def _broken(entry: EntryPoint, what: str) -> BackendError:
+    others = ", ".join(mode for mode in mode_names() if mode != entry.name)
+    return BackendError(
+        f"mode={entry.name!r} of package {_package(entry)} is broken: {what}; "
+        f"update or uninstall that package, or choose another mode: {others}"
+    )
+
+
+@cache  # said once a process
+def _warn_hidden(mode: str, package: str) -> None:
+    _log.warning("mode=%r of package %s is not used: the name is fewstep's own", mode, package)

@@ -1,0 +1,138 @@
+"""Whether a request is within what its mode was made for; each refusal names the legal values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fewstep.errors import RequestError
+from fewstep.recipe import Recipe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fewstep.request import Request
+
+
+MAX_PROMPT_CHARACTERS = 100_000  # characters of a prompt: some 25,000 tokens, 300 windows
+
+
+def check_images(image: Image | None, mask: Image | None, strength: float | None) -> None:
+    """Strength and mask need a picture to act on."""
+    if mask is not None and image is None:
+        raise RequestError("mask was given without image: give the picture to inpaint as image=")
+    if strength is not None and strength != 1 and image is None:
+        raise RequestError(f"strength={strength!r} needs a picture to start from: give image=")
+
+
+def check_request(request: Request, recipe: Recipe, size: int) -> None:
+    """Is everything within what this mode was made for? `size` is the model's own side in pixels."""
+    _check_choice("scheduler", request.scheduler, recipe.schedulers, recipe.mode)
+    _check_choice("sampler", request.sampler, recipe.samplers, recipe.mode)
+    check_steps(request.steps, recipe)
+    rule = recipe.sampler(request.sampler)
+    if not rule.tunable and request.eta != rule.eta:
+        raise RequestError(f"eta={request.eta:g}: sampler {request.sampler!r} has none; leave eta out")
+    if request.timesteps and request.strength < 1:
+        raise RequestError("timesteps and strength both choose where to start: leave strength out")
+    _check_text(request)
+    _check_guidance(request, recipe)
+    _check_size(request, size)
+
+
+def _check_choice(what: str, given: str, allowed: tuple[str, ...], mode: str) -> None:
+    if given not in allowed:
+        raise RequestError(f"{what}={given!r} does not fit mode {mode!r}: choose one of {', '.join(allowed)}")
+
+
+def check_steps(given: object, recipe: Recipe) -> None:
+    """Were the mode's weights made for so many?"""
+    rule = recipe.steps
+    if type(given) is not int:
+        raise RequestError(f"steps={given!r}: give a whole number; type steps={rule.default}")
+    if rule.low <= given <= rule.high:
+        return
+    if rule.low < rule.high:
+        legal = f"outside what mode {recipe.mode!r} was made for: {rule.low} to {rule.high}"
+    else:
+        legal = f"not what these weights of mode {recipe.mode!r} were made for: exactly {rule.high}"
+    elsewhere = f", or load others by load(..., steps={given})" if given in rule.also else ""
+    raise RequestError(f"steps={given} is {legal}; type steps={rule.default}{elsewhere}")
+
+
+def _check_text(request: Request) -> None:
+    for text in (*request.prompts, *request.prompts_2, request.negative_prompt):
+        check_prompt(text)
+
+
+def check_prompt(text: object) -> None:
+    """Is this text, whole, and no book?"""
+    if not isinstance(text, str):
+        raise RequestError(f"prompt={text!r}: give a string")
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise RequestError(
+            f"a prompt has {len(text)} characters: at most {MAX_PROMPT_CHARACTERS}; shorten it"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        odd = text[error.start]
+        raise RequestError(f"{odd!r} in {text!r} is half a character: give whole Unicode text") from None
+
+
+def _check_guidance(request: Request, recipe: Recipe) -> None:
+    rule, given = recipe.guidance, request.guidance
+    if rule.kind == "none" and given not in (0.0, 1.0):
+        raise RequestError(
+            f"guidance={given:g}: mode {recipe.mode!r} was distilled without; leave guidance out"
+        )
+    if rule.kind != "none" and not rule.low <= given <= rule.high:
+        embedded = " (it is an input of the UNet and cannot be off)" if rule.kind == "embedded" else ""
+        off = " (1 is off)" if rule.kind == "cfg" and rule.low == 1 else embedded
+        raise RequestError(
+            f"guidance={given:g} is outside what mode {recipe.mode!r} was made for: "
+            f"{rule.low:g} to {rule.high:g}{off}; type guidance={rule.default:g}"
+        )
+    if request.guidance_rescale and (rule.kind != "cfg" or given == 1):
+        raise RequestError(
+            "guidance_rescale acts on classifier-free guidance only: use mode='base', guidance=5"
+        )
+    if request.negative_prompt and rule.kind != "cfg":
+        raise RequestError(
+            f"negative_prompt cannot act in mode {recipe.mode!r}: use mode='base', or mode='lcm-lora' "
+            "with guidance=1.5"
+        )
+    if request.negative_prompt and given == 1:
+        raise RequestError("negative_prompt cannot act at guidance=1, which is off: raise guidance")
+
+
+def size_fits(width: int, height: int, size: int) -> bool:
+    """Sides of half to twice the trained one, in eights, and 2.25 times the area."""
+    sides = all(size // 2 <= side <= 2 * size and side % 8 == 0 for side in (width, height))
+    return sides and width * height <= 2.25 * size * size
+
+
+def _check_size(request: Request, size: int) -> None:
+    width, height = request.width, request.height
+    if not size_fits(width, height, size):
+        raise RequestError(
+            f"width={width}, height={height}: this model was trained at {size}x{size}; give sides "
+            f"from {size // 2} to {2 * size} in eights, of an area up to {int(1.5 * size)}x{int(1.5 * size)}"
+        )
+
+
+# Names of places. Whether this machine has them is for `fewstep.devices.place` to say, which needs torch.
+DEVICES = ("auto", "cuda", "mps", "cpu")  # and "cuda:1", one of several
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+OFFLOADS = ("auto", "none", "model", "sequential")  # from the fastest to the one that takes least memory
+
+
+def check_engine_names(device: object, precision: object, offload: object) -> None:
+    """Are these a device, a precision and a way to offload?"""
+    kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
+    plain = not colon or (kind == "cuda" and index.isdecimal())
+    if kind not in DEVICES or not plain:
+        raise RequestError(f"device={device!r}: choose one of {', '.join(DEVICES)}, or a GPU such as cuda:1")
+    if precision not in PRECISIONS:
+        raise RequestError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if offload not in OFFLOADS:
+        raise RequestError(f"offload={offload!r}: choose one of {', '.join(OFFLOADS)}")
