@@ -18,10 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fewstep.result import Result
+from typing import Any
 
 
 class FewstepError(Exception):
@@ -66,10 +63,10 @@ class Failure:
 class GenerationError(FewstepError):
     """Pictures could not be made. `survivors` holds those of the same call that could."""
 
-    def __init__(self, message: str, failures: Sequence[Failure] = (), survivors: Result | None = None):
+    def __init__(self, message: str, failures: Sequence[Failure] = (), survivors: Any = None):
         super().__init__(message)
         self.failures: tuple[Failure, ...] = tuple(failures)
-        self.survivors: Result | None = survivors
+        self.survivors: Any = survivors  # a `fewstep.Result`, or None
 
 
 class DeviceMemoryError(GenerationError):

@@ -6,18 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    from fewstep.loop import Step
-
-Progress: TypeAlias = "bool | Callable[[Step], object] | None"
+Progress: TypeAlias = bool | Callable[[Any], object] | None  # the function takes a `fewstep.Step`
 
 BAR_DELAY = 0.5  # seconds: quicker calls show no bar
 
 
 @contextmanager
-def show_progress(progress: Progress, steps: int) -> Iterator[Callable[[Step], object]]:
+def show_progress(progress: Progress, steps: int) -> Iterator[Callable[[Any], object]]:
     """What to call after each step. None is a bar at a terminal and in a notebook, and nothing elsewhere."""
     if callable(progress):
         yield progress

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fewstep import CorruptModelError, ModelNotFoundError, RequestError
-from fewstep.addons import textual_inversion
 from fewstep.architectures.text import TextEncoder
+from fewstep.loading import textual_inversion
 from fewstep.prompts import split_windows, tokenize_prompt
 
 SIZE = (96, 96)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from fewstep.addons import textual_inversion
 from fewstep.architectures.text import TextEncoder
 from fewstep.catalog import addons, assets, hub, licences, mode_weights, vaes
 from fewstep.catalog.mode_weights import (
@@ -26,7 +25,7 @@ from fewstep.catalog.models import TINY, Model, local_path
 from fewstep.devices import Placement
 from fewstep.errors import CorruptModelError
 from fewstep.files import config
-from fewstep.loading import single_file
+from fewstep.loading import single_file, textual_inversion
 from fewstep.loading.build import Blueprint, ModelBlueprint, build_network
 from fewstep.loading.folder import read_folder, read_network
 from fewstep.recipe import Recipe, Weights

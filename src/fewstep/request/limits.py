@@ -10,7 +10,7 @@ from fewstep.recipe import Recipe
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fewstep.request import Request
+    from fewstep.request.schema import Request
 
 
 MAX_PROMPT_CHARACTERS = 100_000  # characters of a prompt: some 25,000 tokens, 300 windows
