@@ -28,7 +28,7 @@ RECIPE = Recipe(
 )
 
 # Published as a pickle only, which fewstep never reads: somebody has to convert it, and name the
-# safetensors file as accelerator=. `fewstep.models.weights` says so.
+# safetensors file as accelerator=. `fewstep.catalog.mode_weights` says so.
 ONE_STEP = replace(
     RECIPE,
     mode="dmd2-1step",

@@ -19,7 +19,7 @@ RECIPE = Recipe(
     samplers=("ddim",),
     steps=Steps(low=2, default=4, high=8, only=(2, 4, 8)),
     guidance=Guidance(kind="none"),
-    # Not confirmed: the hub's tag was taken away in 2024-08; see `fewstep.models.licences`.
+    # Not confirmed: the hub's tag was taken away in 2024-08; see `fewstep.catalog.licences`.
     licence="hyper-sd",
     source="arXiv:2404.13686; ByteDance/Hyper-SD model card",
     # Users turn the adapter down to 0.75 or 0.8 on fine-tunes; the card fuses it whole.
