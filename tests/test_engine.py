@@ -177,22 +177,22 @@ def test_a_closed_engine_says_so(fresh: Engine, drawing: Image.Image) -> None:
 
 @pytest.fixture
 def nothing_resident() -> Iterator[None]:
-    api._resident_engines.clear()
+    api._engines.loaded.clear()
     yield
-    api._resident_engines.clear()
+    api._engines.loaded.clear()
 
 
 @pytest.mark.usefixtures("nothing_resident")
 def test_generate_keeps_one_engine(sdxl_folder: Path, engine: Load) -> None:
     where: Call = {"model": sdxl_folder, "device": "cpu", "precision": "fp32"}
     first = fewstep.generate("a red fox", 2, "turbo", seed=1, **where)
-    (kept,) = api._resident_engines.values()
+    (kept,) = api._engines.loaded.values()
     again = fewstep.generate("a red fox", 2, "turbo", seed=1, **where)
-    assert [*api._resident_engines.values()] == [kept]
+    assert [*api._engines.loaded.values()] == [kept]
     assert bits(first) == bits(again) == bits(engine("turbo").generate("a red fox", 2, seed=1))
 
     gone = weakref.ref(kept)
     del kept
     fewstep.generate("a red fox", 2, "base", seed=1, **where)
     assert gone() is None
-    assert [key.mode for key in api._resident_engines] == ["base"]
+    assert [key.mode for key in api._engines.loaded] == ["base"]

@@ -36,7 +36,7 @@ def fresh(sdxl_folder: Path) -> Callable[..., Engine]:
 
     def loaded(mode: str = "turbo", precision: str = "fp32", **placement: Any) -> Engine:
         made = fewstep.load(sdxl_folder, mode, device="cpu", precision=precision)
-        return Loaded(made.model, made.recipe, replace(made.placement, **placement), made.parts)
+        return Loaded(made.choice, replace(made.placement, **placement), made.parts)
 
     return loaded
 
@@ -333,7 +333,7 @@ def test_nothing_else_is_tried_again(
 def test_tiles_are_the_picture(engine: Callable[..., Engine]) -> None:
     """Tiling changes seams, not what is seen."""
     loaded = engine("turbo")
-    tiled = Loaded(loaded.model, loaded.recipe, replace(loaded.placement, tiling=True), loaded.parts)
+    tiled = Loaded(loaded.choice, replace(loaded.placement, tiling=True), loaded.parts)
     whole, parts = (each.generate("a red fox", 1, seed=3) for each in (loaded, tiled))
     assert whole[0].size == parts[0].size
     average = [sum(ImageChops.difference(whole[0], parts[0]).convert("L").histogram()[32:])]

@@ -57,7 +57,7 @@ def test_hub_names_need_no_files(name: str) -> None:
 def test_prediction_type_is_the_models_own(copy: Path) -> None:
     edit(copy / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
     with load(copy) as loaded:
-        assert loaded.parts.prediction == "v_prediction"
+        assert loaded.parts.process.prediction == "v_prediction"
 
 
 def test_empty_prompts_follow_the_model(copy: Path) -> None:

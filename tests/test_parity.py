@@ -214,7 +214,7 @@ def test_the_random_networks_see_their_inputs(what: str, engine: Load) -> None:
     ) -> Tensor:
         told = parts.text.encode([prompt], (side, 96))
         w = guidance_embedding(torch.tensor([guidance - 1]), parts.guidance_width)
-        extra = {"text_embeds": told.pooled, "time_ids": told.size_ids}
+        extra = dict(told.added)
         with torch.no_grad():
             predicted: Tensor = parts.unet(
                 x, torch.tensor(timestep), told.tokens, timestep_cond=w, added_cond_kwargs=extra

@@ -191,7 +191,7 @@ def test_a_sign_inside_another_word_is_none() -> None:
 def test_the_model_is_described(make: Make, sdxl_folder: Path) -> None:
     engine = Engine.from_pipe(make(force_zeros_for_empty_prompt=False), "turbo")
     assert (engine.model.source, engine.model.size) == (str(sdxl_folder), 96)
-    assert engine.parts.prediction == "epsilon"
+    assert engine.parts.process.prediction == "epsilon"
     assert bool(engine.parts.text.encode([""], (96, 96)).tokens.any())  # encoded, not zeros
 
 
@@ -199,7 +199,7 @@ def test_prediction_is_the_schedulers(make: Make) -> None:
     pipe = make()
     config = {**pipe.scheduler.config, "prediction_type": "v_prediction"}
     pipe.scheduler = DDIMScheduler.from_config(config)
-    assert Engine.from_pipe(pipe).parts.prediction == "v_prediction"
+    assert Engine.from_pipe(pipe).parts.process.prediction == "v_prediction"
 
 
 def test_a_precise_vae_beside_a_half_unet(make: Make) -> None:

@@ -21,6 +21,7 @@ from diffusers import (
 from torch import Tensor
 
 from fewstep.denoiser import Conditioning, Denoiser
+from fewstep.noise import VariancePreserving
 from fewstep.samplers import SAMPLERS
 from fewstep.schedulers import SCHEDULERS, Schedule, explicit
 
@@ -42,14 +43,18 @@ def network(x: Tensor, timestep: Tensor) -> Tensor:
 
 
 def unet(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
-    """`network` behind the seam of `fewstep.denoiser.Unet`."""
+    """`network` behind the seam of `fewstep.denoiser.Network`."""
     return network(x, timestep)
 
 
 def denoiser(prediction: str, device: str = "cpu") -> Denoiser:
     batch = SHAPE[0]
     tokens, pooled, sizes = (torch.zeros(batch, *rest, device=device) for rest in ((77, 8), (8,), (6,)))
-    return Denoiser(unet, Conditioning(tokens, pooled, sizes), prediction=prediction)
+    return Denoiser(
+        unet,
+        Conditioning(tokens, {"text_embeds": pooled, "time_ids": sizes}),
+        process=VariancePreserving(prediction),
+    )
 
 
 def draws() -> Iterator[Tensor]:

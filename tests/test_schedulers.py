@@ -14,18 +14,16 @@ from diffusers import EulerDiscreteScheduler, LCMScheduler, TCDScheduler
 from diffusers.schedulers import AysSchedules
 
 from fewstep.errors import RequestError
+from fewstep.noise import SDXL_SIGMAS, sigma_of, timestep_of
 from fewstep.schedulers import (
     AYS_SIGMAS,
     SCHEDULERS,
-    TRAIN_SIGMAS,
     Schedule,
     ays,
     explicit,
     lcm,
     leading,
     scaled,
-    sigma_of,
-    timestep_of,
     trailing,
     turbo,
 )
@@ -88,7 +86,7 @@ def test_sigma_range() -> None:
 
 def test_train_sigmas_are_those_of_diffusers() -> None:
     cumulative = LCMScheduler().alphas_cumprod.double()
-    assert pytest.approx(((1 - cumulative) / cumulative).sqrt().tolist(), rel=5e-5) == TRAIN_SIGMAS
+    assert pytest.approx(((1 - cumulative) / cumulative).sqrt().tolist(), rel=5e-5) == SDXL_SIGMAS
 
 
 def euler(steps: int, **config: Any) -> tuple[list[float], list[float]]:
@@ -224,7 +222,7 @@ def test_one_level_cannot_be_split(name: str) -> None:
 def test_explicit_runs_what_it_is_given(timesteps: list[int]) -> None:
     schedule = explicit(timesteps)
     assert schedule.timesteps == tuple(timesteps)
-    assert schedule.sigmas == (*(TRAIN_SIGMAS[t] for t in timesteps), 0)
+    assert schedule.sigmas == (*(SDXL_SIGMAS[t] for t in timesteps), 0)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_it_is_cancelled_like_the_engine() -> None:
 
     last, tell = CancelToken(), stop
     with pytest.raises(GenerationCancelledError):
-        engine.generate("a fox", 1, cancel=last, progress=tell)  # type: ignore[arg-type]
+        engine.generate("a fox", 1, cancel=last, progress=tell)
 
 
 def test_it_works_beside_an_event_loop() -> None:
@@ -185,16 +185,15 @@ def test_apps_draw_with_fakes_and_are_seen() -> None:
     ]  # fmt: skip
 
 
-def test_the_real_one_is_back_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_one_is_back_afterwards() -> None:
     def real(*_: object) -> Any:
         raise LookupError
 
-    monkeypatch.setattr(fewstep.api, "_load_engine", real)
-    with pytest.raises(GenerationError), fake(error=GenerationError("no luck")):
-        fewstep.generate("a fox", seed=1)
-    assert fewstep.api._load_engine is real
-    with pytest.raises(LookupError):
-        fewstep.generate("a fox", seed=1)
+    with fewstep.api.engines_from(real):
+        with pytest.raises(GenerationError), fake(error=GenerationError("no luck")):
+            fewstep.generate("a fox", seed=1)
+        with pytest.raises(LookupError):
+            fewstep.generate("a fox", seed=1)
 
 
 def test_an_app_sees_its_errors() -> None:

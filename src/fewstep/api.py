@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Unpack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
 
 from fewstep.cancel import CancelToken, run_in_thread
-from fewstep.request import File, Plan, Prompts, limits
-from fewstep.request.choose import (
-    resolve_engine,
-    resolve_generate,
-)
-from fewstep.request.options import EngineOptions, GenerateOptions
+from fewstep.request import File, Job, Plan, Prompts, limits
+from fewstep.request.choose import EngineChoice, choose_engine, count_steps, resolve_call, split_options
+from fewstep.request.options import OPTIONS, EngineOptions, GenerateOptions, Guide
 from fewstep.request.schema import EngineKey
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fewstep.catalog.models import Model
     from fewstep.engine import Engine
     from fewstep.progress import Progress
     from fewstep.prompts import Embedding
-    from fewstep.recipe import Recipe
     from fewstep.result import Result
-
-
-_resident_engines: dict[EngineKey, Engine] = {}  # at most one
-_lock = threading.Lock()
 
 
 def generate(  # noqa: PLR0913  the public call names every choice
@@ -54,16 +47,18 @@ def generate(  # noqa: PLR0913  the public call names every choice
     eta: float | None = None,
     timesteps: Sequence[int] | None = None,
     loras: Sequence[File | tuple[File, float]] = (),
-    control: Sequence[tuple[File, File | Image, float]] = (),
-    reference: Sequence[tuple[File, File | Image, float]] = (),
+    control: Sequence[Guide] = (),
+    reference: Sequence[Guide] = (),
     accelerator: File = "",
     vae: File = "",
     embeddings: Sequence[File] = (),
+    prediction: str = "",
     revision: str = "",
     commercial: bool = False,
     device: str = "auto",
     precision: str = "auto",
     offload: str = "auto",
+    runtime: str = "auto",
     cancel: CancelToken | None = None,
     progress: Progress = None,
 ) -> Result:
@@ -84,7 +79,7 @@ def generate(  # noqa: PLR0913  the public call names every choice
     seed: in [0, 2**64); picture i uses seed + i. A list gives each its own; None draws one. The
         generator is torch's CPU one, which reads the low 32 bits: seeds 2**32 apart are one picture.
     count: pictures per prompt.
-    width, height: pixels, in eights; the default is the model's size, or that of `image`.
+    width, height: pixels, multiples of 8; the default is the model's size, or that of `image`.
     image: picture to start from (image-to-image).
     mask: white where `image` is to be made anew (inpainting).
     strength: in (0, 1], with `image`: the noise level to start from, 0.6 by default; never changes `steps`.
@@ -98,28 +93,26 @@ def generate(  # noqa: PLR0913  the public call names every choice
     vae: what decodes: "" is the model's own, "tiny" its family's tiny one, which is fast and rough; or a
         folder, a .safetensors file or a hub id of one for the same latents.
     embeddings: textual inversions; a file's name without its ending is the word to write in prompts.
+    prediction: what the network was trained to predict, where its files do not say: "epsilon",
+        "v_prediction" or "sample"; "" is what they say.
     revision: of a model on the hub, 40 hex digits; the default is pinned for known names.
     commercial: True refuses weights whose licence forbids commercial use, or is not known.
     device: "auto", "cuda", "cuda:1", "mps" or "cpu". precision: "auto", "fp32", "fp16" or "bf16".
     offload: what waits in main memory on a GPU too small: "auto", "none", "model" or "sequential".
+    runtime: how networks are run: "auto" or "eager".
     cancel: stops the call at its next step, from any thread.
     progress: None shows a bar on stderr at a terminal and in a notebook; True and False insist; a
         function is called with each `Step`.
 
     The engine stays loaded for the next call with the same model, mode, accelerator, vae, embeddings,
-    revision, device, precision and offload; another evicts it first. Raises `RequestError` for what
+    prediction, revision, device, precision, offload and runtime; another evicts it first. Raises `RequestError` for what
     cannot be done, `ModelError` for bad or missing files, `GenerationError` where pictures did not
     come out, with those that did in its `survivors`, and `GenerationCancelledError`.
     """
-    wanted, job = resolve_generate(
-        prompt, steps, mode, model=model, prompt_2=prompt_2, negative_prompt=negative_prompt,
-        long_prompt=long_prompt, guidance=guidance, guidance_rescale=guidance_rescale, seed=seed, count=count,
-        width=width, height=height, image=image, mask=mask, strength=strength, scheduler=scheduler,
-        sampler=sampler, eta=eta, timesteps=timesteps, loras=loras, control=control, reference=reference,
-        accelerator=accelerator, vae=vae, embeddings=embeddings, revision=revision, commercial=commercial,
-        device=device, precision=precision, offload=offload,
-    )  # fmt: skip
-    return _resident_engine(*wanted).run(job, cancel=cancel, progress=progress)
+    options = {name: value for name, value in locals().items() if name in OPTIONS}
+    engine, job = _prepare(prompt, steps, mode, options)
+    result: Result = engine().run(job, cancel=cancel, progress=progress)
+    return result
 
 
 async def agenerate(
@@ -129,13 +122,11 @@ async def agenerate(
     *,
     cancel: CancelToken | None = None,
     progress: Progress = None,
-    **how: Unpack[GenerateOptions],
+    **options: Unpack[GenerateOptions],
 ) -> Result:
     """`generate` beside an event loop; cancelling the task stops it at its next step."""
-    wanted, job = resolve_generate(prompt, steps, mode, **how)
-    return await run_in_thread(
-        lambda token: _resident_engine(*wanted).run(job, cancel=token, progress=progress), cancel
-    )
+    engine, job = _prepare(prompt, steps, mode, options)
+    return await run_in_thread(lambda token: engine().run(job, cancel=token, progress=progress), cancel)
 
 
 def load(  # noqa: PLR0913  as `generate`
@@ -146,52 +137,96 @@ def load(  # noqa: PLR0913  as `generate`
     accelerator: File = "",
     vae: File = "",
     embeddings: Sequence[File] = (),
+    prediction: str = "",
     revision: str = "",
     commercial: bool = False,
     device: str = "auto",
     precision: str = "auto",
     offload: str = "auto",
+    runtime: str = "auto",
 ) -> Engine:
     """Load a model for one mode and keep it until `close`; arguments as in `generate`.
 
     `steps` chooses between the weights of a mode that has them for certain numbers of steps, as
     "lightning" has for 2, 4 and 8; in other modes each call says its own.
     """
-    place: EngineOptions = {
-        "model": model, "accelerator": accelerator, "vae": vae, "embeddings": embeddings,
-        "revision": revision, "commercial": commercial, "device": device, "precision": precision,
-        "offload": offload,
-    }  # fmt: skip
-    wanted = resolve_engine(mode, steps, place)
+    choice = choose_engine(mode, steps, split_options(locals())[0])
     if steps is not None:
-        limits.check_steps(steps, wanted.recipe)
-    engine = _load_engine(*wanted)
+        limits.check_steps(steps, choice.recipe)
+    engine: Engine = _engines.load(choice)
     engine.commercial = commercial
     return engine
 
 
 def plan(
-    prompt: Prompts, steps: int | None = None, mode: str | None = None, **how: Unpack[GenerateOptions]
+    prompt: Prompts, steps: int | None = None, mode: str | None = None, **options: Unpack[GenerateOptions]
 ) -> Plan:
     """What `generate` would run with these arguments: timesteps, sigmas, guidance meaning, size, warnings.
 
     All is checked as far as names and files here tell; nothing is loaded, nothing fetched.
     """
-    return resolve_generate(prompt, steps, mode, **how)[1].plan
+    return _prepare(prompt, steps, mode, options)[1].plan
 
 
-def _load_engine(key: EngineKey, about: Model, recipe: Recipe) -> Engine:
-    """The one way to an engine; `fewstep.testing.fake` puts another in its place."""
+@contextmanager
+def engines_from(load: Callable[[EngineChoice], Any]) -> Iterator[None]:
+    """Inside, `generate`, `agenerate` and `load` take engines from `load`; what was kept before is kept for after.
+
+    `load` gives an `EngineBase` for a choice: the seam for tests of apps, and for engines of one's own.
+    """
+    global _engines
+    outer, _engines = _engines, _Engines(load)
+    try:
+        yield
+    finally:
+        _engines = outer
+
+
+class _Engines:
+    """The engines that `generate` keeps loaded for its next call: at most one."""
+
+    def __init__(self, load: Callable[[EngineChoice], Any]):
+        self.load, self.loaded = load, dict[EngineKey, Any]()
+        self._choices = dict[tuple[object, ...], EngineChoice]()  # what was asked of the loaded one, decided
+        self._lock = threading.Lock()
+
+    def choose(self, mode: str | None, steps: int | None, options: EngineOptions) -> EngineChoice:
+        """Return the engine for these options; while it is loaded, its names and files are not looked at again."""
+        named = (value if isinstance(value, str | Path | bool) else repr(value) for value in options.values())
+        asked = (mode, steps, *options, *named)
+        choice = self._choices.get(asked)
+        if choice is None:
+            choice = self._choices[asked] = choose_engine(mode, steps, options)
+        return choice
+
+    def engine(self, choice: EngineChoice) -> Any:
+        """Return the loaded engine, or a new one in its place."""
+        with self._lock:
+            if choice.key not in self.loaded:
+                self.loaded.clear()  # a call still running on it keeps it until it ends
+                self._choices = {
+                    asked: kept for asked, kept in self._choices.items() if kept.key == choice.key
+                }
+                gc.collect()
+                self.loaded[choice.key] = self.load(choice)
+            return self.loaded[choice.key]
+
+
+def _load_engine(choice: EngineChoice) -> Engine:
     from fewstep.engine import load_engine
 
-    return load_engine(key, about, recipe)
+    return load_engine(choice)
 
 
-def _resident_engine(key: EngineKey, about: Model, recipe: Recipe) -> Engine:
-    """The resident engine, or a new one in its place."""
-    with _lock:
-        if key not in _resident_engines:
-            _resident_engines.clear()  # a call still running on it keeps it until it ends
-            gc.collect()
-            _resident_engines[key] = _load_engine(key, about, recipe)
-        return _resident_engines[key]
+_engines = _Engines(_load_engine)
+
+
+def _prepare(
+    prompt: Prompts, steps: int | None, mode: str | None, options: Mapping[str, Any]
+) -> tuple[Callable[[], Any], Job]:
+    """Return which engine, to be loaded when it is called for, and what it is to draw: all is checked here."""
+    engine_options, picture_options = split_options(options)
+    engines = _engines
+    choice = engines.choose(mode, count_steps(steps, picture_options), engine_options)
+    job = resolve_call(choice, prompt, steps, picture_options, engine_options.get("commercial", False))
+    return lambda: engines.engine(choice), job

@@ -14,13 +14,10 @@ from torch import Tensor
 
 from fewstep.devices import Placement
 from fewstep.errors import is_out_of_memory
-from fewstep.runtimes.memory import Notify, free_memory, raise_as_memory_error
+from fewstep.runtimes import Runtime, eager
+from fewstep.runtimes.memory import Notify, free_memory, ignore, raise_as_memory_error
 
 SMALL_VAE = 5_000_000  # parameters: decoding by such a VAE costs less than a step
-
-
-def _ignore(sentence: str) -> None:
-    """For what is not told to anybody."""
 
 
 class Codec:
@@ -29,8 +26,15 @@ class Codec:
     One picture at a time, which bounds memory. `lock` is held while the network runs.
     """
 
-    def __init__(self, vae: Any, placement: Placement, lock: AbstractContextManager[Any] | None = None):
-        self._vae, self._placement = vae, placement
+    def __init__(
+        self,
+        vae: Any,
+        placement: Placement,
+        lock: AbstractContextManager[Any] | None = None,
+        runtime: Runtime = eager.RUNTIME,
+    ):
+        self._vae, self._placement, self._runtime = vae, placement, runtime
+        self._decoder = runtime.decoder(vae)
         self._lock = threading.RLock() if lock is None else lock
         config, device = vae.config, placement.device
         self._scale = float(config.scaling_factor)
@@ -40,7 +44,7 @@ class Codec:
         self._colours: Tensor | None = None
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, say: Notify = _ignore) -> Tensor:
+    def decode(self, latents: Tensor, say: Notify = ignore) -> Tensor:
         """Latents (1, 4, h, w) → uint8 picture (H, W, 3) on the CPU.
 
         Where memory runs out it is decoded by tiles; where a number is not finite, once more in
@@ -59,7 +63,7 @@ class Codec:
         return to_pixels(decoded)[0].cpu()
 
     @torch.no_grad()
-    def encode(self, picture: Tensor, noise: Tensor, say: Notify = _ignore) -> Tensor:
+    def encode(self, picture: Tensor, noise: Tensor, say: Notify = ignore) -> Tensor:
         """Picture (1, 3, H, W) in [-1, 1] → latents; `noise` (1, 4, h, w) picks the sample."""
         with self._lock:
             return self._sparing(self._vae, lambda vae: self._encode(vae, picture, noise), say)
@@ -73,7 +77,7 @@ class Codec:
         latents = latents.nan_to_num()  # what is wrong with them is said when the picture is made
         if self._cheap:
             with self._lock:
-                seen = self._sparing(self._vae, lambda vae: self._decode(vae, latents), _ignore)
+                seen = self._sparing(self._vae, lambda vae: self._decode(vae, latents), ignore)
             return to_pixels(seen.nan_to_num())[0].cpu()
         with self._lock:
             if self._colours is None:
@@ -98,8 +102,8 @@ class Codec:
 
     def _decode(self, vae: Any, latents: Tensor) -> Tensor:
         raw = self._cast(latents * self._std / self._scale + self._mean, vae)
-        pixels: Tensor = vae.decode(raw, return_dict=False)[0].float()
-        return pixels
+        decoder = self._decoder if vae is self._vae else self._runtime.decoder(vae)
+        return decoder(raw)
 
     def _encode(self, vae: Any, picture: Tensor, noise: Tensor) -> Tensor:
         encoded = vae.encode(self._cast(picture, vae))

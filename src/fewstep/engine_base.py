@@ -1,4 +1,4 @@
-"""`Calls`: what an engine offers, all of it in terms of `run` and `_stepping`. No torch."""
+"""`EngineBase`: what an engine offers, all of it in terms of `run` and `_stream`. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack
 
 from fewstep.cancel import CancelToken, run_in_thread
 from fewstep.request import Job, PictureOptions, Plan, Prompts
-from fewstep.request.choose import resolve_call
+from fewstep.request.choose import EngineChoice, resolve_call
 from fewstep.result import Result
 
 if TYPE_CHECKING:
@@ -23,9 +23,18 @@ S = TypeVar("S")
 class EngineBase(ABC, Generic[S]):
     """A model in a mode, ready to draw. Use as a context manager, or call `close`. S: what a step is."""
 
-    model: Model
-    recipe: Recipe
+    choice: EngineChoice
     commercial: bool = False  # as `fewstep.load` was told: is what calls bring with them looked at too?
+
+    @property
+    def model(self) -> Model:
+        """Whose pictures."""
+        return self.choice.model
+
+    @property
+    def recipe(self) -> Recipe:
+        """The mode."""
+        return self.choice.recipe
 
     def plan(self, prompt: Prompts, steps: int | None = None, **options: Unpack[PictureOptions]) -> Plan:
         """What `generate` would run; the options are those of `fewstep.generate`."""
@@ -68,22 +77,22 @@ class EngineBase(ABC, Generic[S]):
 
         What `generate` would say in `result.warnings` goes to the logger "fewstep".
         """
-        return self._stepping(self._job(prompt, steps, options), cancel)
+        return self._stream(self._job(prompt, steps, options), cancel)
 
     @abstractmethod
     def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
-        """Make the pictures of a job that `fewstep.request.resolve` checked for this model and mode."""
+        """Make the pictures of a job that `fewstep.request.choose` checked for this model and mode."""
 
     @abstractmethod
     def close(self) -> None:
         """Refuse all later calls, and let go of the weights; calls still running keep them to their end."""
 
     @abstractmethod
-    def _stepping(self, job: Job, cancel: CancelToken | None) -> Iterator[S]:
+    def _stream(self, job: Job, cancel: CancelToken | None) -> Iterator[S]:
         """The steps of a job."""
 
     def _job(self, prompt: Prompts, steps: int | None, options: PictureOptions) -> Job:
-        return resolve_call(self.model, self.recipe, prompt, steps, options, self.commercial)
+        return resolve_call(self.choice, prompt, steps, options, self.commercial)
 
     def __enter__(self) -> Self:
         return self

@@ -18,17 +18,18 @@ from torch import Tensor
 
 from fewstep.addons.controlnet import Control, with_controlnets
 from fewstep.addons.ip_adapter import Reference, with_ip_adapters
-from fewstep.architectures.text import TextEncoder
+from fewstep.architectures.text import PromptLike, TextEncoder
 from fewstep.cancel import CancelToken
 from fewstep.codec import Codec, is_finite
-from fewstep.denoiser import Cfg, Denoiser, Unet, guidance_embedding
+from fewstep.denoiser import Cfg, Denoiser, Network, guidance_embedding
 from fewstep.devices import Placement
 from fewstep.errors import BackendError, DeviceMemoryError, Failure
 from fewstep.images import image_to_tensor, mask_to_tensor
+from fewstep.noise import NoiseProcess
 from fewstep.recipe import Recipe
 from fewstep.request import Job
-from fewstep.runtimes.batching import halve_when_full, take_turns
 from fewstep.runtimes.memory import Notify, raise_as_memory_error
+from fewstep.runtimes.sharing import SharedNetwork
 from fewstep.samplers import Denoise
 
 
@@ -53,9 +54,9 @@ class Networks:
     """The parts of a model as the loop calls them."""
 
     text: TextEncoder
-    unet: Unet
+    network: Network
     codec: Codec
-    prediction: str  # epsilon, v_prediction or sample
+    process: NoiseProcess
     guidance_width: int  # of LCM's guidance embedding; 0 is none
     placement: Placement
     lock: AbstractContextManager[Any]  # held while one of them runs
@@ -68,44 +69,49 @@ class Call:
     job: Job
     recipe: Recipe
     token: CancelToken
-    dress: Callable[[], None]  # puts this call's adapters on the networks, under their lock
-    undress: Callable[[], None]  # leaves the networks as they are to be found after it
-    say: Notify  # takes what had to be done to get through, for the result's warnings
+    apply_loras: Callable[[], object]  # puts this call's LoRAs on the networks, under their lock
+    restore: Callable[[], object]  # leaves the networks as they are to be found after it
+    notify: Notify  # takes what had to be done to get through, for the result's warnings
     controls: tuple[Control, ...] = ()
     references: tuple[Reference, ...] = ()
+
+    def take_turn(self) -> None:
+        """Be the call that the networks serve now; raises where it is cancelled."""
+        self.token.check()
+        self.apply_loras()
 
 
 @torch.no_grad()
 def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
     """Draw, encode, start, step."""
     call.token.check()
-    asked, schedule, codec = call.job.request, call.job.plan.schedule, networks.codec
-    sampler, device, image = call.recipe.sampler(asked.sampler), networks.placement.device, call.job.image
-    with raise_as_memory_error("while prompts were encoded"), networks.lock, networks.text.lock:
-        call.dress()
+    request, schedule, image = call.job.request, call.job.plan.schedule, call.job.image
+    sampler, device = call.recipe.sampler(request.sampler), networks.placement.device
+    try:
         denoise: Denoise = _denoiser(networks, call)
-    shape = (1, 4, asked.height // 8, asked.width // 8)
-    posterior, first, *noise = draw_noise(
-        asked.seeds, shape, 2 + schedule.steps * sampler.draws, image is None
-    )
-    x = first.to(device) * (call.job.plan.start if image is None else schedule.sigmas[0])
-    if image is not None:
-        picture = image_to_tensor(image)
-        known = torch.cat([_encode_image(codec, picture, sample, call) for sample in posterior.split(1)])
-        x = x + known
-        if call.job.mask is not None:
-            denoise = masked_denoiser(denoise, known, mask_to_tensor(call.job.mask).to(device))
-    stepping = sampler.steps(denoise, x, schedule, [n.to(device) for n in noise], asked.eta)
-    done = 0
-    for done, (timestep, (latents, x0)) in enumerate(zip(schedule.timesteps, stepping, strict=False), 1):
-        yield Step(
-            index=done - 1, steps=schedule.steps, timestep=timestep, latents=latents, x0=x0, codec=codec
-        )
-    if done < schedule.steps:
-        raise BackendError(
-            f"sampler={asked.sampler!r} of mode={asked.mode!r} made {done} steps, not {schedule.steps}: "
-            "choose another, and run fewstep.testing.check_backend on its recipe"
-        )
+        shape = (1, 4, request.height // 8, request.width // 8)
+        draws = 2 + schedule.steps * sampler.draws
+        posterior, first, *noise = draw_noise(request.seeds, shape, draws, image is None)
+        x = first.to(device) * (call.job.plan.start if image is None else schedule.sigmas[0])
+        if image is not None:
+            known = _encode_image(networks.codec, image, posterior, call)
+            x = x + known
+            if call.job.mask is not None:
+                denoise = masked_denoiser(denoise, known, mask_to_tensor(call.job.mask).to(device))
+        stepping = sampler.steps(denoise, x, schedule, [n.to(device) for n in noise], request.eta)
+        done = 0
+        for done, (timestep, (latents, x0)) in enumerate(zip(schedule.timesteps, stepping, strict=False), 1):
+            yield Step(
+                index=done - 1, steps=schedule.steps, timestep=timestep, latents=latents, x0=x0,
+                codec=networks.codec,
+            )  # fmt: skip
+        if done < schedule.steps:
+            raise BackendError(
+                f"sampler={request.sampler!r} of mode={request.mode!r} made {done} steps, not {schedule.steps}: "
+                "choose another, and run fewstep.testing.check_backend on its recipe"
+            )
+    finally:
+        call.restore()
 
 
 @torch.no_grad()
@@ -120,7 +126,7 @@ def decode_pictures(networks: Networks, call: Call, latents: Tensor) -> list[Ima
             made.append(Failure(picture=index, seed=seed, stage="UNet", reason=reason))
             continue
         try:
-            pixels = networks.codec.decode(one, call.say)
+            pixels = networks.codec.decode(one, call.notify)
         except (FloatingPointError, DeviceMemoryError) as error:
             memory = isinstance(error, DeviceMemoryError)
             made.append(Failure(picture=index, seed=seed, stage="VAE", reason=str(error), memory=memory))
@@ -129,31 +135,45 @@ def decode_pictures(networks: Networks, call: Call, latents: Tensor) -> list[Ima
     return made
 
 
-def _encode_image(codec: Codec, picture: Tensor, sample: Tensor, call: Call) -> Tensor:
-    call.token.check()
-    return codec.encode(picture, sample, call.say)
+def _encode_image(codec: Codec, image: Image.Image, posterior: Tensor, call: Call) -> Tensor:
+    """Return the given picture as latents (B, 4, h, w), a sample of the VAE's posterior for each row."""
+    picture, latents = image_to_tensor(image), []
+    for sample in posterior.split(1):
+        call.token.check()
+        latents.append(codec.encode(picture, sample, call.notify))
+    return torch.cat(latents)
 
 
 def _denoiser(networks: Networks, call: Call) -> Denoiser:
-    """The UNet of this call, told its prompts and guidance."""
-    asked, place = call.job.request, networks.placement
-    told, size, pictures = call.job.prompts, (asked.height, asked.width), len(asked.prompts)
-    looks = [reference.tokens() for reference in call.references]  # without its pictures, and with them
-    cfg, embedding = None, None
-    if call.recipe.guidance.kind == "cfg" and asked.guidance > 1:
-        against = [call.job.negative] * pictures
-        negative, conditioning = networks.text.encode_pairs(against, told, size, asked.long_prompt)
-        negative = negative.beside([without for without, _ in looks])
-        cfg = Cfg(negative=negative, scale=asked.guidance, rescale=asked.guidance_rescale)
-    else:
-        conditioning = networks.text.encode(told, size, asked.long_prompt)
+    """Return the network of this call, told its prompts and guidance; add-ons only where the call has any."""
+    request, placement = call.job.request, networks.placement
+    pictures, guidance, cfg, embedding = len(request.prompts), request.guidance, None, None
+    told: tuple[Sequence[PromptLike], tuple[int, int], str] = (
+        call.job.prompts, (request.height, request.width), request.long_prompt
+    )  # fmt: skip
+    with raise_as_memory_error("while prompts were encoded"), networks.lock, networks.text.lock:
+        call.apply_loras()
+        looks = [reference.tokens() for reference in call.references]  # without its pictures, and with them
+        if call.recipe.guidance.kind == "cfg" and guidance > 1:
+            negative, conditioning = networks.text.encode_pairs([call.job.negative] * pictures, *told)
+            negative = negative.with_references([blank for blank, _ in looks])
+            cfg = Cfg(negative=negative, scale=guidance, rescale=request.guidance_rescale)
+        else:
+            conditioning = networks.text.encode(*told)
+        if looks:
+            conditioning = conditioning.with_references([seen for _, seen in looks])
     if networks.guidance_width:
-        w = torch.full((pictures,), asked.guidance - 1, device=place.device)
-        embedding = guidance_embedding(w, networks.guidance_width).to(place.dtype)
-    conditioning = conditioning.beside([seen for _, seen in looks])
-    unet = with_controlnets(with_ip_adapters(networks.unet, call.references), call.controls)
-    unet = halve_when_full(take_turns(unet, networks.lock, call.token, call.dress), place.batch, call.say)
-    return Denoiser(unet, conditioning, prediction=networks.prediction, cfg=cfg, embedding=embedding)
+        w = torch.full((pictures,), guidance - 1, device=placement.device)
+        embedding = guidance_embedding(w, networks.guidance_width).to(placement.dtype)
+    network = networks.network
+    if call.references:
+        network = with_ip_adapters(network, call.references)
+    if call.controls:
+        network = with_controlnets(network, call.controls)
+    shared = SharedNetwork(
+        network, limit=placement.batch, lock=networks.lock, before=call.take_turn, notify=call.notify
+    )
+    return Denoiser(shared, conditioning, process=networks.process, cfg=cfg, embedding=embedding)
 
 
 def _mask_paster(job: Job) -> Callable[[Tensor], Tensor]:

@@ -32,6 +32,8 @@ class Result(Sequence[Image.Image]):
     accelerator: str = ""  # given in the place of the mode's own weights
     vae: str = ""  # given in the place of the model's own
     embeddings: tuple[str, ...] = ()  # files of learned words
+    prediction: str = ""  # given, where the model's files do not say
+    runtime: str = "eager"  # how the networks were run
     revision: str = ""  # the commit on the hub that the model came from; "" for what is not from there
     places: tuple[int, ...] = ()  # of these pictures in their call, where others of it failed
 
@@ -90,9 +92,11 @@ class Result(Sequence[Image.Image]):
             "vae": self.vae,
             "embeddings": list(self.embeddings),
             "licence": self.licence,
+            "prediction": self.prediction,
             "revision": self.revision,
             "device": self.device,
             "precision": self.precision,
+            "runtime": self.runtime,
         }
 
     def grid(self, columns: int | None = None) -> Image.Image:

@@ -8,9 +8,10 @@ It yields the latents after each step and the picture predicted in it; the last 
 answer. It knows nothing of UNets, prompts or devices, and never reads a device value:
 levels are Python numbers, and `noise[i]` (same shape as x) was drawn before the loop.
 
-All work in sigma space, x = x0 + sigma * noise, and need arithmetic only, not torch. Sources
-are given as paper and equation; each agrees with its diffusers scheduler under the same
-noise (tests/test_samplers.py).
+All need arithmetic only, not torch. Levels are numbers, sigma in x = x0 + sigma * noise; where a
+level has another signal than 1 (`fewstep.noise.Level`, flow matching), x = signal * x0 + sigma * noise.
+Sources are given as paper and equation; each agrees with its diffusers scheduler under the same
+noise (tests/test_samplers.py, tests/test_noise.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
-from fewstep.schedulers import Schedule, sigma_of
+from fewstep.errors import RequestError
+from fewstep.noise import signal_of
+from fewstep.schedulers import Schedule
 
 if TYPE_CHECKING:  # arithmetic only: tensors pass through, torch itself is not needed
     from torch import Tensor
@@ -57,7 +60,7 @@ def euler_ancestral(
     """
     for i, (sigma, target) in enumerate(pairwise(schedule.sigmas)):
         x0 = denoise(x, sigma)
-        x = _move(x, x0, sigma, *_split(sigma, target, eta), noise[i : i + 1])
+        x = _move(x, x0, sigma, target, *_split(sigma, target, eta), noise[i : i + 1])
         yield x, x0
 
 
@@ -68,7 +71,7 @@ def lcm(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Tensor]
     """
     for i, (sigma, target) in enumerate(pairwise(schedule.sigmas)):
         x0 = denoise(x, sigma)
-        x = _move(x, x0, sigma, 0.0, target, noise[i : i + 1])
+        x = _move(x, x0, sigma, target, 0.0, target, noise[i : i + 1])
         yield x, x0
 
 
@@ -78,27 +81,31 @@ def tcd(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Tensor]
     Each step lands at timestep (1 - eta) * t and is noised up to t. As in the authors'
     scheduler the last step lands at t = 0, sigma 0.029, in variance-preserving scale.
     """
+    _require_sigma_space(schedule, "tcd")
     for i, sigma in enumerate(schedule.sigmas[:-1]):
         x0 = denoise(x, sigma)
         timestep = (*schedule.timesteps, 0)[i + 1]
-        target, down = sigma_of(timestep), sigma_of(math.floor((1 - eta) * timestep))
+        target, down = (
+            schedule.process.level(timestep),
+            schedule.process.level(math.floor((1 - eta) * timestep)),
+        )
         up = math.sqrt(max(0.0, target**2 - down**2))
-        x = _move(x, x0, sigma, down, up, noise[i : i + 1])
+        x = _move(x, x0, sigma, target, down, up, noise[i : i + 1])
         x = x / math.hypot(1, target) if i + 1 == schedule.steps else x
         yield x, x0
 
 
 def dpmpp_2m(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Tensor], eta: float) -> Steps:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, alg. 2); first and last step are first order."""
-    slope: Tensor | float = 0.0  # change of x0 per unit of log sigma, from the step before
+    slope: Tensor | float = 0.0  # change of x0 per unit of log(noise / signal), from the step before
     before: tuple[Tensor, float] | None = None
     for sigma, target in pairwise(schedule.sigmas):
         x0 = denoise(x, sigma)
         if before is not None:
-            slope = (x0 - before[0]) / math.log(before[1] / sigma)
-        ahead = x0 + 0.5 * math.log(sigma / target) * slope if target else x0
-        x = _move(x, ahead, sigma, target, 0.0, ())
-        before = x0, sigma
+            slope = (x0 - before[0]) / math.log(_ratio(before[1], sigma))
+        ahead = x0 + 0.5 * math.log(_ratio(sigma, target)) * slope if target and before is not None else x0
+        x = _move(x, ahead, sigma, target, target, 0.0, ())
+        before = (x0, sigma) if signal_of(sigma) else None
         yield x, x0
 
 
@@ -108,27 +115,46 @@ def dpmpp_sde(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[T
     Each step but the last calls the denoiser twice and takes two draws of noise: for the
     middle (in log sigma) and for the end.
     """
+    _require_sigma_space(schedule, "dpmpp_sde")
     for i, (sigma, target) in enumerate(pairwise(schedule.sigmas)):
         x0 = denoise(x, sigma)
         if target:
             middle = math.sqrt(sigma * target)
             draw = noise[2 * i : 2 * i + 1]
-            x0 = denoise(_move(x, x0, sigma, *_split(sigma, middle, eta), draw), middle)
+            x0 = denoise(_move(x, x0, sigma, middle, *_split(sigma, middle, eta), draw), middle)
         draw = noise[2 * i + 1 : 2 * i + 2]
-        x = _move(x, x0, sigma, *_split(sigma, target, eta), draw)
+        x = _move(x, x0, sigma, target, *_split(sigma, target, eta), draw)
         yield x, x0
 
 
 def _split(sigma: float, target: float, eta: float) -> tuple[float, float]:
-    """(down, up), down^2 + up^2 = target^2: how far to step, how much fresh noise to add."""
-    up = min(target, eta * target * math.sqrt(max(0.0, 1 - (target / sigma) ** 2)))
+    """Return (down, up), down^2 + up^2 = target^2: how far to step, how much fresh noise to add."""
+    up = min(target, eta * target * math.sqrt(max(0.0, 1 - _ratio(target, sigma) ** 2)))
     return math.sqrt(target**2 - up**2), up
 
 
-def _move(x: Tensor, x0: Tensor, sigma: float, down: float, up: float, noise: Sequence[Tensor]) -> Tensor:
-    """Along the line to x0 from `sigma` to `down`, then fresh noise of deviation `up`."""
-    moved = x0 + down / sigma * (x - x0) if down else x0
+def _ratio(level: float, other: float) -> float:
+    """Return how many times the noise beside the picture is that of another level."""
+    return (level * signal_of(other)) / (other * signal_of(level))
+
+
+def _move(  # noqa: PLR0913  seven numbers and tensors make one formula
+    x: Tensor, x0: Tensor, sigma: float, target: float, down: float, up: float, noise: Sequence[Tensor]
+) -> Tensor:
+    """Along the line to x0 from `sigma` to deviation `down` at `target`'s signal, then fresh noise of deviation `up`."""
+    signal, ahead = signal_of(sigma), signal_of(target)
+    picture = x0 if ahead == 1 else ahead * x0
+    moved = picture + down / sigma * (x - (x0 if signal == 1 else signal * x0)) if down else picture
     return moved + up * noise[0] if up else moved
+
+
+def _require_sigma_space(schedule: Schedule, sampler: str) -> None:
+    """Check that every level's signal is 1; `RequestError` where the model is one of flow matching."""
+    if not schedule.in_sigma_space:
+        raise RequestError(
+            f"sampler={sampler!r} is defined for variance-preserving and EDM models, and this one is of flow "
+            "matching: choose sampler='euler'"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

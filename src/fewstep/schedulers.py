@@ -5,44 +5,36 @@ level of the first step and never changes how many steps there are; at 1 the fir
 level is (almost) pure noise. HOW to move between the levels is a sampler's business
 (`fewstep.samplers`).
 
-Levels are given twice: as a timestep t of the 1000 that SDXL was trained on, and as the
+Levels are given twice: as a timestep t of the 1000 that a model was trained on, and as the
 standard deviation sigma of the noise beside a picture of scale one,
-`x = x0 + sigma * noise`. With SDXL's betas, sigma(999) = 14.615 and sigma(0) = 0.029.
+`x = x0 + sigma * noise`. With SDXL's betas, sigma(999) = 14.615 and sigma(0) = 0.029. Which sigma
+a timestep has is the noise process's to say (`fewstep.noise`); fewstep's own schedulers take one
+as `process`.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from operator import mul
+from itertools import pairwise
 from types import MappingProxyType
+from typing import Any
 
 from fewstep.errors import RequestError
-
-TRAIN_STEPS = 1000
-BETA_START, BETA_END = 0.00085, 0.012  # "scaled_linear": linear in sqrt(beta); SDXL's scheduler config
-
-
-def _train_sigmas() -> tuple[float, ...]:
-    """sigma(t) = sqrt((1 - abar) / abar) with abar = cumprod(1 - beta); rises with t."""
-    low, high = math.sqrt(BETA_START), math.sqrt(BETA_END)
-    betas = ((low + (high - low) * t / (TRAIN_STEPS - 1)) ** 2 for t in range(TRAIN_STEPS))
-    return tuple(math.sqrt((1 - abar) / abar) for abar in accumulate((1 - b for b in betas), mul))
-
-
-TRAIN_SIGMAS = _train_sigmas()
-_LOG_SIGMAS = tuple(map(math.log, TRAIN_SIGMAS))
+from fewstep.noise import SDXL_NOISE, TRAIN_STEPS, NoiseProcess, signal_of
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise levels, falling: n `timesteps` in [0, 999], n + 1 `sigmas`, the last one 0."""
+    """Noise levels, falling: n `timesteps` in [0, 999], n + 1 `sigmas`, the last one 0.
+
+    A sigma is a `Level` where the picture's scale beside it is not 1.
+    """
 
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
+    process: NoiseProcess = SDXL_NOISE  # whose levels these are
 
     def __post_init__(self) -> None:
         assert len(self.sigmas) == len(self.timesteps) + 1
@@ -53,71 +45,60 @@ class Schedule:
     def steps(self) -> int:
         return len(self.timesteps)
 
+    @property
+    def in_sigma_space(self) -> bool:
+        """Whether the picture has scale 1 at every level."""
+        return all(signal_of(sigma) == 1 for sigma in self.sigmas)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, ready for JSON."""
+        return {"timesteps": list(self.timesteps), "sigmas": list(map(float, self.sigmas))}
+
 
 Scheduler = Callable[[int, float], Schedule]
 
 
-def sigma_of(timestep: float) -> float:
-    """The noise level of a timestep in [0, 999]; log-linear between whole ones."""
-    low = int(timestep)
-    part = timestep - low
-    if part == 0:
-        return TRAIN_SIGMAS[low]
-    return math.exp((1 - part) * _LOG_SIGMAS[low] + part * _LOG_SIGMAS[low + 1])
-
-
-def timestep_of(sigma: float) -> float:
-    """The inverse of `sigma_of`; exact on whole timesteps, clamped to [0, 999]."""
-    at = bisect_left(TRAIN_SIGMAS, sigma)
-    if at == TRAIN_STEPS:
-        return TRAIN_STEPS - 1
-    if at == 0 or TRAIN_SIGMAS[at] == sigma:
-        return at
-    low, high = _LOG_SIGMAS[at - 1], _LOG_SIGMAS[at]
-    return at - 1 + (math.log(sigma) - low) / (high - low)
-
-
-def trailing(steps: int, strength: float = 1.0) -> Schedule:
+def trailing(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Evenly spaced, counted back from the noisiest (Lin et al. 2023, arXiv:2305.08891, table 2)."""
     top = _top(strength)
     _require(steps <= top, "trailing", steps, strength, top)
-    return explicit([round(top * (1 - i / steps)) - 1 for i in range(steps)])
+    return explicit([round(top * (1 - i / steps)) - 1 for i in range(steps)], process)
 
 
-def leading(steps: int, strength: float = 1.0) -> Schedule:
+def leading(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Evenly spaced, counted up from t = 1: SDXL base's own default (steps_offset 1).
 
     Its first level is far from pure noise when steps are few; one step is t = 1.
     """
     top = _top(strength)
     _require(steps < top, "leading", steps, strength, top - 1)
-    return explicit([i * (top // steps) + 1 for i in reversed(range(steps))])
+    return explicit([i * (top // steps) + 1 for i in reversed(range(steps))], process)
 
 
-def lcm(steps: int, strength: float = 1.0) -> Schedule:
+def lcm(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Spread over the 50 levels 19, 39, ... 999 that LCM distils (arXiv:2310.04378, sec. 4.3)."""
     origin = int(50 * strength)
     _require(steps <= origin, "lcm", steps, strength, origin)
-    return explicit([20 * (origin - i * origin // steps) - 1 for i in range(steps)])
+    return explicit([20 * (origin - i * origin // steps) - 1 for i in range(steps)], process)
 
 
-def turbo(steps: int, strength: float = 1.0) -> Schedule:
+def turbo(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """The grid of SDXL Turbo's official demo: 999, 899, 799, ... one level per step."""
     top = _top(strength)
     _require(steps <= -(-top // 100), "turbo", steps, strength, -(-top // 100))
-    return explicit([top - 1 - 100 * i for i in range(steps)])
+    return explicit([top - 1 - 100 * i for i in range(steps)], process)
 
 
-def karras(steps: int, strength: float = 1.0) -> Schedule:
+def karras(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Evenly spaced in sigma^(1/7) over the trained range (arXiv:2206.00364, eq. 5)."""
-    high, low = (s ** (1 / 7) for s in _range("karras", steps, strength))
-    return _from_sigmas([(high + (low - high) * f) ** 7 for f in _ramp(steps)])
+    high, low = (s ** (1 / 7) for s in _range("karras", steps, strength, process))
+    return _from_sigmas([(high + (low - high) * f) ** 7 for f in _ramp(steps)], process)
 
 
-def exponential(steps: int, strength: float = 1.0) -> Schedule:
+def exponential(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Evenly spaced in log sigma over the trained range."""
-    high, low = map(math.log, _range("exponential", steps, strength))
-    return _from_sigmas([math.exp(high + (low - high) * f) for f in _ramp(steps)])
+    high, low = map(math.log, _range("exponential", steps, strength, process))
+    return _from_sigmas([math.exp(high + (low - high) * f) for f in _ramp(steps)], process)
 
 
 # "Align your steps" (Sabour et al. 2024, arXiv:2404.14507): SDXL's 10-step table, as sigmas
@@ -125,17 +106,17 @@ def exponential(steps: int, strength: float = 1.0) -> Schedule:
 AYS_SIGMAS = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
 
 
-def ays(steps: int, strength: float = 1.0) -> Schedule:
+def ays(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """The AYS table; other lengths are interpolated in log sigma, as its authors advise."""
     table = [math.log(s) for s in AYS_SIGMAS]
-    start = math.log(min(sigma_of(_top(strength) - 1), AYS_SIGMAS[0]))
+    start = math.log(min(process.level(_top(strength) - 1), AYS_SIGMAS[0]))
     after = next(i for i, s in enumerate(table) if s < start)
     first = after - 1 + (table[after - 1] - start) / (table[after - 1] - table[after])
     places = [first + (len(table) - 1 - first) * i / steps for i in range(steps)]
-    return _from_sigmas([_lerp(table, p) for p in places])
+    return _from_sigmas([_lerp(table, p) for p in places], process)
 
 
-def explicit(timesteps: Sequence[float]) -> Schedule:
+def explicit(timesteps: Sequence[float], process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Exactly these timesteps, in [0, 999] and strictly falling."""
     given = tuple(timesteps)
     in_range = all(0 <= t <= TRAIN_STEPS - 1 for t in given)
@@ -144,18 +125,18 @@ def explicit(timesteps: Sequence[float]) -> Schedule:
             f"timesteps={list(given)} cannot be run: give whole numbers from 999 down to 0, "
             "each below the one before, for example timesteps=[999, 749, 499, 249]"
         )
-    return Schedule(given, (*map(sigma_of, given), 0.0))
+    return Schedule(given, (*map(process.level, given), 0.0), process)
 
 
 def scaled(timesteps: Sequence[int]) -> Scheduler:
     """A scheduler that knows one list of timesteps and scales it to the strength."""
 
-    def fixed(steps: int, strength: float = 1.0) -> Schedule:
+    def fixed(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
         if steps != len(timesteps):
             raise RequestError(
                 f"steps={steps}, but these weights run exactly {len(timesteps)}: {list(timesteps)}"
             )
-        return explicit([round((t + 1) * strength) - 1 for t in timesteps])
+        return explicit([round((t + 1) * strength) - 1 for t in timesteps], process)
 
     return fixed
 
@@ -170,11 +151,11 @@ def _top(strength: float) -> int:
     return max(1, round(TRAIN_STEPS * strength))
 
 
-def _range(name: str, steps: int, strength: float) -> tuple[float, float]:
+def _range(name: str, steps: int, strength: float, process: NoiseProcess) -> tuple[float, float]:
     """The highest and the lowest sigma; more than one step needs them apart."""
     top = _top(strength)
     _require(steps == 1 or top > 1, name, steps, strength, top)
-    return sigma_of(top - 1), TRAIN_SIGMAS[0]
+    return process.level(top - 1), process.level(0)
 
 
 def _ramp(steps: int) -> list[float]:
@@ -182,8 +163,14 @@ def _ramp(steps: int) -> list[float]:
     return [i / max(1, steps - 1) for i in range(steps)]
 
 
-def _from_sigmas(sigmas: Sequence[float]) -> Schedule:
-    return Schedule(tuple(map(timestep_of, sigmas)), (*sigmas, 0.0))
+def _from_sigmas(sigmas: Sequence[float], process: NoiseProcess) -> Schedule:
+    """Return the schedule of these levels, whose picture has scale 1."""
+    if signal_of(process.level(0)) != 1:
+        raise RequestError(
+            "the karras, exponential and ays schedulers space sigmas, which a flow-matching model does not have: "
+            "choose scheduler='trailing'"
+        )
+    return Schedule(tuple(map(process.timestep, sigmas)), (*sigmas, 0.0), process)
 
 
 def _lerp(table: Sequence[float], place: float) -> float:

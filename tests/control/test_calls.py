@@ -19,9 +19,9 @@ import fewstep
 from fewstep import Engine
 from fewstep.addons import cache, ip_adapter
 from fewstep.catalog import addons
-from fewstep.denoiser import Unet
+from fewstep.denoiser import Network
 from fewstep.runtimes import offload
-from fewstep.runtimes.batching import in_batches
+from fewstep.runtimes.sharing import SharedNetwork
 from fewstep.testing import FakeEngine
 from tests.control.conftest import PLUS, SUMMARY
 
@@ -113,15 +113,16 @@ def test_lacking_memory_halves_the_rows(
     order = {**orders["both"], "prompt": ["a red fox", "an owl"], "seed": [1, 2], "guidance": 4}
     expected = [one.tobytes() for one in loaded.generate(**order)]
 
-    def scarce(unet: Unet, limit: int) -> Unet:
-        def call(x: Tensor, *rest: Any) -> Tensor:
-            if len(x) > 1:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return unet(x, *rest)
+    class Scarce(SharedNetwork):
+        def __init__(self, network: Network, **how: Any):
+            def call(x: Tensor, *rest: Any) -> Tensor:
+                if len(x) > 1:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return network(x, *rest)
 
-        return in_batches(cast(Unet, call), limit)
+            super().__init__(cast(Network, call), **how)
 
-    monkeypatch.setattr("fewstep.runtimes.batching.in_batches", scarce)
+    monkeypatch.setattr("fewstep.loop.SharedNetwork", Scarce)
     made = loaded.generate(**order)
     assert [one.tobytes() for one in made] == expected
 
@@ -149,7 +150,7 @@ def test_the_last_few_stay_loaded() -> None:
 def test_close_lets_go(sdxl_folder: Path, orders: Orders) -> None:
     loaded = fewstep.load(sdxl_folder, "turbo", device="cpu")
     loaded.generate(**orders["both"])
-    beside = loaded._beside
+    beside = loaded._loaded.addons
     net, adapter = weakref.ref(beside), weakref.ref(loaded.parts.unet)
     del beside
     loaded.close()

@@ -60,7 +60,7 @@ def test_one_file_is_its_folder(engine: Load, net: Path, edges: Image.Image) -> 
 def test_weights_in_fp16_are_found_and_cast(engine: Load, net: Path, edges: Image.Image) -> None:
     changed(net / WEIGHTS, lambda all_: {name: tensor.half() for name, tensor in all_.items()})
     assert drawn(engine("turbo"), "control", net, edges) == drawn(engine("turbo"), "control", net, edges)
-    made = engine("turbo")._beside._nets([str(net)])[str(net)]
+    made = engine("turbo")._loaded.addons._nets([str(net)])[str(net)]
     assert {weight.dtype for weight in made.parameters()} == {torch.float32}
 
 
@@ -70,7 +70,7 @@ def test_an_adapters_encoder_is_the_one_it_reads(
     """Beside the file is ViT-bigG; the Plus model reads ViT-H, which lies in models."""
     loaded = engine("turbo")
     files = [str(adapter / "sdxl_models" / name) for name in (SUMMARY, PLUS)]
-    made = loaded._beside._adapters(files)
+    made = loaded._loaded.addons._adapters(files)
     assert [made[file].encoder.config.hidden_size for file in files] == [48, 32]
     flat = adapter / "flat"  # both in one folder, as others publish it
     shutil.copytree(adapter / "models" / "image_encoder", flat / "image_encoder")
@@ -307,12 +307,15 @@ def test_weights_that_change_on_disk_are_read_again(
 
 def test_loading_draws_no_random_number(engine: Load, adapter: Path, net: Path) -> None:
     before = torch.get_rng_state()
-    engine("turbo")._beside._nets([str(net)])
-    engine("turbo")._beside._adapters([str(adapter / "sdxl_models" / PLUS)])
+    engine("turbo")._loaded.addons._nets([str(net)])
+    engine("turbo")._loaded.addons._adapters([str(adapter / "sdxl_models" / PLUS)])
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_net_is_diffusers_own(engine: Load, net: Path) -> None:
-    made, theirs = engine("turbo")._beside._nets([str(net)])[str(net)], ControlNetModel.from_pretrained(net)
+    made, theirs = (
+        engine("turbo")._loaded.addons._nets([str(net)])[str(net)],
+        ControlNetModel.from_pretrained(net),
+    )
     assert made.config.items() >= {k: v for k, v in theirs.config.items() if k[0] != "_"}.items()
     assert all(map(torch.equal, made.parameters(), theirs.parameters()))

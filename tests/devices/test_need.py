@@ -188,7 +188,7 @@ def test_it_is_what_is_loaded(dtype: torch.dtype, black: bool, sdxl_folder: Path
     placement = replace(
         place(machine(gpu("T4", 14.5, (7, 5))), TINY), device=torch.device("cpu"), vae_dtype=dtype
     )
-    parts = load_parts(about, recipe, EngineKey(model=str(sdxl_folder), mode="base"), placement)
+    parts = load_parts(about, recipe, EngineKey.of("base", model=str(sdxl_folder)), placement)
     assert parts.vae.dtype == dtype
     assert parts.unet.dtype == parts.text.encoders[0].dtype == torch.float16
     assert bool((parts.vae.decoder.conv_out.weight == 0).all()) == black

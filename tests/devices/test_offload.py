@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from fewstep import Engine, modes
 from fewstep.devices import Placement, place
 from fewstep.loading.parts import Parts, load_parts
+from fewstep.request.choose import choose_engine
 from fewstep.request.schema import EngineKey
 from fewstep.runtimes import offload
 
 from .machines import TINY, machine
 
-KEY = EngineKey(model="", mode="")  # with nothing of its own
+KEY = EngineKey.of("")  # with nothing of its own
 CPU, META = torch.device("cpu"), torch.device("meta")
 WAYS = ["model", "sequential"]
 
@@ -31,13 +32,8 @@ def placed(how: str, device: torch.device = CPU) -> Placement:
 
 
 def loaded(folder: Path, mode: str, accelerator: Path | str, placement: Placement) -> Engine:
-    about, recipe = modes.choose_mode(str(folder), mode)
-    return Engine(
-        about,
-        recipe,
-        placement,
-        load_parts(about, recipe, replace(KEY, accelerator=str(accelerator)), placement),
-    )
+    choice = choose_engine(mode, None, {"model": folder, "accelerator": accelerator})
+    return Engine(choice, placement, load_parts(choice.model, choice.recipe, choice.key, placement))
 
 
 @pytest.fixture(params=WAYS)

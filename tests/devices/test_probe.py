@@ -127,13 +127,17 @@ def test_memory_limit(files: dict[str, str], left: float, tmp_path: Path) -> Non
 def test_a_container_of_v1_without_limits(tmp_path: Path) -> None:
     files = {"memory/memory.limit_in_bytes": V1_NONE, "memory/memory.usage_in_bytes": "9000\n"}
     available = {"/proc/meminfo": "MemTotal: 9999 kB\nMemAvailable:    2048 kB\n"}
-    assert probing.ram(tree(tmp_path, {**V1, **files, **available})) == 2 * 2**20
+    assert probing.free_ram(tree(tmp_path, {**V1, **files, **available})) == 2 * 2**20
 
 
 def test_the_tighter_of_machine_and_container(tmp_path: Path) -> None:
     files = {**V2, "memory.max": str(8 * GIB), "memory.current": str(5 * GIB)}
-    assert probing.ram(tree(tmp_path, {**files, "/proc/meminfo": "MemAvailable: 4194304 kB\n"})) == 3 * GIB
-    assert probing.ram(tree(tmp_path, {**files, "/proc/meminfo": "MemAvailable: 2097152 kB\n"})) == 2 * GIB
+    assert (
+        probing.free_ram(tree(tmp_path, {**files, "/proc/meminfo": "MemAvailable: 4194304 kB\n"})) == 3 * GIB
+    )
+    assert (
+        probing.free_ram(tree(tmp_path, {**files, "/proc/meminfo": "MemAvailable: 2097152 kB\n"})) == 2 * GIB
+    )
 
 
 def test_cores_are_rounded_up_and_at_least_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +148,7 @@ def test_cores_are_rounded_up_and_at_least_one(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_system_that_tells_nothing(tmp_path: Path) -> None:
-    assert probing.ram(tmp_path) == 0
+    assert probing.free_ram(tmp_path) == 0
     assert probing.cpu_name(tmp_path)
 
 

@@ -120,7 +120,7 @@ def test_the_unet_is_called_with_all_of_them(engine: Engine) -> None:
 def test_the_mode_own_adapter_is_not_put_on_twice(base: Engine, lora: Path) -> None:
     """The twin shares the weights, in which it is already."""
     parts = replace(base.parts, unet=copy.deepcopy(base.parts.unet), accelerator=(str(lora), 1.0))
-    engine = Engine(base.model, base.recipe, base.placement, parts)
+    engine = Engine(base.choice, base.placement, parts)
     worn = engine_digest(engine)
     twin = batched_engine(engine)
     assert twin.parts.unet is engine.parts.unet

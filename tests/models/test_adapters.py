@@ -11,13 +11,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from fewstep import Engine, modes
+from fewstep import Engine
 from fewstep.addons import lora_layers
 from fewstep.addons.lora import LoraDelta
 from fewstep.addons.lora_apply import merge_weight
 from fewstep.devices import Placement, place
 from fewstep.loading import parts
-from fewstep.request.schema import EngineKey
+from fewstep.request.choose import choose_engine
 
 from ..devices.machines import TINY, machine
 from . import headers as made
@@ -100,9 +100,8 @@ def placed(how: str) -> Placement:
 
 
 def engine(folder: Path, how: str) -> Engine:
-    about, recipe = modes.choose_mode(str(folder), "turbo")
-    key = EngineKey(model=str(folder), mode="turbo")
-    return Engine(about, recipe, placed(how), parts.load_parts(about, recipe, key, placed(how)))
+    choice = choose_engine("turbo", None, {"model": folder})
+    return Engine(choice, placed(how), parts.load_parts(choice.model, choice.recipe, choice.key, placed(how)))
 
 
 @pytest.mark.parametrize("how", ["model", "sequential"])

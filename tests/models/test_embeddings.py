@@ -74,7 +74,7 @@ def test_as_diffusers_teaches_them(
         tokens, _, pooled, _ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
         told = text.encode([prompt], SIZE)
         torch.testing.assert_close(told.tokens, tokens, rtol=0, atol=1e-5)
-        torch.testing.assert_close(told.pooled, pooled, rtol=0, atol=1e-5)
+        torch.testing.assert_close(told.added["text_embeds"], pooled, rtol=0, atol=1e-5)
 
 
 def both(count: int, seed: int = 0) -> tuple[Tensor, ...]:

@@ -273,11 +273,11 @@ def test_half_precision_casts_once(sdxl_folder: Path, styles: list[Path]) -> Non
 def test_close_lets_go(sdxl_folder: Path, styles: list[Path]) -> None:
     engine = fewstep.load(sdxl_folder, "turbo", device="cpu", precision="fp32")
     picture(engine, [(styles[0], 1.0)])
-    read = engine._adapters.read([(str(styles[0]), 1.0)])[0][0]
+    read = engine._loaded.loras.read([(str(styles[0]), 1.0)])[0][0]
     held = [
         weakref.ref(one)
         for one in (
-            engine.parts.unet, engine.parts.text, engine.parts.unet.conv_in.weight, engine._adapters, read,
+            engine.parts.unet, engine.parts.text, engine.parts.unet.conv_in.weight, engine._loaded.loras, read,
             lora_apply._loras_by_network[engine.parts.unet]._loaded["conv_in.weight"],
         )
     ]  # fmt: skip

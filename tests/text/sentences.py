@@ -53,7 +53,7 @@ PROMPTS = [
 
 def same(one: Conditioning, other: Conditioning) -> bool:
     """Bit for bit."""
-    parts = ((one.tokens, other.tokens), (one.pooled, other.pooled), (one.size_ids, other.size_ids))
+    parts = ((one.tokens, other.tokens), *((rows, other.added[name]) for name, rows in one.added.items()))
     return one.windows == other.windows and all(torch.equal(*pair) for pair in parts)
 
 

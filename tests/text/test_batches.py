@@ -12,9 +12,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from fewstep.architectures.text import TextEncoder
-from fewstep.denoiser import Cfg, Conditioning, Denoiser, Unet
-from fewstep.runtimes.batching import group_rows, in_batches
-from fewstep.runtimes.eager import eager_unet
+from fewstep.denoiser import Cfg, Conditioning, Denoiser, Network
+from fewstep.runtimes.eager import eager_network
+from fewstep.runtimes.sharing import SharedNetwork, group_rows
 
 from .sentences import LONG, SIZE, foxes
 
@@ -24,12 +24,12 @@ SIGMA = 3.0
 
 
 @pytest.fixture(scope="module")
-def unet(sdxl_folder: Path) -> Unet:
+def unet(sdxl_folder: Path) -> Network:
     module = UNet2DConditionModel.from_pretrained(sdxl_folder / "unet").requires_grad_(False).eval()
-    return eager_unet(module)
+    return eager_network(module)
 
 
-def listened(unet: Unet, calls: list[tuple[int, int]]) -> Unet:
+def listened(unet: Network, calls: list[tuple[int, int]]) -> Network:
     """`unet`, noting how many rows of how many tokens it is called with."""
 
     def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
@@ -40,7 +40,7 @@ def listened(unet: Unet, calls: list[tuple[int, int]]) -> Unet:
     return call
 
 
-def denoised(unet: Unet, text: TextEncoder, rows: Sequence[int], *, guided: bool) -> Tensor:
+def denoised(unet: Network, text: TextEncoder, rows: Sequence[int], *, guided: bool) -> Tensor:
     """One denoising of these pictures, each from its own noise."""
     noise = [torch.randn(4, 12, 8, generator=torch.Generator().manual_seed(row)) for row in rows]
     said = [SAID[row] for row in rows]
@@ -52,23 +52,25 @@ def denoised(unet: Unet, text: TextEncoder, rows: Sequence[int], *, guided: bool
 
 
 @pytest.mark.parametrize("guided", [False, True])
-def test_pictures_are_their_singles(guided: bool, unet: Unet, text: TextEncoder) -> None:
+def test_pictures_are_their_singles(guided: bool, unet: Network, text: TextEncoder) -> None:
     rows = range(len(SAID))
-    together = denoised(in_batches(unet, 1), text, rows, guided=guided)
+    together = denoised(SharedNetwork(unet, limit=1), text, rows, guided=guided)
     for row in rows:
-        assert torch.equal(together[row : row + 1], denoised(in_batches(unet, 1), text, [row], guided=guided))
+        assert torch.equal(
+            together[row : row + 1], denoised(SharedNetwork(unet, limit=1), text, [row], guided=guided)
+        )
     shuffled = [3, 0, 6, 2, 5, 1, 4]
-    again = denoised(in_batches(unet, 1), text, shuffled, guided=guided)
+    again = denoised(SharedNetwork(unet, limit=1), text, shuffled, guided=guided)
     assert torch.equal(again, together[shuffled])
     for limit in (0, 2, 3):
-        larger = denoised(in_batches(unet, limit), text, rows, guided=guided)
+        larger = denoised(SharedNetwork(unet, limit=limit), text, rows, guided=guided)
         assert torch.allclose(larger, together, atol=1e-3)
 
 
-def test_long_prompts_are_felt_to_their_end(unet: Unet, text: TextEncoder) -> None:
+def test_long_prompts_are_felt_to_their_end(unet: Network, text: TextEncoder) -> None:
     def drawn(prompt: str, way: str) -> Tensor:
         told = text.encode([prompt], SIZE, way)
-        return Denoiser(in_batches(unet, 0), told)(torch.ones(1, 4, 12, 8), SIGMA)
+        return Denoiser(SharedNetwork(unet, limit=0), told)(torch.ones(1, 4, 12, 8), SIGMA)
 
     assert (drawn(LONG, "chunk") - drawn(LONG, "cut")).abs().max() > 0.01
     assert torch.equal(drawn("a fox", "chunk"), drawn("a fox", "cut"))
@@ -84,10 +86,10 @@ def test_long_prompts_are_felt_to_their_end(unet: Unet, text: TextEncoder) -> No
     ],
 )
 def test_rows_of_one_length_go_together(
-    limit: int, expected: list[tuple[int, int]], unet: Unet, text: TextEncoder
+    limit: int, expected: list[tuple[int, int]], unet: Network, text: TextEncoder
 ) -> None:
     calls: list[tuple[int, int]] = []
-    denoised(in_batches(listened(unet, calls), limit), text, range(len(SAID)), guided=False)
+    denoised(SharedNetwork(listened(unet, calls), limit=limit), text, range(len(SAID)), guided=False)
     assert calls == expected
 
 
@@ -99,7 +101,7 @@ def test_equal_rows_are_handed_on_as_they_are(text: TextEncoder) -> None:
         assert all(one is other for one, other in zip(given, (x, level, told, None), strict=True))
         return x + 1
 
-    assert torch.equal(in_batches(cast(Unet, call), 0)(x, level, told, None), x + 1)
+    assert torch.equal(SharedNetwork(cast(Network, call), limit=0)(x, level, told, None), x + 1)
 
 
 def test_each_row_keeps_its_own_embedding_and_timestep(text: TextEncoder) -> None:
@@ -108,9 +110,14 @@ def test_each_row_keeps_its_own_embedding_and_timestep(text: TextEncoder) -> Non
 
     def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
         assert embedding is not None
-        return x * timestep.view(-1, 1, 1, 1) + (embedding * conditioning.pooled)[:, :1, None, None]
+        return (
+            x * timestep.view(-1, 1, 1, 1)
+            + (embedding * conditioning.added["text_embeds"])[:, :1, None, None]
+        )
 
-    assert torch.equal(in_batches(call, 0)(x, level, told, embedding), call(x, level, told, embedding))
+    assert torch.equal(
+        SharedNetwork(call, limit=0)(x, level, told, embedding), call(x, level, told, embedding)
+    )
 
 
 def test_batches() -> None:

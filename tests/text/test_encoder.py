@@ -21,8 +21,8 @@ from .sentences import LONG, SIZE, Load, Make, same
 def test_shapes_and_size_ids(text: TextEncoder) -> None:
     told = text.encode(["a red fox", "an owl", "a red fox"], SIZE)
     assert told.tokens.shape == (3, 77, 80)
-    assert told.pooled.shape == (3, 48)
-    assert told.size_ids.tolist() == [[96, 64, 0, 0, 96, 64]] * 3
+    assert told.added["text_embeds"].shape == (3, 48)
+    assert told.added["time_ids"].tolist() == [[96, 64, 0, 0, 96, 64]] * 3
     assert told.windows == (1, 1, 1)
     assert torch.equal(told.tokens[0], told.tokens[2])
     assert not torch.equal(told.tokens[0], told.tokens[1])
@@ -33,8 +33,16 @@ def test_an_empty_prompt_is_zeros_where_the_model_says_so(zero_empty: bool, make
     text = make(zero_empty=zero_empty)
     told = text.encode(["", "a fox", Prompt("", "fox"), Prompt("fox", ""), " "], SIZE)
     assert [bool((row == 0).all()) for row in told.tokens] == [zero_empty, False, False, False, False]
-    assert [bool((row == 0).all()) for row in told.pooled] == [zero_empty, False, False, False, False]
-    assert torch.equal(told.pooled[3], make(zero_empty=False).encode([""], SIZE).pooled[0])
+    assert [bool((row == 0).all()) for row in told.added["text_embeds"]] == [
+        zero_empty,
+        False,
+        False,
+        False,
+        False,
+    ]
+    assert torch.equal(
+        told.added["text_embeds"][3], make(zero_empty=False).encode([""], SIZE).added["text_embeds"][0]
+    )
 
 
 @pytest.mark.parametrize("prompts", [["", ""], ["a fox", ""]])
@@ -50,7 +58,7 @@ def test_prompt_2_is_that_of_diffusers(sdxl_folder: Path, text: TextEncoder) -> 
     tokens, _, pooled, _ = pipe.encode_prompt(firsts, seconds, do_classifier_free_guidance=False)
     told = text.encode([Prompt(*pair) for pair in zip(firsts, seconds, strict=True)], SIZE)
     assert torch.allclose(told.tokens, tokens, atol=1e-5)
-    assert torch.allclose(told.pooled, pooled, atol=1e-5)
+    assert torch.allclose(told.added["text_embeds"], pooled, atol=1e-5)
     one = pipe.encode_prompt(firsts[0], seconds[0], do_classifier_free_guidance=False)
     assert torch.equal(text.encode([Prompt(firsts[0], seconds[0])], SIZE).tokens, one[0])
 
@@ -61,7 +69,9 @@ def test_the_cache_is_bounded_and_true(make: Make) -> None:
     for prompt in prompts:
         assert torch.equal(small.encode([prompt], SIZE).tokens, large.encode([prompt], SIZE).tokens)
         assert len(small._cache) <= 3
-    assert torch.equal(small.encode(prompts, SIZE).pooled, large.encode(prompts, SIZE).pooled)
+    assert torch.equal(
+        small.encode(prompts, SIZE).added["text_embeds"], large.encode(prompts, SIZE).added["text_embeds"]
+    )
     assert len(small._cache) <= 3
     assert len(large._cache) == 7
     assert same(make(cache=0).encode(prompts, SIZE), large.encode(prompts, SIZE))
@@ -91,7 +101,7 @@ def test_each_prompt_is_encoded_once(text: TextEncoder, seen: list[list[list[int
 def test_a_prompt_does_not_feel_its_neighbours(text: TextEncoder, make: Make) -> None:
     alone = make().encode(["an owl"], SIZE)
     among = text.encode(["a red fox", "an owl", LONG], SIZE)
-    assert same(alone, among.of([1]))
+    assert same(alone, among.select([1]))
 
 
 @pytest.fixture

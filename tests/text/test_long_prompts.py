@@ -64,7 +64,7 @@ def test_cut_says_what_was_not_read(prompt: str, text: TextEncoder) -> None:
         expected = text.batch([plain(prompt)], SIZE)
         blank = prompt == ""
         assert torch.equal(told.tokens, expected.tokens * (not blank))
-        assert torch.equal(told.pooled, expected.pooled * (not blank))
+        assert torch.equal(told.added["text_embeds"], expected.added["text_embeds"] * (not blank))
     if len(tokens) <= 75:
         assert warnings == ()
         return
@@ -90,7 +90,7 @@ def test_one_window_has_the_bits_it_always_had(prompt: str, text: TextEncoder) -
             answer = encoder(ids, output_hidden_states=True)
         hidden.append(answer.hidden_states[-2])
     assert torch.equal(told.tokens, torch.cat(hidden, dim=-1))
-    assert torch.equal(told.pooled, answer.text_embeds)
+    assert torch.equal(told.added["text_embeds"], answer.text_embeds)
 
 
 def test_windows_are_encoded_each_by_itself(text: TextEncoder) -> None:
@@ -103,7 +103,7 @@ def test_windows_are_encoded_each_by_itself(text: TextEncoder) -> None:
     told = text.encode([prompt], SIZE)
     assert told.windows == (2,)
     assert torch.equal(told.tokens[0], torch.cat([tokens for tokens, _ in halves]))
-    assert torch.equal(told.pooled[0], halves[0][1])
+    assert torch.equal(told.added["text_embeds"][0], halves[0][1])
 
 
 def test_each_cut_prompt_is_told_once(text: TextEncoder) -> None:
@@ -125,9 +125,9 @@ def test_zeros_after_a_short_row(text: TextEncoder) -> None:
     assert told.tokens.shape == (3, 154, 80)
     assert not told.tokens[0, 77:].any()
     for row, prompt in enumerate(["a fox", LONG, foxes(76)]):
-        assert same(told.of([row]), text.encode([prompt], SIZE))
-    assert same(told.of([1, 2]), text.encode([LONG, foxes(76)], SIZE))
-    assert same(text.encode(["a fox"], SIZE).joined(text.encode([LONG, foxes(76)], SIZE)), told)
+        assert same(told.select([row]), text.encode([prompt], SIZE))
+    assert same(told.select([1, 2]), text.encode([LONG, foxes(76)], SIZE))
+    assert same(text.encode(["a fox"], SIZE).join(text.encode([LONG, foxes(76)], SIZE)), told)
 
 
 def test_pairs_are_filled_up_with_the_empty_prompt(make: Make) -> None:
@@ -143,7 +143,7 @@ def test_pairs_are_filled_up_with_the_empty_prompt(make: Make) -> None:
     assert torch.equal(negative.tokens[2, 77:154], blank)
     assert torch.equal(negative.tokens[3, 154:], blank)
     assert not negative.tokens[1].any()  # zeros go on as zeros
-    assert torch.equal(negative.pooled, alone.pooled)
+    assert torch.equal(negative.added["text_embeds"], alone.added["text_embeds"])
     encoded, _ = make(zero_empty=False).encode_pairs([""], [LONG], SIZE)
     assert torch.equal(encoded.tokens[0], torch.cat([blank, blank]))
 

@@ -44,7 +44,7 @@ def test_weights_are_compels(prompt: str, theirs: str, text: TextEncoder) -> Non
         assert torch.equal(told.tokens, torch.cat(sides, dim=-1))
         unweighted = text.encode([plain(prompt)], SIZE, "cut" if cut else "chunk")
         assert (told.tokens - unweighted.tokens).abs().max() > 0.01
-        assert torch.equal(told.pooled, unweighted.pooled)
+        assert torch.equal(told.added["text_embeds"], unweighted.added["text_embeds"])
 
 
 @pytest.mark.parametrize("prompt", ["a (red:1.0) fox", "((red fox:0.5):2) owl", f"(red {foxes(80)}:1)"])
@@ -59,7 +59,7 @@ def test_weights_in_half_precision(dtype: torch.dtype, networks: Networks) -> No
     prompt = "a (red:0) fox (in the:0) snow (owl:1.7) " + foxes(75)
     exact = TextEncoder(networks[:2], networks[2:]).encode([prompt], SIZE)
     told = TextEncoder(networks[:2], cast(Any, encoders)).encode([prompt], SIZE)
-    assert told.tokens.dtype == told.pooled.dtype == dtype
+    assert told.tokens.dtype == told.added["text_embeds"].dtype == dtype
     assert bool(told.tokens.isfinite().all())
     assert (told.tokens - exact.tokens).norm() < 0.03 * exact.tokens.norm()
 

@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from fewstep.denoiser import Conditioning
-from fewstep.runtimes.eager import eager_unet
+from fewstep.runtimes.eager import eager_network
 from fewstep.train import base, lcm, loop, lora
 from fewstep.train.bundled.latents import Latents
 from fewstep.train.loop import Draw, Hyper
@@ -22,8 +22,7 @@ def told() -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(0)
     condition = Conditioning(
         torch.randn(2, 77, 192, generator=generator),
-        torch.randn(2, 128, generator=generator),
-        torch.ones(2, 6),
+        {"text_embeds": torch.randn(2, 128, generator=generator), "time_ids": torch.ones(2, 6)},
     )
     return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([19.0, 999.0]), condition, None
 
@@ -32,12 +31,12 @@ def told() -> tuple[Any, ...]:
 def test_off_is_the_base_exactly(told: tuple[Any, ...]) -> None:
     torch.manual_seed(0)
     unet = base.build_unet()
-    expected = eager_unet(unet)(*told)
+    expected = eager_network(unet)(*told)
     factors = lora.add_factors(unet, 4, lora.ALL_TARGETS)
-    assert torch.equal(eager_unet(unet)(*told), expected)  # nothing is changed yet
+    assert torch.equal(eager_network(unet)(*told), expected)  # nothing is changed yet
     for _, p in factors.named_parameters():
         p.add_(0.1)
-    assert not torch.allclose(eager_unet(unet)(*told), expected, atol=1e-3)
+    assert not torch.allclose(eager_network(unet)(*told), expected, atol=1e-3)
     assert torch.equal(lora.with_factors(unet, factors.off())(*told), expected)
 
 
@@ -52,8 +51,8 @@ def test_the_average_is_another_than_the_student(
     latents: Latents, tokenizer: CLIPTokenizer, tmp_path: Path, told: tuple[Any, ...]
 ) -> None:
     torch.manual_seed(0)
-    teacher = Teacher(unet=base.build_unet(), text=base.build_text(tokenizer), prediction="v_prediction")
-    before = eager_unet(teacher.unet)(*told)
+    teacher = Teacher(unet=base.build_unet(), text=base.build_text(tokenizer), process=base.PROCESS)
+    before = eager_network(teacher.unet)(*told)
     task = lcm.lcm_lora_task(latents, teacher, 4, rank=4)
 
     def measured() -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from fewstep.schedulers import TRAIN_SIGMAS
+from fewstep.noise import SDXL_SIGMAS
 from fewstep.train import add, base, loop
 from fewstep.train.bundled.latents import Latents
 from fewstep.train.loop import Draw, Hyper
@@ -26,7 +26,7 @@ BATCH = 3
 def task(latents: Latents, tokenizer: CLIPTokenizer) -> add.AddTask:
     torch.manual_seed(0)
     unet, text = base.build_unet(), base.build_text(tokenizer)
-    made = add.add_task(latents, Teacher(unet=unet, text=text, prediction="v_prediction"), unet, BATCH)
+    made = add.add_task(latents, Teacher(unet=unet, text=text, process=base.PROCESS), unet, BATCH)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _, p in made.modules["unet"].named_parameters():
@@ -47,7 +47,7 @@ class Paper:
         return abar.sqrt() * x0 + (1 - abar).sqrt() * torch.randn(x0.shape, generator=self.draw.torch)
 
     def call(self, unet: Any, z: Tensor, t: list[int], condition: Any) -> Tensor:
-        extra = {"text_embeds": condition.pooled, "time_ids": condition.size_ids}
+        extra = dict(condition.added)
         answer: Tensor = unet(z.float(), torch.tensor(t), condition.tokens, added_cond_kwargs=extra).sample
         return answer.double()
 
@@ -79,8 +79,8 @@ class Paper:
         z = self.noised(real, t)
         made = self.x0(z, self.call(task.modules["unet"], z, t, condition), t)
         look = [int(1000 / (1 + math.exp(-python.gauss(0, 1)))) for _ in prompts]
-        fake = task.heads(self.maps(self.noised(made, look), look, condition), condition.pooled)
-        true = task.heads(self.maps(self.noised(real, look), look, condition), condition.pooled)
+        fake = task.heads(self.maps(self.noised(made, look), look, condition), condition.added["text_embeds"])
+        true = task.heads(self.maps(self.noised(real, look), look, condition), condition.added["text_embeds"])
         levels = [python.randrange(1000) for _ in prompts]
         again = self.noised(made, levels)
         positive, negative = (
@@ -107,7 +107,7 @@ def test_a_student_that_is_held_pays_for_leaving_its_start(task: add.AddTask) ->
     draw = Draw.of(0, 0)
     real, prompts = task.source.batch(BATCH, draw, 0)
     condition = task.teacher.read(prompts, (64, 64))
-    sigmas = [TRAIN_SIGMAS[draw.python.choice(add.STARTS)] for _ in prompts]
+    sigmas = [SDXL_SIGMAS[draw.python.choice(add.STARTS)] for _ in prompts]
     noisy = add_noise(real, sigmas, draw)
     # The fixture's student began as the teacher, and was moved from there.
     made, began = (task.teacher.denoiser(condition, unet)(noisy, sigmas) for unet in (task.student, task.own))

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from fewstep.denoiser import Conditioning, Denoiser
-from fewstep.schedulers import TRAIN_SIGMAS
+from fewstep.noise import SDXL_SIGMAS
 from fewstep.train import base, loop
 from fewstep.train.bundled.latents import Latents
 from fewstep.train.loop import Draw, Hyper
@@ -39,11 +39,13 @@ def curve(x: Tensor, timestep: Tensor) -> Tensor:
 @pytest.mark.parametrize("timesteps", [[0, 1, 2, 3], [999, 998, 997, 996], [17, 250, 500, 981]])
 def test_v_loss_is_the_textbooks(timesteps: list[int]) -> None:
     real, noise = torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(1)).unbind()
-    nothing = Conditioning(torch.zeros(4, 77, 8), torch.zeros(4, 8), torch.zeros(4, 6))
-    denoise = Denoiser(lambda x, t, _, __: curve(x, t), nothing, prediction="v_prediction")
-    sigmas = [TRAIN_SIGMAS[t] for t in timesteps]
+    nothing = Conditioning(
+        torch.zeros(4, 77, 8), {"text_embeds": torch.zeros(4, 8), "time_ids": torch.zeros(4, 6)}
+    )
+    denoise = Denoiser(lambda x, t, _, __: curve(x, t), nothing, process=base.PROCESS)
+    sigmas = [SDXL_SIGMAS[t] for t in timesteps]
     noisy = real + torch.tensor(sigmas).view(-1, 1, 1, 1) * noise
-    found = float(base.prediction_loss(denoise(noisy, sigmas), real, sigmas, "v_prediction"))
+    found = float(base.prediction_loss(denoise(noisy, sigmas), real, sigmas, base.PROCESS))
     assert found == pytest.approx(textbook(curve, real, noise, timesteps), rel=1e-5)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 import fewstep
 from fewstep.codec import Codec
 from fewstep.loop import Networks
-from fewstep.runtimes.eager import eager_unet
+from fewstep.runtimes.eager import eager_network
 from fewstep.train import grids
 from fewstep.train.grids import GridSettings
 
@@ -22,8 +22,8 @@ def test_a_grid_is_what_generate_draws(stage: str, mode: str) -> None:
     with fewstep.load("tiny", mode, device="cpu", precision="fp32") as engine:
         parts, recipe = engine.parts, grids.stage_recipe(stage, "tiny")
         networks = Networks(
-            text=parts.text, unet=eager_unet(parts.unet), codec=Codec(parts.vae, engine.placement),
-            prediction=parts.prediction, guidance_width=parts.guidance_width, placement=engine.placement,
+            text=parts.text, network=eager_network(parts.unet), codec=Codec(parts.vae, engine.placement),
+            process=parts.process, guidance_width=parts.guidance_width, placement=engine.placement,
             lock=parts.lock,
         )  # fmt: skip
         sitting = GridSettings(

@@ -29,7 +29,7 @@ def task(latents: Latents, tokenizer: CLIPTokenizer) -> Any:
 def teacher_of(tokenizer: CLIPTokenizer) -> Teacher:
     torch.manual_seed(0)
     unet, text = base.build_unet(), base.build_text(tokenizer)
-    return Teacher(unet=unet, text=text, prediction="v_prediction")
+    return Teacher(unet=unet, text=text, process=base.PROCESS)
 
 
 def disturb(module: nn.Module, amount: float, seed: int) -> None:
@@ -57,7 +57,7 @@ class Paper:
         """The UNet's answer; with `guided` it is told w by diffusers' own embedding."""
         embed: Any = StableDiffusionXLPipeline.get_guidance_scale_embedding
         told = embed(None, self.w.flatten().float(), embedding_dim=64) if guided else None
-        extra = {"text_embeds": condition.pooled, "time_ids": condition.size_ids}
+        extra = dict(condition.added)
         answer: Tensor = unet(
             z.float(), t, condition.tokens, timestep_cond=told, added_cond_kwargs=extra
         ).sample.double()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep.catalog import addons, hub
 from fewstep.catalog.assets import NETWORK_FILES
-from fewstep.denoiser import Conditioning, Unet
+from fewstep.denoiser import Conditioning, Network
 from fewstep.devices import Placement
 from fewstep.errors import CorruptModelError, RequestError
 from fewstep.files import identify, safetensors
@@ -45,9 +45,8 @@ class Control:
 
     def residuals(self, x: Tensor, timestep: Tensor, conditioning: Conditioning) -> tuple[Tensor, ...]:
         """What the UNet adds to each down block's output, and to the middle's."""
-        extra = {"text_embeds": conditioning.pooled, "time_ids": conditioning.size_ids}
         down, middle = self.net(
-            x, timestep, conditioning.tokens, conditioning_scale=self.scale, added_cond_kwargs=extra,
+            x, timestep, conditioning.tokens, conditioning_scale=self.scale, added_cond_kwargs=dict(conditioning.added) or None,
             return_dict=False, **self._shown(len(x)),
         )  # fmt: skip
         return (*down, middle)
@@ -61,7 +60,7 @@ class Control:
         return {"controlnet_cond": [picture], "control_type": views, "control_type_idx": [self.view]}
 
 
-def with_controlnets(unet: Unet, controls: Sequence[Control]) -> Unet:
+def with_controlnets(unet: Network, controls: Sequence[Control]) -> Network:
     """`unet` with the residuals of these ControlNets, added up."""
 
     def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:

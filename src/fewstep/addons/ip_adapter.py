@@ -17,7 +17,7 @@ from PIL.Image import Image, Resampling
 from torch import Tensor, nn
 
 from fewstep.catalog import addons, hub
-from fewstep.denoiser import Conditioning, Unet
+from fewstep.denoiser import Conditioning, Network
 from fewstep.devices import Placement
 from fewstep.errors import CorruptModelError, ModelNotFoundError
 from fewstep.files import identify, safetensors
@@ -84,7 +84,7 @@ class Reference:
         return project(blank), project(seen)
 
 
-def with_ip_adapters(unet: Unet, references: Sequence[Reference]) -> Unet:
+def with_ip_adapters(unet: Network, references: Sequence[Reference]) -> Network:
     """`unet` with these adapters beside its cross-attention while it runs, and as it was after."""
     every = zip(*(reference.adapter.layers for reference in references), strict=True)
     processors = [(same[0].attention, _processor(same, references)) for same in every]

@@ -46,7 +46,7 @@ class EngineLoras:
         self._layers: lora_layers.LoraLayers | None = None
         if parts.accelerator is not None:
             with parts.lock:
-                self.wear(self.read((parts.accelerator,)))
+                self.apply(self.read((parts.accelerator,)))
             with _guard:
                 for network in self._networks.values():
                     _loras_by_network.pop(network, None)  # what it was loaded with need not be kept
@@ -58,15 +58,15 @@ class EngineLoras:
             return tuple((self._file(source), weight) for source, weight in loras if weight != 0)
 
     @torch.no_grad()
-    def wear(self, outfit: ActiveLoras) -> None:
+    def apply(self, loras: ActiveLoras) -> None:
         """Have exactly these on; a network where that fails stays as it was."""
         with self._text.lock:
             for name, network in self._networks.items():
-                changed = _loras_of(network).change(network, outfit, name)
+                changed = _loras_of(network).change(network, loras, name)
                 if (changed and name != lora_layers.UNET) or self._borrowed is not None:
                     self._text.forget()
 
-    def leave(self) -> None:
+    def restore(self) -> None:
         """At the end of a call: borrowed networks are left as they were, others as they are.
 
         Not where a stream that nobody holds is collected in the middle of another call: that one
@@ -74,7 +74,7 @@ class EngineLoras:
         """
         if self._borrowed is not None and not self._borrowed.held:
             with self._borrowed:
-                self.wear(())
+                self.apply(())
 
     def _file(self, source: str) -> Lora:
         """From those kept, where the file is the same still."""
@@ -94,21 +94,21 @@ class _NetworkLoras:
     """One network's changed weights, whichever engine has them changed."""
 
     def __init__(self) -> None:
-        self._outfit: ActiveLoras = ()
+        self._active: ActiveLoras = ()
         self._on: dict[str, _Deltas] = {}  # by weight
         self._loaded: dict[str, Tensor] = {}  # the same weights as they were
 
-    def change(self, network: nn.Module, outfit: ActiveLoras, own: str) -> bool:
+    def change(self, network: nn.Module, loras: ActiveLoras, name: str) -> bool:
         """Have exactly these on; True where that changed a weight. If it fails, it was not begun."""
-        if outfit == self._outfit:
+        if loras == self._active:
             return False
         before = dict(self._on)
         try:
-            changed = self._put(network, _deltas_by_weight(outfit, own))
+            changed = self._put(network, _deltas_by_weight(loras, name))
         except BaseException:
             self._put(network, before)
             raise
-        self._outfit = outfit
+        self._active = loras
         return changed
 
     def _put(self, network: nn.Module, wanted: Mapping[str, _Deltas]) -> bool:
@@ -148,10 +148,10 @@ def merge_weight(weight: Tensor, added: _Deltas) -> Tensor:
     return torch.empty_like(weight).copy_(total.view(weight.shape))
 
 
-def _deltas_by_weight(outfit: ActiveLoras, network: str) -> dict[str, _Deltas]:
+def _deltas_by_weight(loras: ActiveLoras, network: str) -> dict[str, _Deltas]:
     """What goes on each weight of a network, in the order given."""
     added: dict[str, _Deltas] = {}
-    for worn, share in outfit:
+    for worn, share in loras:
         for (owner, name), delta in worn.deltas.items():
             if owner == network:
                 added[name] = (*added.get(name, ()), (delta, share))

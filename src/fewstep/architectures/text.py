@@ -109,7 +109,9 @@ class TextEncoder:
         if self.zero_empty:
             said = torch.tensor([prompt != "" for prompt in prompts], device=tokens.device)
             tokens, pooled = tokens * said[:, None, None], pooled * said[:, None]
-        return Conditioning(tokens, pooled, size_ids(size, len(prompts), tokens.device))
+        return Conditioning(
+            tokens, {"text_embeds": pooled, "time_ids": size_ids(size, len(prompts), tokens.device)}
+        )
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Both tokenizers' ids, cut or padded to 77."""
@@ -233,8 +235,7 @@ def _batch_rows(rows: Sequence[_Row], size: Size) -> Conditioning:
     tokens, pooled = zip(*rows, strict=True)
     return Conditioning(
         pad_sequence(list(tokens), batch_first=True),
-        torch.stack(pooled),
-        size_ids(size, len(rows), pooled[0].device),
+        {"text_embeds": torch.stack(pooled), "time_ids": size_ids(size, len(rows), pooled[0].device)},
         tuple(len(row) // WINDOW for row in tokens),
     )
 

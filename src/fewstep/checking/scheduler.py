@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.checking.case import LEVELS, Case, Finding, Severity
-from fewstep.schedulers import BETA_END, BETA_START, TRAIN_STEPS, leading
+from fewstep.noise import BETA_END, BETA_START, TRAIN_STEPS
+from fewstep.schedulers import leading
 
 CONSISTENCY = ("LCMScheduler", "TCDScheduler")
 BETAS: Mapping[str, object] = {

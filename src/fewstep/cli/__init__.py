@@ -1,6 +1,6 @@
 """The command `fewstep`. Help and errors come without torch; pictures go to files, words to stderr.
 
-One module for each group of commands; its `add` is all that is asked of it.
+Each module has one or more functions that add their commands to the parser.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from contextlib import contextmanager
 from functools import partial
 
 import fewstep
-from fewstep.cli import evaluate, generate, info, models, train
 from fewstep.cli.arguments import Parser, parse_words
+from fewstep.cli.evaluate import add_evaluate
+from fewstep.cli.generate import add_generate
+from fewstep.cli.info import add_inspect, add_listings
+from fewstep.cli.models import add_models
+from fewstep.cli.train import add_train
 from fewstep.errors import FewstepError
 
-GROUPS = (generate, info, models, info, train, evaluate)
+COMMANDS = (add_generate, add_listings, add_models, add_inspect, add_train, add_evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,8 +67,8 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     parser.add_argument("--version", action="version", version=f"fewstep {fewstep.__version__}")
     parser.set_defaults(run=partial(_help, parser))
     commands = parser.add_subparsers(metavar="COMMAND")
-    for group in GROUPS:
-        group.add(commands)
+    for add in COMMANDS:
+        add(commands)
     return parser, commands.choices
 
 

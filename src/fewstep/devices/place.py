@@ -13,7 +13,8 @@ import torch
 from fewstep.devices.memory import Footprint, ModelSize, footprint
 from fewstep.devices.probe import Cpu, Cuda, Device, Mps, Probe
 from fewstep.errors import RequestError
-from fewstep.request.limits import OFFLOADS, check_engine_names
+from fewstep.request.limits import check_engine_names
+from fewstep.request.options import OFFLOADS, with_defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def place(
 
     `RequestError` where that is not on this machine, or the model is too large for it.
     """
-    check_engine_names(device, precision, offload)
+    check_engine_names(with_defaults({"device": device, "precision": precision, "offload": offload}))
     asked = _Wishes(device, precision, offload)
     try:
         return _place_on_first(probe, need, asked)

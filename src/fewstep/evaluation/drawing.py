@@ -59,7 +59,7 @@ def batched_engine(engine: Engine) -> Engine:
     stays with one picture: more at a time gain nothing there.
     """
     parts = replace(engine.parts, accelerator=None)  # the mode's own LoRA is in the weights already
-    return Engine(engine.model, engine.recipe, replace(engine.placement, batch=0), parts)
+    return Engine(engine.choice, replace(engine.placement, batch=0), parts)
 
 
 def draw_cell(engine: Engine, order: CellConfig) -> Generator[DrawingProgress, None, Tensor]:

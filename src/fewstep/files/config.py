@@ -7,11 +7,11 @@ from math import isfinite
 from typing import Any
 
 from fewstep.errors import CorruptModelError
+from fewstep.noise import PREDICTIONS
 
 DEFAULT_LATENT_SIDE = 128  # a UNet's sample_size where its configuration is silent: SDXL's
 MAX_LATENT_SIDE = 1024  # latents a side, 8192 pixels: 8 times SDXL's
 LATENT_CHANNELS = 4  # of SDXL's latents
-PREDICTIONS = ("epsilon", "v_prediction", "sample")  # what the loop steps with
 
 
 def trained_size(unet: Mapping[str, Any], source: str = "this model") -> int:

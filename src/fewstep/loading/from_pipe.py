@@ -17,7 +17,8 @@ from weakref import WeakKeyDictionary
 from fewstep.catalog.mode_weights import check_guidance_embedding
 from fewstep.catalog.models import ALIASES, TINY, Model
 from fewstep.errors import RequestError
-from fewstep.files.config import PREDICTIONS, trained_size
+from fewstep.files.config import trained_size
+from fewstep.noise import PREDICTIONS, VariancePreserving
 from fewstep.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def parts_of_pipe(pipe: Any, model: Model, recipe: Recipe) -> tuple[Placement, P
         unet=pipe.unet,
         vae=pipe.vae,
         text=text,
-        prediction=recipe.prediction or _prediction(pipe),
+        process=VariancePreserving(recipe.prediction or _prediction(pipe)),
         guidance_width=width,
         lock=lock,
     )

@@ -28,6 +28,7 @@ from fewstep.files import config
 from fewstep.loading import single_file, textual_inversion
 from fewstep.loading.build import Blueprint, ModelBlueprint, build_network
 from fewstep.loading.folder import read_folder, read_network
+from fewstep.noise import NoiseProcess, VariancePreserving
 from fewstep.recipe import Recipe, Weights
 from fewstep.request.schema import EngineKey
 from fewstep.runtimes import offload
@@ -40,7 +41,7 @@ class Parts:
     unet: Any  # UNet2DConditionModel
     vae: Any  # AutoencoderKL or AutoencoderTiny
     text: TextEncoder
-    prediction: str  # epsilon, v_prediction or sample
+    process: NoiseProcess
     guidance_width: int  # of LCM's guidance embedding; 0 is none
     lock: AbstractContextManager[Any]  # re-entrant; held while any of the networks runs
     accelerator: tuple[str, float] | None = None  # the mode's own LoRA and its weight
@@ -54,7 +55,7 @@ class Parts:
 def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placement) -> Parts:
     """Read a model and the mode's own weights, or those that `key.accelerator` puts in their place."""
     with _without_progress_bars():
-        weights = choose_weights(model, recipe, key.accelerator)
+        weights = choose_weights(model, recipe, key.file("accelerator"))
         attach = "" if weights is None else weights.attach
         whose = (model.source, model.revision)
         if weights is not None and attach == "checkpoint":
@@ -63,28 +64,37 @@ def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placemen
         whole = read_folder(root) if root.is_dir() else single_file.read_single_file(root)
         if weights is not None and attach == "unet":
             whole = whole.with_part("unet", _unet_blueprint(weights, root, whole.parts["unet"]))
-        whole = whole.with_part("vae", _vae_blueprint(whole, root, placement.vae_dtype, model, key.vae))
+        whole = whole.with_part(
+            "vae", _vae_blueprint(whole, root, placement.vae_dtype, model, key.file("vae"))
+        )
         config.check_channels(whole.parts["unet"].config, whole.parts["vae"].config, str(root))
         embedded = bool(whole.parts["unet"].config.get("time_cond_proj_dim"))
-        check_guidance_embedding(model, recipe, embedded, key.accelerator if attach != "adapter" else "")
-        parts = _build_parts(whole, recipe, placement, key.embeddings)
+        check_guidance_embedding(
+            model, recipe, embedded, key.file("accelerator") if attach != "adapter" else ""
+        )
+        parts = _build_parts(
+            whole,
+            key.options["prediction"] or recipe.prediction or whole.prediction,
+            placement,
+            key.embeddings,
+        )
     adapter = None
     if weights is not None and attach == "adapter":
         adapter = (str(_mode_lora(weights, root)), weights.scale)
     return replace(
         parts,
         accelerator=adapter,
-        given=key.accelerator,
-        given_vae=key.vae,
+        given=key.file("accelerator"),
+        given_vae=key.file("vae"),
         embeddings=key.embeddings,
         licence=licences.join_licences(
-            mode_weights.licences_of_mode(model, recipe, weights, key.embeddings, key.vae).values()
+            mode_weights.licences_of_mode(model, recipe, weights, key.embeddings, key.file("vae")).values()
         ),
         revision=hub.revision_in_path(root),
     )
 
 
-def _build_parts(whole: ModelBlueprint, recipe: Recipe, placement: Placement, words: Sequence[str]) -> Parts:
+def _build_parts(whole: ModelBlueprint, prediction: str, placement: Placement, words: Sequence[str]) -> Parts:
     unet, first, second = (
         build_network(whole.parts[name], placement, placement.dtype)
         for name in ("unet", "text_encoder", "text_encoder_2")
@@ -98,7 +108,7 @@ def _build_parts(whole: ModelBlueprint, recipe: Recipe, placement: Placement, wo
         unet=unet,
         vae=autoencoder,
         text=text,
-        prediction=recipe.prediction or whole.prediction,
+        process=VariancePreserving(prediction),
         guidance_width=unet.config.time_cond_proj_dim or 0,
         lock=lock,
     )

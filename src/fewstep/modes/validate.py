@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from fewstep.errors import describe_error
+from fewstep.noise import PREDICTIONS
 from fewstep.recipe import Guidance, Recipe, Steps, Weights
 from fewstep.samplers import SAMPLERS, Sampler
 from fewstep.schedulers import SCHEDULERS
@@ -15,7 +16,6 @@ from fewstep.schedulers import SCHEDULERS
 MAX_STEPS, MAX_GUIDANCE = 1000, 100.0  # a `Request` takes no more
 GUIDANCE_KINDS = ("none", "embedded", "cfg")
 ATTACHMENTS = ("checkpoint", "unet", "adapter")
-PREDICTIONS = ("", "epsilon", "v_prediction", "sample")
 _FIXED = ("mode", "weights", "overrides", "own_schedulers", "own_samplers")  # the same on every model
 _TYPES: dict[str, type] = {
     "mode": str, "title": str, "schedulers": tuple, "samplers": tuple, "steps": Steps, "guidance": Guidance,
@@ -49,8 +49,8 @@ def _value_faults(recipe: Recipe) -> Iterator[str]:
     yield from _name_faults("sampler", recipe.samplers, {*SAMPLERS, *recipe.own_samplers})
     yield from _steps_faults(recipe.steps)
     yield from _guidance_faults(recipe.guidance)
-    if recipe.prediction not in PREDICTIONS:
-        yield f"prediction={recipe.prediction!r} should be one of {PREDICTIONS}"
+    if recipe.prediction not in ("", *PREDICTIONS):
+        yield f"prediction={recipe.prediction!r} should be one of {', '.join(PREDICTIONS)}, or empty"
     if not _is_number(recipe.style_scale) or recipe.style_scale < 0:
         yield f"style_scale={recipe.style_scale!r} should be a number, 0 or more"
     for family, weights in recipe.weights.items():

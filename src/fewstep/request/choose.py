@@ -2,123 +2,116 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Unpack, cast
+from typing import Any, NamedTuple, cast
 
 from fewstep import inspection, modes
-from fewstep.catalog import addons, licences, mode_weights, vaes
+from fewstep.catalog import addons, licences, mode_weights, runtimes, vaes
 from fewstep.catalog.models import Model
 from fewstep.errors import RequestError
 from fewstep.recipe import Recipe
 from fewstep.request import inputs, limits
-from fewstep.request.options import (
-    ENGINE_DEFAULTS,
-    EngineOptions,
-    File,
-    GenerateOptions,
-    PictureOptions,
-    Prompts,
-)
+from fewstep.request.options import EngineOptions, File, PictureOptions, Prompts, with_defaults
 from fewstep.request.resolve import resolve_job
 from fewstep.request.schema import EngineKey, Job, Request
-
-
-def _choose_mode(model: File, mode: str | None, steps: int | None) -> tuple[Model, Recipe]:
-    """The model, and the recipe of the mode, which a file or folder of the user's may itself tell."""
-    about, recipe = modes.choose_mode(model, mode, steps)
-    if mode is not None or not about.foreign or recipe.mode != "base":
-        return about, recipe
-    found = inspection.inspect(about.source) if about.local else None
-    if found is not None and found.mode:
-        return (about, recipe) if found.mode == recipe.mode else modes.choose_mode(model, found.mode, steps)
-    told = inspection.name_doubt(Path(about.name).stem if about.local else about.name)
-    if found is not None and found.modes:
-        told = found.notes[-1]
-    if told:
-        raise RequestError(f"model={about.name!r}: {told}")
-    return about, recipe
-
-
-def _count_steps(steps: int | None, options: PictureOptions) -> int | None:
-    """The number of steps, as far as it is said; a list of timesteps says it too."""
-    levels = options.get("timesteps")
-    return len(levels) if steps is None and isinstance(levels, list | tuple) and levels else steps
 
 
 class EngineChoice(NamedTuple):
     """Which engine serves a call."""
 
     key: EngineKey
-    about: Model
+    model: Model
     recipe: Recipe
 
 
-def resolve_generate(
-    prompt: Prompts, steps: int | None, mode: str | None, **how: Unpack[GenerateOptions]
-) -> tuple[EngineChoice, Job]:
-    """Which engine, and what for: everything is checked here, before torch is imported."""
-    place = cast(
-        EngineOptions, {name: value for name, value in how.items() if name in EngineOptions.__annotations__}
-    )
-    options = cast(PictureOptions, {name: value for name, value in how.items() if name not in place})
-    wanted = resolve_engine(mode, _count_steps(steps, options), place)
-    commercial = place.get("commercial", False)
-    return wanted, resolve_call(wanted.about, wanted.recipe, prompt, steps, options, commercial)
+def split_options(options: Mapping[str, Any]) -> tuple[EngineOptions, PictureOptions]:
+    """Return the options that choose an engine, and those of a call to it."""
+    engine = {name: options[name] for name in EngineOptions.__annotations__ if name in options}
+    picture = {name: value for name, value in options.items() if name not in engine}
+    return cast(EngineOptions, engine), cast(PictureOptions, picture)
 
 
-def resolve_engine(mode: str | None, steps: int | None, place: EngineOptions) -> EngineChoice:
-    """Completed, and checked as far as names and configuration files tell."""
-    place = {**ENGINE_DEFAULTS, **place}
-    limits.check_engine_names(place["device"], place["precision"], place["offload"])
-    about, recipe = _choose_mode(place["model"], mode, steps)
-    own = mode_weights.choose_weights(about, recipe, place["accelerator"])
-    if place["revision"] != "":
-        mode_weights.check_revision(place["revision"], about, own)
-        about = replace(about, revision=place["revision"])
-    vaes.check_vae(place["vae"], about)
-    words = inputs.parse_files(place["embeddings"], "embeddings")
-    addons.check_embeddings(words, about)
-    if place["commercial"]:
-        licences.check_commercial(mode_weights.licences_of_mode(about, recipe, own, words, str(place["vae"])))
-    key = EngineKey(
-        model=str(place["model"]),
-        mode=recipe.mode,
-        steps=recipe.steps.high if recipe.steps.low == recipe.steps.high else 0,
-        accelerator=str(place["accelerator"]),
-        vae=str(place["vae"]),
-        embeddings=words,
-        revision=about.revision,
-        device=place["device"],
-        precision=place["precision"],
-        offload=place["offload"],
-    )
-    return EngineChoice(key, about, recipe)
+def count_steps(steps: int | None, options: PictureOptions) -> int | None:
+    """Return the number of steps, as far as it is said; a list of timesteps says it too."""
+    levels = options.get("timesteps")
+    return len(levels) if steps is None and isinstance(levels, list | tuple) and levels else steps
+
+
+def choose_engine(mode: str | None, steps: int | None, options: EngineOptions) -> EngineChoice:
+    """Return the engine for these options, checked as far as names and configuration files tell.
+
+    Raises `RequestError`, `BackendError` or `ModelError`.
+    """
+    options = with_defaults(options)
+    limits.check_engine_names(options)
+    model, recipe = _choose_mode(options["model"], mode, steps)
+    weights = mode_weights.choose_weights(model, recipe, options["accelerator"])
+    if options["revision"] != "":
+        mode_weights.check_revision(options["revision"], model, weights)
+        model = replace(model, revision=options["revision"])
+    vaes.check_vae(options["vae"], model)
+    words = inputs.parse_files(options["embeddings"], "embeddings")
+    addons.check_embeddings(words, model)
+    if options["commercial"]:
+        used = mode_weights.licences_of_mode(model, recipe, weights, words, str(options["vae"]))
+        licences.check_commercial(used)
+    completed: EngineOptions = {
+        **options,
+        "model": str(options["model"]),
+        "accelerator": str(options["accelerator"]),
+        "vae": str(options["vae"]),
+        "embeddings": words,
+        "revision": model.revision,
+        "commercial": False,  # asked at every call; the engine is the same
+    }
+    exact = recipe.steps.high if recipe.steps.low == recipe.steps.high else 0
+    return EngineChoice(EngineKey(mode=recipe.mode, steps=exact, options=completed), model, recipe)
 
 
 def resolve_call(
-    about: Model,
-    recipe: Recipe,
-    prompt: Prompts,
-    steps: int | None,
-    options: PictureOptions,
-    commercial: bool,
+    choice: EngineChoice, prompt: Prompts, steps: int | None, options: PictureOptions, commercial: bool
 ) -> Job:
-    """Everything checked that needs no weights, the pictures given read; nothing is computed yet."""
-    job = resolve_job(about, recipe, prompt, steps, options)
-    addons.check_loras(job.request.loras, about)
-    addons.check_guides(*_guide_sources(job.request))
-    if commercial:
-        licences.check_commercial(licences_of_call(job.request))
+    """Return the job of a call: all is checked that needs no weights, given pictures are read, nothing is computed.
+
+    Raises `RequestError` or `ModelError`.
+    """
+    job = resolve_job(choice.model, choice.recipe, prompt, steps, options)
+    request = job.request
+    features = [name for name in runtimes.FEATURES if getattr(request, name)]
+    if features:
+        runtimes.choose_runtime(choice.key.options["runtime"], features)
+        addons.check_loras(request.loras, choice.model)
+        addons.check_guides(*_guide_sources(request))
+        if commercial:
+            licences.check_commercial(licences_of_call(request))
     return job
 
 
-def licences_of_call(asked: Request) -> dict[str, str]:
-    """What a call puts beside an engine's weights → its licence."""
-    loras = mode_weights.licences_of_files([source for source, _ in asked.loras])
-    return loras | addons.licences_of_guides(*_guide_sources(asked))
+def licences_of_call(request: Request) -> dict[str, str]:
+    """Return what a call puts beside an engine's weights → its licence."""
+    loras = mode_weights.licences_of_files([source for source, _ in request.loras])
+    return loras | addons.licences_of_guides(*_guide_sources(request))
 
 
-def _guide_sources(asked: Request) -> tuple[list[str], list[str]]:
+def _guide_sources(request: Request) -> tuple[list[str], list[str]]:
     """ControlNets and IP-Adapters."""
-    return [source for source, _ in asked.control], [source for source, _ in asked.reference]
+    return [source for source, _ in request.control], [source for source, _ in request.reference]
+
+
+def _choose_mode(model: File, mode: str | None, steps: int | None) -> tuple[Model, Recipe]:
+    """Return the model, and the recipe of the mode, which a file or folder of the user's may itself tell."""
+    described, recipe = modes.choose_mode(model, mode, steps)
+    if mode is not None or not described.foreign or recipe.mode != "base":
+        return described, recipe
+    inspected = inspection.inspect(described.source) if described.local else None
+    if inspected is not None and inspected.mode:
+        same = inspected.mode == recipe.mode
+        return (described, recipe) if same else modes.choose_mode(model, inspected.mode, steps)
+    doubt = inspection.name_doubt(Path(described.name).stem if described.local else described.name)
+    if inspected is not None and inspected.modes:
+        doubt = inspected.notes[-1]
+    if doubt:
+        raise RequestError(f"model={described.name!r}: {doubt}")
+    return described, recipe

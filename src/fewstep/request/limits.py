@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fewstep.errors import RequestError
+from fewstep.noise import PREDICTIONS
 from fewstep.recipe import Recipe
+from fewstep.request.options import DEVICES, OPTIONS, EngineOptions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,7 +19,7 @@ MAX_PROMPT_CHARACTERS = 100_000  # characters of a prompt: some 25,000 tokens, 3
 
 
 def check_images(image: Image | None, mask: Image | None, strength: float | None) -> None:
-    """Strength and mask need a picture to act on."""
+    """Check that strength and mask have a picture to act on; raises `RequestError`."""
     if mask is not None and image is None:
         raise RequestError("mask was given without image: give the picture to inpaint as image=")
     if strength is not None and strength != 1 and image is None:
@@ -25,7 +27,10 @@ def check_images(image: Image | None, mask: Image | None, strength: float | None
 
 
 def check_request(request: Request, recipe: Recipe, size: int) -> None:
-    """Is everything within what this mode was made for? `size` is the model's own side in pixels."""
+    """Check that everything is within what this mode was made for; raises `RequestError`.
+
+    `size` is the model's own side in pixels.
+    """
     _check_choice("scheduler", request.scheduler, recipe.schedulers, recipe.mode)
     _check_choice("sampler", request.sampler, recipe.samplers, recipe.mode)
     check_steps(request.steps, recipe)
@@ -45,7 +50,7 @@ def _check_choice(what: str, given: str, allowed: tuple[str, ...], mode: str) ->
 
 
 def check_steps(given: object, recipe: Recipe) -> None:
-    """Were the mode's weights made for so many?"""
+    """Check that the mode's weights were made for so many steps; raises `RequestError`."""
     rule = recipe.steps
     if type(given) is not int:
         raise RequestError(f"steps={given!r}: give a whole number; type steps={rule.default}")
@@ -65,7 +70,7 @@ def _check_text(request: Request) -> None:
 
 
 def check_prompt(text: object) -> None:
-    """Is this text, whole, and no book?"""
+    """Check that a prompt is whole Unicode text of at most `MAX_PROMPT_CHARACTERS`; raises `RequestError`."""
     if not isinstance(text, str):
         raise RequestError(f"prompt={text!r}: give a string")
     if len(text) > MAX_PROMPT_CHARACTERS:
@@ -106,7 +111,7 @@ def _check_guidance(request: Request, recipe: Recipe) -> None:
 
 
 def size_fits(width: int, height: int, size: int) -> bool:
-    """Sides of half to twice the trained one, in eights, and 2.25 times the area."""
+    """Return whether both sides are multiples of 8, of half to twice the trained one, and the area at most 2.25 times."""
     sides = all(size // 2 <= side <= 2 * size and side % 8 == 0 for side in (width, height))
     return sides and width * height <= 2.25 * size * size
 
@@ -116,23 +121,21 @@ def _check_size(request: Request, size: int) -> None:
     if not size_fits(width, height, size):
         raise RequestError(
             f"width={width}, height={height}: this model was trained at {size}x{size}; give sides "
-            f"from {size // 2} to {2 * size} in eights, of an area up to {int(1.5 * size)}x{int(1.5 * size)}"
+            f"that are multiples of 8 from {size // 2} to {2 * size}, of an area up to {int(1.5 * size)}x{int(1.5 * size)}"
         )
 
 
-# Names of places. Whether this machine has them is for `fewstep.devices.place` to say, which needs torch.
-DEVICES = ("auto", "cuda", "mps", "cpu")  # and "cuda:1", one of several
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
-OFFLOADS = ("auto", "none", "model", "sequential")  # from the fastest to the one that takes least memory
+def check_engine_names(options: EngineOptions) -> None:
+    """Check that these are a device, a precision, a way to offload …; whether this machine has them comes later.
 
-
-def check_engine_names(device: object, precision: object, offload: object) -> None:
-    """Are these a device, a precision and a way to offload?"""
+    Raises `RequestError`.
+    """
+    device = options["device"]
     kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
-    plain = not colon or (kind == "cuda" and index.isdecimal())
-    if kind not in DEVICES or not plain:
-        raise RequestError(f"device={device!r}: choose one of {', '.join(DEVICES)}, or a GPU such as cuda:1")
-    if precision not in PRECISIONS:
-        raise RequestError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
-    if offload not in OFFLOADS:
-        raise RequestError(f"offload={offload!r}: choose one of {', '.join(OFFLOADS)}")
+    if kind not in DEVICES or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise RequestError(f"device={device!r}: {OPTIONS['device'].advice}, or a GPU such as cuda:1")
+    for name in ("precision", "offload", "runtime"):
+        if options[name] not in OPTIONS[name].choices:
+            raise RequestError(f"{name}={options[name]!r}: {OPTIONS[name].advice}")
+    if options["prediction"] not in ("", *PREDICTIONS):
+        raise RequestError(f"prediction={options['prediction']!r}: {OPTIONS['prediction'].advice}")

@@ -15,7 +15,7 @@ from fewstep.errors import RequestError
 from fewstep.prompts import Prompt
 from fewstep.recipe import Recipe
 from fewstep.request import inputs, limits
-from fewstep.request.options import PictureOptions, Prompts
+from fewstep.request.options import ALIASES, OPTIONS, PictureOptions, Prompts
 from fewstep.request.schema import MAX_PICTURES, Job, Plan, Request
 from fewstep.schedulers import Schedule, explicit, leading
 
@@ -26,26 +26,7 @@ if TYPE_CHECKING:
 
 
 SEED_LIMIT = 2**64
-# What `Request` takes, in words.
-ALLOWED_VALUES = {
-    "steps": "give a whole number from 1 to 1000",
-    "guidance": "give a number from 0 to 100",
-    "guidance_rescale": "give a number from 0 to 1",
-    "strength": "give a number above 0, up to 1",
-    "eta": "give a number from 0 to 1",
-    "width": "give a whole number of pixels from 8 to 8192",
-    "height": "give a whole number of pixels from 8 to 8192",
-    "long_prompt": "choose one of chunk, refuse, cut",
-    "scheduler": "give a name; `fewstep modes` lists each mode's",
-    "sampler": "give a name; `fewstep modes` lists each mode's",
-    "timesteps": "give whole numbers, for example [999, 749, 499, 249]",
-}
-# diffusers' names for what goes by another here.
-DIFFUSERS_NAMES = {
-    "num_inference_steps": "steps", "guidance_scale": "guidance", "num_images_per_prompt": "count",
-    "generator": "seed", "mask_image": "mask", "prompt_embeds": "prompt", "negative_prompt_embeds":
-    "negative_prompt", "control_image": "control", "ip_adapter_image": "reference",
-}  # fmt: skip
+STEPS_ADVICE = "give a whole number from 1 to 1000"
 
 
 def resolve_job(
@@ -108,7 +89,7 @@ def complete_request(recipe: Recipe, steps: int | None, given: Mapping[str, Any]
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        allowed = ALLOWED_VALUES.get(name, f"{first['msg'][0].lower()}{first['msg'][1:]}")
+        allowed = STEPS_ADVICE if name == "steps" else OPTIONS[name].advice
         raise RequestError(f"{name}={first['input']!r:.200}: {allowed}") from None
 
 
@@ -155,7 +136,7 @@ def _check_option_names(options: PictureOptions) -> None:
     known = list(PictureOptions.__annotations__)
     for name in options:
         if name not in known:
-            near = [DIFFUSERS_NAMES[name]] if name in DIFFUSERS_NAMES else get_close_matches(name, known, n=1)
+            near = [ALIASES[name]] if name in ALIASES else get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
             raise RequestError(f"{name}= is not an option: {hint}")
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fewstep.prompts import Embedding, Prompt
+from fewstep.request.options import OPTIONS, EngineOptions, with_defaults
 from fewstep.schedulers import Schedule
 
 if TYPE_CHECKING:
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 
 MAX_PICTURES = 1024  # in one request
+
+
+def bounded(name: str, default: Any = ...) -> Any:
+    """Return a field with the bounds that an option has in the table."""
+    option = OPTIONS[name]
+    if option.above:
+        return Field(default, gt=option.low, le=option.high)
+    return Field(default, ge=option.low, le=option.high)
 
 
 class Request(BaseModel):
@@ -33,15 +42,15 @@ class Request(BaseModel):
     steps: int = Field(ge=1, le=1000)
     negative_prompt: str = ""
     long_prompt: Literal["chunk", "refuse", "cut"] = "chunk"
-    guidance: float = Field(ge=0, le=100)
-    guidance_rescale: float = Field(default=0.0, ge=0, le=1)
+    guidance: float = bounded("guidance")
+    guidance_rescale: float = bounded("guidance_rescale", 0.0)
     seeds: tuple[int, ...]  # one per picture
-    width: int = Field(ge=8, le=8192)
-    height: int = Field(ge=8, le=8192)
-    strength: float = Field(default=1.0, gt=0, le=1)
+    width: int = bounded("width")
+    height: int = bounded("height")
+    strength: float = bounded("strength", 1.0)
     scheduler: str
     sampler: str
-    eta: float = Field(ge=0, le=1)
+    eta: float = bounded("eta")
     timesteps: tuple[int, ...] = ()  # instead of the scheduler's, where given
     loras: tuple[tuple[str, float], ...] = ()  # file, weight
     control: tuple[tuple[str, float], ...] = ()  # model, scale
@@ -62,7 +71,7 @@ class Plan:
         """Plain data, ready for JSON."""
         return {
             **self.request.model_dump(mode="json"),
-            "schedule": asdict(self.schedule),
+            "schedule": self.schedule.to_dict(),
             "guidance_meaning": self.guidance,
             "warnings": list(self.warnings),
         }
@@ -91,18 +100,33 @@ class Job:
     def request(self) -> Request:
         return self.plan.request
 
+    @property
+    def has_addons(self) -> bool:
+        """Whether LoRAs, ControlNets or IP-Adapters go beside the model."""
+        return bool(self.request.loras or self.request.control or self.request.reference)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:
-    """What to load and where to run it, in the user's words, completed."""
+    """What to load and where to run it, in the user's words, every default filled in. Equal keys, equal engines."""
 
-    model: str
     mode: str
     steps: int = 0  # of a mode whose weights come for one number of steps; 0: they serve all
-    accelerator: str = ""  # "" is the mode's own
-    vae: str = ""  # "" is the model's own
-    embeddings: tuple[str, ...] = ()  # files of textual inversions
-    revision: str = ""  # of a hub id; "" is the catalog's, or else the newest
-    device: str = "auto"
-    precision: str = "auto"
-    offload: str = "auto"
+    options: EngineOptions = field(default_factory=lambda: with_defaults({}), hash=False)
+
+    def __hash__(self) -> int:
+        return hash((self.mode, self.steps, str(self.options["model"])))
+
+    @classmethod
+    def of(cls, mode: str, steps: int = 0, **options: Unpack[EngineOptions]) -> Self:
+        """Return the key of these options; those left out have their defaults."""
+        return cls(mode=mode, steps=steps, options=with_defaults(options))
+
+    def file(self, name: Literal["model", "accelerator", "vae"]) -> str:
+        """Return an option that names a file, folder or hub id, as text."""
+        return str(self.options[name])
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """Files of textual inversions."""
+        return tuple(map(str, self.options["embeddings"]))

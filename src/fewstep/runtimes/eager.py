@@ -7,30 +7,50 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.denoiser import Conditioning, Unet
+from fewstep.catalog.runtimes import RUNTIMES
+from fewstep.denoiser import Conditioning, Network
+from fewstep.runtimes import Decoder, Runtime
 
 
-def eager_unet(module: Callable[..., Any]) -> Unet:
-    """A diffusers `UNet2DConditionModel` (or a compiled one) behind the seam."""
+class Eager:
+    """Runs modules as they are."""
+
+    name = "eager"
+
+    def network(self, module: Any, /) -> Network:
+        """Return a diffusers `UNet2DConditionModel` (or a compiled one) behind the seam."""
+        return eager_network(module)
+
+    def decoder(self, vae: Any, /) -> Decoder:
+        """Return the decoder of an `AutoencoderKL` or `AutoencoderTiny`."""
+
+        def decode(latents: Tensor, /) -> Tensor:
+            pictures: Tensor = vae.decode(latents, return_dict=False)[0]
+            return pictures.float()
+
+        return decode
+
+    def supports(self, feature: str, /) -> bool:
+        """Return True for all there is: weights and hooks may change between calls."""
+        return feature in RUNTIMES[self.name].features
+
+
+RUNTIME: Runtime = Eager()
+
+
+def eager_network(module: Callable[..., Any]) -> Network:
+    """Return a module with the forward of diffusers' `UNet2DConditionModel` as a `Network`."""
 
     def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
-        extra = {"text_embeds": conditioning.pooled, "time_ids": conditioning.size_ids}
         *down, middle = conditioning.residuals or (None,)
-        answer: Tensor = module(
-            x, timestep, _attention_input(conditioning), timestep_cond=embedding, added_cond_kwargs=extra,
-            down_block_additional_residuals=down or None, mid_block_additional_residual=middle,
-            return_dict=False,
+        # Beside IP-Adapters' tokens, text is one of the pair that diffusers' UNet makes of text and pictures
+        # (`process_encoder_hidden_states`) where its own `encoder_hid_proj` projects them.
+        tokens, references = conditioning.tokens, list(conditioning.references)
+        prediction: Tensor = module(
+            x, timestep, (tokens, references) if references else tokens, timestep_cond=embedding,
+            added_cond_kwargs=dict(conditioning.added) or None, down_block_additional_residuals=down or None,
+            mid_block_additional_residual=middle, return_dict=False,
         )[0]  # fmt: skip
-        return answer
+        return prediction
 
     return call
-
-
-def _attention_input(conditioning: Conditioning) -> Any:
-    """What cross-attention reads: text alone, or beside it what IP-Adapters' processors take apart.
-
-    That is the pair that diffusers' UNet makes of text and pictures (`process_encoder_hidden_states`)
-    where its own `encoder_hid_proj` projects them; here they are projected once a call.
-    """
-    tokens, references = conditioning.tokens, list(conditioning.references)
-    return (tokens, references) if references else tokens

@@ -10,7 +10,12 @@ import torch
 
 from fewstep.errors import DeviceMemoryError, FewstepError, is_out_of_memory
 
-Notify = Callable[[str], None]  # takes a sentence for the result's warnings
+Notify = Callable[[str], object]  # takes a sentence for the result's warnings
+
+
+def ignore(sentence: str) -> None:
+    """Tell nobody."""
+
 
 ADVICE = (
     "make smaller pictures, close other engines, or load with offload='model' or 'sequential' "

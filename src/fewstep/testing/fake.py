@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,16 @@ from typing import Any
 
 from PIL import Image
 
-from fewstep import api, modes
+from fewstep.api import engines_from
 from fewstep.cancel import CancelToken
 from fewstep.catalog import licences, mode_weights
-from fewstep.catalog import vaes as autoencoders
-from fewstep.catalog.models import Model
 from fewstep.engine_base import EngineBase
 from fewstep.errors import FewstepError
 from fewstep.progress import Progress, show_progress
 from fewstep.prompts import Embedding
-from fewstep.recipe import Recipe
 from fewstep.request import Job, Request
-from fewstep.request.choose import licences_of_call
-from fewstep.request.schema import EngineKey
+from fewstep.request.choose import EngineChoice, choose_engine, licences_of_call, split_options
+from fewstep.request.options import EngineOptions
 from fewstep.result import Result
 
 BLOCKS = 8  # of colour, each way
@@ -55,25 +52,19 @@ class FakeEngine(EngineBase[FakeStep]):
     what was asked.
     """
 
-    def __init__(  # noqa: PLR0913  as `fewstep.load`
+    def __init__(
         self,
         mode: str | None = "lcm",
         model: str | Path = "tiny",
         *,
         steps: int | None = None,
-        accelerator: str | Path = "",
-        vae: str | Path = "",
-        embeddings: Sequence[str] = (),
         error: BaseException | None = None,
         delay: float = 0.0,
+        **options: Any,
     ):
-        about, recipe = modes.choose_mode(model, mode, steps)
-        own = mode_weights.choose_weights(about, recipe, accelerator)
-        autoencoders.check_vae(vae, about)
-        self._licences = mode_weights.licences_of_mode(about, recipe, own, embeddings, str(vae))
-        self._given, self._vae, self._embeddings = str(accelerator), str(vae), tuple(embeddings)
-        self.model: Model = about
-        self.recipe: Recipe = recipe
+        """`options`: the others that `fewstep.load` has, such as accelerator= and vae=."""
+        chosen: EngineOptions = {**split_options(options)[0], "model": model}
+        self.choice: EngineChoice = choose_engine(mode, steps, chosen)
         self.requests: list[Request] = []
         self._error, self._delay, self._closed = error, delay, False
 
@@ -85,29 +76,34 @@ class FakeEngine(EngineBase[FakeStep]):
     def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
         started = time.perf_counter()
         with show_progress(progress, job.request.steps) as tell:
-            tells: Any = tell  # typed for a `Step`, which a `FakeStep` resembles
-            for step in self._stepping(job, cancel):
-                tells(step)
+            for step in self._stream(job, cancel):
+                tell(step)
         seconds = time.perf_counter() - started
+        key, model, recipe = self.choice
+        vae, accelerator = key.file("vae"), key.file("accelerator")
+        weights = mode_weights.choose_weights(model, recipe, accelerator)
+        used = mode_weights.licences_of_mode(model, recipe, weights, key.embeddings, vae)
         return Result(
             images=step.pictures,
             plan=job.plan,
             timings={"steps": seconds, "decode": 0.0, "total": seconds},
             warnings=job.plan.warnings,
-            model=self.model.source,
-            licence=licences.join_licences((self._licences | licences_of_call(job.request)).values()),
-            accelerator=self._given,
-            vae=self._vae,
-            embeddings=self._embeddings,
+            model=model.source,
+            licence=licences.join_licences((used | licences_of_call(job.request)).values()),
+            accelerator=accelerator,
+            vae=vae,
+            embeddings=key.embeddings,
+            prediction=key.options["prediction"],
             device="fake",
             precision="fp32",
+            runtime="fake",
             edited=job.image is not None,
         )
 
     def close(self) -> None:
         self._closed = True
 
-    def _stepping(self, job: Job, cancel: CancelToken | None) -> Iterator[FakeStep]:
+    def _stream(self, job: Job, cancel: CancelToken | None) -> Iterator[FakeStep]:
         if self._closed:
             raise FewstepError("this engine is closed: load another with fewstep.load()")
         self.requests.append(job.request)
@@ -119,28 +115,13 @@ def fake(*, error: BaseException | None = None, delay: float = 0.0) -> Iterator[
     """Inside, `fewstep.generate`, `agenerate` and `load` use fakes; `requests` of the one given lists all."""
     engine = FakeEngine(error=error, delay=delay)
 
-    def load(key: EngineKey, about: Model, recipe: Recipe) -> FakeEngine:
-        loaded = FakeEngine(
-            key.mode,
-            key.model,
-            steps=key.steps or None,
-            accelerator=key.accelerator,
-            vae=key.vae,
-            embeddings=key.embeddings,
-            error=error,
-            delay=delay,
-        )
-        loaded.requests = engine.requests
+    def load(choice: EngineChoice) -> FakeEngine:
+        loaded = FakeEngine(error=error, delay=delay)
+        loaded.choice, loaded.requests = choice, engine.requests
         return loaded
 
-    doors: Any = api  # the door is typed for real engines
-    real, doors._load_engine = doors._load_engine, load
-    doors._resident.clear()
-    try:
+    with engines_from(load):
         yield engine
-    finally:
-        doors._load_engine = real
-        doors._resident.clear()
 
 
 def _steps(job: Job, token: CancelToken, delay: float, error: BaseException | None) -> Iterator[FakeStep]:

@@ -27,10 +27,16 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.func import functional_call
 
-from fewstep.denoiser import Conditioning, Unet
-from fewstep.runtimes.eager import eager_unet
-from fewstep.schedulers import TRAIN_SIGMAS, TRAIN_STEPS
-from fewstep.train.discriminator import Features, Heads, UnetFeatures, discriminator_loss, generator_loss
+from fewstep.denoiser import Conditioning, Network
+from fewstep.noise import SDXL_SIGMAS, TRAIN_STEPS
+from fewstep.runtimes.eager import eager_network
+from fewstep.train.discriminator import (
+    Features,
+    Heads,
+    UnetFeatures,
+    discriminator_loss,
+    generator_loss,
+)
 from fewstep.train.loop import Draw, Hyper, Learning
 from fewstep.train.source import Source, Teacher, add_noise, level_column
 
@@ -61,9 +67,9 @@ class AddTask:
     batch: int
     modules: Mapping[str, Learning]
     averages: Mapping[str, Learning]
-    student: Unet
-    own: Unet  # the teacher
-    first: Unet  # the student as it began
+    student: Network
+    own: Network  # the teacher
+    first: Network  # the student as it began
     heads: Heads
     features: Features
     guidance: float = GUIDANCE
@@ -74,18 +80,19 @@ class AddTask:
         real, prompts = self.source.batch(self.batch, draw, 0)
         real = real.to(self.teacher.device)
         condition = self.teacher.read(prompts, self.source.size)
-        start = [TRAIN_SIGMAS[draw.python.choice(STARTS)] for _ in prompts]
+        start = [SDXL_SIGMAS[draw.python.choice(STARTS)] for _ in prompts]
         noisy = add_noise(real, start, draw)
         made = self.teacher.denoiser(condition, self.student)(noisy, start)
 
-        look = [TRAIN_SIGMAS[_random_level(draw)] for _ in prompts]
+        look = [SDXL_SIGMAS[_random_level(draw)] for _ in prompts]
         seen = self.features(add_noise(made, look, draw), look, condition)
         with torch.no_grad():
             known = self.features(add_noise(real, look, draw), look, condition)
         fixed = {key: p.detach() for key, p in self.heads.named_parameters()}
-        fooled: Tensor = functional_call(self.heads, fixed, (seen, condition.pooled))
+        fooled: Tensor = functional_call(self.heads, fixed, (seen, condition.added["text_embeds"]))
         caught = discriminator_loss(
-            self.heads(known, condition.pooled), self.heads([m.detach() for m in seen], condition.pooled)
+            self.heads(known, condition.added["text_embeds"]),
+            self.heads([m.detach() for m in seen], condition.added["text_embeds"]),
         )
         aim, sigmas = self._taught(made.detach(), condition, draw)
         taught = distillation_loss(made, aim, sigmas)
@@ -99,7 +106,7 @@ class AddTask:
     @torch.no_grad()
     def _taught(self, made: Tensor, condition: Conditioning, draw: Draw) -> tuple[Tensor, list[float]]:
         """What the teacher would make of the student's answer with noise in it, at any level."""
-        sigmas = [TRAIN_SIGMAS[draw.python.randrange(TRAIN_STEPS)] for _ in made]
+        sigmas = [SDXL_SIGMAS[draw.python.randrange(TRAIN_STEPS)] for _ in made]
         guided = self.teacher.guided(condition, self.source.size, [self.guidance] * len(made), self.own)
         return guided(add_noise(made, sigmas, draw), sigmas), sigmas
 
@@ -127,7 +134,7 @@ def add_task(
     heads = Heads(looks.channels, reader.config.projection_dim).to(teacher.device)
     modules: dict[str, Learning] = {"unet": student, "heads": heads}
     unets = (student, teacher.unet, start)
-    calls = [eager_unet(torch.compile(unet) if compiled else unet) for unet in unets]
+    calls = [eager_network(torch.compile(unet) if compiled else unet) for unet in unets]
     return AddTask(
         source=source, teacher=teacher, batch=batch, modules=modules, averages=copy.deepcopy(modules),
         student=calls[0], own=calls[1], first=calls[2], heads=heads, features=looks,

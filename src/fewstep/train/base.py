@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from fewstep.architectures.text import TextEncoder
-from fewstep.denoiser import Denoiser, x0_weights
-from fewstep.runtimes.eager import eager_unet
+from fewstep.denoiser import Denoiser
+from fewstep.noise import SDXL_SIGMAS, NoiseProcess, VariancePreserving
+from fewstep.runtimes.eager import eager_network
 from fewstep.samplers import Denoise
-from fewstep.schedulers import TRAIN_SIGMAS
 from fewstep.train.bundled.data import PICTURE_SIZE
 from fewstep.train.loop import Draw, Hyper
 from fewstep.train.source import Source, add_noise, level_column
 
 HYPER = Hyper(steps=9200, batch=128, rate=1.5e-3, ema=0.999, muon=True)
 EMPTY = 0.1  # of prompts, so that classifier-free guidance has something to compare with
-PREDICTION = "v_prediction"
+PROCESS = VariancePreserving("v_prediction")  # of the bundled model
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 WIDTHS = (64, 128)  # of the two text encoders
 
@@ -78,9 +78,9 @@ def _text_config(width: int, tokenizer: Any) -> CLIPTextConfig:
     )
 
 
-def prediction_loss(x0: Tensor, real: Tensor, sigmas: list[float], prediction: str) -> Tensor:
+def prediction_loss(x0: Tensor, real: Tensor, sigmas: list[float], process: NoiseProcess) -> Tensor:
     """Mean squared error of the prediction that x0 stands for: of v, ibid., eq. 9 and app. D."""
-    scale = level_column([x0_weights(s, prediction)[1] ** 2 for s in sigmas], x0)
+    scale = level_column([process.x0_weights(s)[1] ** 2 for s in sigmas], x0)
     return ((x0 - real).square() / scale).mean()
 
 
@@ -94,23 +94,23 @@ class BaseTask:
         text: TextEncoder,
         batch: int,
         *,
-        prediction: str = PREDICTION,
+        process: NoiseProcess = PROCESS,
         compiled: bool = False,
     ):
         """What asks for gradients learns, of the UNet and of the text encoders."""
-        self.source, self.batch, self.text, self._prediction = source, batch, text, prediction
+        self.source, self.batch, self.text, self._process = source, batch, text, process
         networks: dict[str, Any] = dict(zip(NETWORKS, (unet, *text.encoders), strict=True))
         self.modules: dict[str, nn.Module] = {name: net for name, net in networks.items() if _learns(net)}
         self.averages: dict[str, nn.Module] = copy.deepcopy(self.modules)
-        self._call = eager_unet(torch.compile(unet) if compiled else unet)
+        self._call = eager_network(torch.compile(unet) if compiled else unet)
 
     def loss(self, draw: Draw) -> Tensor:
         real, prompts = self.source.batch(self.batch, draw, EMPTY)
         condition = self.text.batch(prompts, self.source.size)
         real = real.to(condition.tokens.device)
-        sigmas = [TRAIN_SIGMAS[draw.python.randrange(len(TRAIN_SIGMAS))] for _ in range(self.batch)]
-        denoise = Denoiser(self._call, condition, prediction=self._prediction)
-        return denoising_loss(denoise, real, sigmas, draw, self._prediction)
+        sigmas = [SDXL_SIGMAS[draw.python.randrange(len(SDXL_SIGMAS))] for _ in range(self.batch)]
+        denoise = Denoiser(self._call, condition, process=self._process)
+        return denoising_loss(denoise, real, sigmas, draw, self._process)
 
 
 def _learns(network: nn.Module) -> bool:
@@ -118,7 +118,7 @@ def _learns(network: nn.Module) -> bool:
 
 
 def denoising_loss(
-    denoise: Denoise, real: Tensor, sigmas: list[float], draw: Draw, prediction: str
+    denoise: Denoise, real: Tensor, sigmas: list[float], draw: Draw, process: NoiseProcess
 ) -> Tensor:
     """The error at these levels of what `denoise` makes of `real` and noise."""
-    return prediction_loss(denoise(add_noise(real, sigmas, draw), sigmas), real, sigmas, prediction)
+    return prediction_loss(denoise(add_noise(real, sigmas, draw), sigmas), real, sigmas, process)

@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from fewstep.denoiser import Conditioning
-from fewstep.schedulers import timestep_of
+from fewstep.noise import timestep_of
 from fewstep.train.source import level_column
 
 
@@ -41,10 +41,9 @@ class UnetFeatures:
         unet = self._unet
         x = latents * level_column([1 / math.hypot(1, s) for s in sigmas], latents)
         timestep = torch.tensor([timestep_of(s) for s in sigmas], device=x.device)
-        extra = {"text_embeds": condition.pooled, "time_ids": condition.size_ids}
         emb = unet.time_embedding(unet.get_time_embed(sample=x, timestep=timestep))
         emb = emb + unet.get_aug_embed(
-            emb=emb, encoder_hidden_states=condition.tokens, added_cond_kwargs=extra
+            emb=emb, encoder_hidden_states=condition.tokens, added_cond_kwargs=dict(condition.added)
         )
         x = unet.conv_in(x)
         maps = []

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fewstep.architectures.text import Size, size_ids
 from fewstep.denoiser import Conditioning
 from fewstep.devices import probe
+from fewstep.noise import SDXL_NOISE
 from fewstep.prompts import WINDOW
 from fewstep.train import stages
 from fewstep.train.config import TrainConfig
@@ -210,14 +211,14 @@ class _Empty:
         rows, device = len(asked), torch.device("meta")
         tokens = torch.empty(rows, WINDOW, self._drawn.context, device=device, dtype=self._dtype)
         pooled = torch.empty(rows, self._drawn.pooled, device=device, dtype=self._dtype)
-        return Conditioning(tokens, pooled, size_ids(self.size, rows, device))
+        return Conditioning(tokens, {"text_embeds": pooled, "time_ids": size_ids(self.size, rows, device)})
 
 
 def _task(order: TrainConfig, drawn: MetaNetworks) -> Task:
     """The very task that would run, on networks of no memory."""
     empty: Any = _Empty(order, drawn)
     unet: Any = drawn.networks["unet"]
-    parts: Any = SimpleNamespace(unet=unet, vae=drawn.networks["vae"], text=empty, prediction="epsilon")
+    parts: Any = SimpleNamespace(unet=unet, vae=drawn.networks["vae"], text=empty, process=SDXL_NOISE)
     blank: Any = SimpleNamespace(tensor=lambda side: torch.empty(1, 3, side, side, device="meta"))
     with torch.device("meta"):
         if order.stage == "vae":

@@ -73,8 +73,8 @@ def tile_images(pictures: Sequence[Image.Image], columns: int = 0) -> Image.Imag
 def _drawn(sitting: GridSettings, prompt: str, seed: int) -> Image.Image:
     """A call of the product's loop on networks that are in training."""
     call = Call(
-        job=_job(sitting, prompt, seed), recipe=sitting.recipe, token=CancelToken(), dress=_do_nothing,
-        undress=_do_nothing, say=_log.warning,
+        job=_job(sitting, prompt, seed), recipe=sitting.recipe, token=CancelToken(), apply_loras=_do_nothing,
+        restore=_do_nothing, notify=_log.warning,
     )  # fmt: skip
     *_, last = loop.run_steps(sitting.networks, call)
     (made,) = loop.decode_pictures(sitting.networks, call, last.latents)
@@ -95,7 +95,7 @@ def _job(sitting: GridSettings, prompt: str, seed: int) -> Job:
 
 def _read(sitting: GridSettings, text: str) -> Embedding:
     known = sitting.networks.text.batch([text], sitting.size)
-    return Embedding(tokens=known.tokens[0], pooled=known.pooled[0], text=text)
+    return Embedding(tokens=known.tokens[0], pooled=known.added["text_embeds"][0], text=text)
 
 
 def _do_nothing() -> None:

@@ -16,10 +16,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from fewstep.denoiser import Unet, guidance_embedding
-from fewstep.runtimes.eager import eager_unet
+from fewstep.denoiser import Network, guidance_embedding
+from fewstep.noise import sigma_of
+from fewstep.runtimes.eager import eager_network
 from fewstep.samplers import Denoise
-from fewstep.schedulers import sigma_of
 from fewstep.train import lora
 from fewstep.train.loop import Draw, Hyper, Learning
 from fewstep.train.source import Source, Teacher, add_noise, level_column
@@ -105,9 +105,9 @@ class LcmTask:
     width: int  # of the embedding of w; 0 is none
     modules: Mapping[str, Learning]
     averages: Mapping[str, Learning]
-    student: Unet
-    target: Unet  # the average
-    own: Unet  # the teacher
+    student: Network
+    target: Network  # the average
+    own: Network  # the teacher
 
     def loss(self, draw: Draw) -> Tensor:
         """Algorithm 1, lines 5 to 10."""
@@ -149,7 +149,7 @@ def lcm_task(
     student = student_of(teacher.unet.requires_grad_(False), width)
     average = copy.deepcopy(student)
     unets = (student, average, teacher.unet)
-    calls = [eager_unet(torch.compile(unet) if compiled else unet) for unet in unets]
+    calls = [eager_network(torch.compile(unet) if compiled else unet) for unet in unets]
     return LcmTask(
         source=source, teacher=teacher, batch=batch, guidance=guidance, width=width,
         modules={"unet": student}, averages={"unet": average},
@@ -172,6 +172,6 @@ def lcm_lora_task(
     return LcmTask(
         source=source, teacher=teacher, batch=batch, guidance=guidance, width=0,
         modules={"lora": factors}, averages={"lora": average},
-        student=eager_unet(teacher.unet), target=smoothed,
+        student=eager_network(teacher.unet), target=smoothed,
         own=lora.with_factors(teacher.unet, factors.off()),
     )  # fmt: skip

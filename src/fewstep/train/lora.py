@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fewstep.denoiser import Unet
-from fewstep.runtimes.eager import eager_unet
-from fewstep.schedulers import TRAIN_SIGMAS
+from fewstep.denoiser import Network
+from fewstep.noise import SDXL_SIGMAS
+from fewstep.runtimes.eager import eager_network
 from fewstep.train.base import EMPTY, denoising_loss
 from fewstep.train.loop import Draw, Hyper, Learning
 from fewstep.train.source import Source, Teacher
@@ -63,9 +63,9 @@ def add_factors(unet: UNet2DConditionModel, rank: int, targets: tuple[str, ...])
     return LoraFactors(learning)
 
 
-def with_factors(unet: UNet2DConditionModel, tensors: dict[str, Tensor]) -> Unet:
+def with_factors(unet: UNet2DConditionModel, tensors: dict[str, Tensor]) -> Network:
     """The UNet with these in the place of its own."""
-    return eager_unet(lambda *args, **named: functional_call(unet, tensors, args, named))
+    return eager_network(lambda *args, **named: functional_call(unet, tensors, args, named))
 
 
 def save_lora(unet: UNet2DConditionModel, factors: LoraFactors, folder: Path) -> None:
@@ -92,15 +92,15 @@ class StyleTask:
     batch: int
     modules: Mapping[str, Learning]
     averages: Mapping[str, Learning]
-    unet: Unet
+    unet: Network
 
     def loss(self, draw: Draw) -> Tensor:
         real, prompts = self.source.batch(self.batch, draw, EMPTY)
         real = real.to(self.teacher.device)
-        sigmas = [TRAIN_SIGMAS[draw.python.randrange(len(TRAIN_SIGMAS))] for _ in prompts]
+        sigmas = [SDXL_SIGMAS[draw.python.randrange(len(SDXL_SIGMAS))] for _ in prompts]
         condition = self.teacher.read(prompts, self.source.size)
         denoise = self.teacher.denoiser(condition, self.unet)
-        return denoising_loss(denoise, real, sigmas, draw, self.teacher.prediction)
+        return denoising_loss(denoise, real, sigmas, draw, self.teacher.process)
 
 
 def style_task(source: Source, teacher: Teacher, batch: int, *, rank: int = STYLE_RANK) -> StyleTask:
@@ -108,5 +108,5 @@ def style_task(source: Source, teacher: Teacher, batch: int, *, rank: int = STYL
     factors = add_factors(teacher.unet, rank, ATTENTION_TARGETS)
     return StyleTask(
         source=source, teacher=teacher, batch=batch, modules={"lora": factors},
-        averages={"lora": factors.copy()}, unet=eager_unet(teacher.unet),
+        averages={"lora": factors.copy()}, unet=eager_network(teacher.unet),
     )  # fmt: skip

@@ -128,7 +128,7 @@ def _placement(order: TrainConfig, device: torch.device) -> Placement:
 def _loaded(order: TrainConfig, place: Placement) -> Parts:
     """The undistilled model."""
     about, recipe = modes.choose_mode(order.model, "base")
-    return load_parts(about, recipe, EngineKey(model=order.model, mode="base"), place)
+    return load_parts(about, recipe, EngineKey.of("base", model=order.model), place)
 
 
 def _warn_of_long(shown: Sequence[TrainingPicture], text: TextEncoder) -> None:

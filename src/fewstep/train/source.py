@@ -11,7 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from fewstep.architectures.text import Size, TextEncoder
-from fewstep.denoiser import Cfg, Conditioning, Denoiser, Unet
+from fewstep.denoiser import Cfg, Conditioning, Denoiser, Network
+from fewstep.noise import NoiseProcess
 from fewstep.train.loop import Draw
 
 
@@ -32,7 +33,7 @@ class Teacher:
 
     unet: UNet2DConditionModel
     text: TextEncoder
-    prediction: str  # epsilon, v_prediction or sample
+    process: NoiseProcess
 
     @property
     def device(self) -> torch.device:
@@ -44,15 +45,17 @@ class Teacher:
         """Prompts as the UNet reads them."""
         return self.text.batch(prompts, size)
 
-    def denoiser(self, condition: Conditioning, unet: Unet, embedding: Tensor | None = None) -> Denoiser:
+    def denoiser(self, condition: Conditioning, unet: Network, embedding: Tensor | None = None) -> Denoiser:
         """`denoise` of this model's UNet, or of a student of it."""
-        return Denoiser(unet, condition, prediction=self.prediction, embedding=embedding)
+        return Denoiser(unet, condition, process=self.process, embedding=embedding)
 
-    def guided(self, condition: Conditioning, size: Size, guidance: Sequence[float], unet: Unet) -> Denoiser:
+    def guided(
+        self, condition: Conditioning, size: Size, guidance: Sequence[float], unet: Network
+    ) -> Denoiser:
         """The same with classifier-free guidance, one scale per picture; 1 is off."""
         nothing = self.read([""] * len(guidance), size)
         scale = torch.tensor(guidance, device=self.device).view(-1, 1, 1, 1)
-        return Denoiser(unet, condition, prediction=self.prediction, cfg=Cfg(negative=nothing, scale=scale))
+        return Denoiser(unet, condition, process=self.process, cfg=Cfg(negative=nothing, scale=scale))
 
 
 def add_noise(latents: Tensor, sigmas: Sequence[float], draw: Draw) -> Tensor:

@@ -12,12 +12,12 @@ from PIL import Image
 
 from fewstep.catalog.models import describe_model
 from fewstep.codec import Codec
-from fewstep.denoiser import Unet
+from fewstep.denoiser import Network
 from fewstep.devices import Placement
 from fewstep.errors import RequestError
 from fewstep.loading.parts import Parts
 from fewstep.loop import Networks
-from fewstep.runtimes.eager import eager_unet
+from fewstep.runtimes.eager import eager_network
 from fewstep.train import add, base, grids, lcm, lora
 from fewstep.train.bundled import export
 from fewstep.train.config import TrainConfig
@@ -66,7 +66,7 @@ def unet_run(order: TrainConfig, parts: Parts, source: Source, place: Placement)
         torch.manual_seed(order.seed)  # of what starts at random: an adapter's first factors, and heads
         task, unet, width = make_task(order, parts, source)
     networks = Networks(
-        text=parts.text, unet=unet, codec=Codec(parts.vae, place), prediction=parts.prediction,
+        text=parts.text, network=unet, codec=Codec(parts.vae, place), process=parts.process,
         guidance_width=width, placement=place, lock=parts.lock,
     )  # fmt: skip
     sitting = _sitting(order, networks, source)
@@ -83,9 +83,9 @@ def unet_run(order: TrainConfig, parts: Parts, source: Source, place: Placement)
     return StageRun(task=task, draw=lambda: grids.draw_grid(sitting), write=write)
 
 
-def make_task(order: TrainConfig, parts: Parts, source: Source) -> tuple[Task, Unet, int]:
+def make_task(order: TrainConfig, parts: Parts, source: Source) -> tuple[Task, Network, int]:
     """What is trained, its averaged network, and the width of its guidance embedding."""
-    teacher = Teacher(unet=parts.unet, text=parts.text, prediction=parts.prediction)
+    teacher = Teacher(unet=parts.unet, text=parts.text, process=parts.process)
     if order.checkpointing:
         parts.unet.enable_gradient_checkpointing()  # what is copied from it does the same
     match order.stage:
@@ -102,10 +102,10 @@ def make_task(order: TrainConfig, parts: Parts, source: Source) -> tuple[Task, U
             judged = replace(
                 add.add_task(source, teacher, parts.unet, order.batch), guidance=order.guidance[0]
             )
-            return judged, eager_unet(cast(Any, judged.averages["unet"])), 0
+            return judged, eager_network(cast(Any, judged.averages["unet"])), 0
     parts.unet.requires_grad_(True)
-    tuned = base.BaseTask(source, parts.unet, parts.text, order.batch, prediction=parts.prediction)
-    return tuned, eager_unet(tuned.averages["unet"]), 0
+    tuned = base.BaseTask(source, parts.unet, parts.text, order.batch, process=parts.process)
+    return tuned, eager_network(tuned.averages["unet"]), 0
 
 
 def _halve(order: TrainConfig, parts: Parts) -> None:
@@ -137,7 +137,10 @@ def _write_model(folder: Path, parts: Parts, unet: Any) -> None:
     export.write_base(folder, unet, parts.vae, text, text.tokenizers[0])
     text.tokenizers[1].save_pretrained(folder / "tokenizer_2")
     said = {
-        "scheduler/scheduler_config.json": {**export.SCHEDULER_CONFIG, "prediction_type": parts.prediction},
+        "scheduler/scheduler_config.json": {
+            **export.SCHEDULER_CONFIG,
+            "prediction_type": parts.process.prediction,
+        },
         "model_index.json": {**export.MODEL_INDEX, "force_zeros_for_empty_prompt": text.zero_empty},
     }
     for name, content in said.items():

@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTokenizer
 
 from fewstep.architectures.text import TextEncoder
-from fewstep.schedulers import BETA_END, BETA_START, TRAIN_STEPS
-from fewstep.train.base import PREDICTION
+from fewstep.noise import BETA_END, BETA_START, TRAIN_STEPS
+from fewstep.train.base import PROCESS
 from fewstep.train.bundled.data import sha256
 
 # trailing: with few steps the first one must see pure noise (arXiv:2305.08891).
@@ -23,7 +23,7 @@ SCHEDULER_CONFIG: dict[str, object] = {
     "beta_schedule": "scaled_linear",
     "beta_start": BETA_START,
     "beta_end": BETA_END,
-    "prediction_type": PREDICTION,
+    "prediction_type": PROCESS.prediction,
     "timestep_spacing": "trailing",
 }
 UNET_FOLDERS = {"lcm": "unet_lcm", "add": "unet_turbo"}  # by stage: folders beside the base's

@@ -87,7 +87,7 @@ def load_teacher(work: Path) -> Teacher:
     """The finished base."""
     unet, text = _undistilled(work)
     loop.restore(dict(zip(base.NETWORKS, (unet, *text.encoders), strict=True)), work / "base")
-    return Teacher(unet=unet, text=text, prediction=base.PREDICTION)
+    return Teacher(unet=unet, text=text, process=base.PROCESS)
 
 
 def _undistilled(work: Path) -> tuple[UNet2DConditionModel, TextEncoder]:
