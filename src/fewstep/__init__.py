@@ -102,7 +102,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOME[name]), name)
+    globals()[name] = value = getattr(import_module(_HOME[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

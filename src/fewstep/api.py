@@ -227,6 +227,7 @@ def _prepare(
     """Return which engine, to be loaded when it is called for, and what it is to draw: all is checked here."""
     engine_options, picture_options = split_options(options)
     engines = _engines
-    choice = engines.choose(mode, count_steps(steps, picture_options), engine_options)
+    counted = count_steps(picture_options) if steps is None else steps
+    choice = engines.choose(mode, counted, engine_options)
     job = resolve_call(choice, prompt, steps, picture_options, engine_options.get("commercial", False))
     return lambda: engines.engine(choice), job

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.devices import Placement
-from fewstep.errors import is_out_of_memory
+from fewstep.devices.memory import free_memory
+from fewstep.errors import is_out_of_memory, raise_as_memory_error
+from fewstep.progress import Notify, ignore
 from fewstep.runtimes import Runtime, eager
-from fewstep.runtimes.memory import Notify, free_memory, ignore, raise_as_memory_error
 
 SMALL_VAE = 5_000_000  # parameters: decoding by such a VAE costs less than a step
 
@@ -41,6 +42,7 @@ class Codec:
         self._mean = torch.tensor(config.get("latents_mean") or [0.0] * 4, device=device).view(1, 4, 1, 1)
         self._std = torch.tensor(config.get("latents_std") or [1.0] * 4, device=device).view(1, 4, 1, 1)
         self._cheap = sum(weight.numel() for weight in vae.parameters()) < SMALL_VAE
+        self._format = placement.memory_format
         self._colours: Tensor | None = None
 
     @torch.no_grad()
@@ -101,22 +103,19 @@ class Codec:
             return run(with_tiles(vae))
 
     def _decode(self, vae: Any, latents: Tensor) -> Tensor:
-        raw = self._cast(latents * self._std / self._scale + self._mean, vae)
+        raw = (latents * self._std / self._scale + self._mean).to(self._placement.device, vae.dtype)
         decoder = self._decoder if vae is self._vae else self._runtime.decoder(vae)
-        return decoder(raw)
+        return decoder(raw.contiguous(memory_format=self._format))
 
     def _encode(self, vae: Any, picture: Tensor, noise: Tensor) -> Tensor:
-        encoded = vae.encode(self._cast(picture, vae))
+        picture = picture.to(self._placement.device, vae.dtype).contiguous(memory_format=self._format)
+        encoded = vae.encode(picture)
         if hasattr(encoded, "latents"):  # AutoencoderTiny has no posterior
             raw: Tensor = encoded.latents.float()
         else:
             posterior = encoded.latent_dist
             raw = posterior.mean.float() + posterior.std.float() * noise.to(self._placement.device)
         return (raw - self._mean) * self._scale / self._std
-
-    def _cast(self, x: Tensor, vae: Any) -> Tensor:
-        place = self._placement
-        return x.to(place.device, vae.dtype).contiguous(memory_format=place.memory_format)
 
     def _in_fp32(self) -> Any:
         """A copy of the VAE in fp32; the VAE itself is shared by calls and stays as it is."""

@@ -22,20 +22,27 @@ from fewstep.catalog.licences import join_licences
 from fewstep.catalog.runtimes import choose_runtime
 from fewstep.codec import Codec
 from fewstep.devices import Placement
+from fewstep.devices.memory import free_memory
 from fewstep.engine_base import EngineBase
-from fewstep.errors import DeviceMemoryError, Failure, FewstepError, GenerationError, RequestError
+from fewstep.errors import (
+    DeviceMemoryError,
+    Failure,
+    FewstepError,
+    GenerationError,
+    RequestError,
+    raise_as_memory_error,
+)
 from fewstep.loading import from_pipe
 from fewstep.loading.footprint import measure_model
 from fewstep.loading.parts import Parts, load_parts
 from fewstep.loop import Call, Networks, Step
-from fewstep.progress import Progress, show_progress
+from fewstep.progress import Notify, Progress, show_progress
 from fewstep.prompts import Embedding
 from fewstep.request import Job
 from fewstep.request.choose import EngineChoice, licences_of_call
 from fewstep.request.schema import EngineKey
 from fewstep.result import Result
 from fewstep.runtimes import Runtime, load_runtime
-from fewstep.runtimes.memory import Notify, free_memory, raise_as_memory_error
 
 _log = logging.getLogger("fewstep")
 
@@ -123,16 +130,16 @@ class Engine(EngineBase[Step]):
         """Return the pictures that came out; raises `GenerationError` where any did not."""
         failures = [picture for picture in pictures if isinstance(picture, Failure)]
         images = {i: picture for i, picture in enumerate(pictures) if isinstance(picture, Image.Image)}
-        licences = [parts.licence]
-        if job.has_addons:
-            licences += licences_of_call(job.request).values()
+        licence = parts.licence
+        if job.request.loras or job.control or job.reference:
+            licence = join_licences((licence, *licences_of_call(job.request).values()))
         result = Result(
             images=tuple(images.values()),
             plan=job.plan.only([*images]) if failures else job.plan,
             timings=timings,
             warnings=warnings,
-            model=self.model.source,
-            licence=join_licences(licences),
+            model=self.choice.model.source,
+            licence=licence,
             accelerator=parts.given,
             vae=parts.given_vae,
             embeddings=parts.embeddings,
@@ -193,14 +200,15 @@ class Engine(EngineBase[Step]):
             raise RequestError(f"cancel={cancel!r}: give a fewstep.CancelToken()")
         for sentence in loaded.networks.text.check((*job.prompts, job.negative), job.request.long_prompt):
             notify(sentence)
-        with raise_as_memory_error("while ControlNets or IP-Adapters were loaded"):
-            controls = loaded.addons.controls(job) if job.control else ()
-            references = loaded.addons.references(job) if job.reference else ()
+        loras, controls, references = job.request.loras, (), ()
+        if job.control or job.reference:
+            with raise_as_memory_error("while ControlNets or IP-Adapters were loaded"):
+                controls, references = loaded.addons.controls(job), loaded.addons.references(job)
         return Call(
             job=job,
-            recipe=self.recipe,
+            recipe=self.choice.recipe,
             token=CancelToken() if cancel is None else cancel,
-            apply_loras=partial(loaded.loras.apply, loaded.loras.read(job.request.loras)),
+            apply_loras=partial(loaded.loras.apply, loaded.loras.read(loras) if loras else ()),
             restore=loaded.loras.restore,
             notify=notify,
             controls=controls,

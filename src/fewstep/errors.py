@@ -16,7 +16,8 @@ Each message is one line: what was given, what is allowed, what to type.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,3 +99,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     # CUDA and MPS; the CPU; cuBLAS and cuDNN.
     signs = ("out of memory", "DefaultCPUAllocator", "_STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+MEMORY_ADVICE = (
+    "make smaller pictures, close other engines, or load with offload='model' or 'sequential' "
+    "(`fewstep env` shows what is free)"
+)
+
+
+@contextmanager
+def raise_as_memory_error(where: str) -> Iterator[None]:
+    """Turn a lack of memory in here into a `DeviceMemoryError` with advice; other errors pass."""
+    try:
+        yield
+    except FewstepError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise DeviceMemoryError(f"memory ran out {where}: {MEMORY_ADVICE}") from error
+        raise

@@ -26,9 +26,9 @@ from fewstep.devices import Placement
 from fewstep.errors import BackendError, DeviceMemoryError, Failure
 from fewstep.images import image_to_tensor, mask_to_tensor
 from fewstep.noise import NoiseProcess
+from fewstep.progress import Notify
 from fewstep.recipe import Recipe
 from fewstep.request import Job
-from fewstep.runtimes.memory import Notify, raise_as_memory_error
 from fewstep.runtimes.sharing import SharedNetwork
 from fewstep.samplers import Denoise
 
@@ -118,7 +118,7 @@ def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
 def decode_pictures(networks: Networks, call: Call, latents: Tensor) -> list[Image.Image | Failure]:
     """Latents → pictures, each on its own; outside a mask the given picture comes back untouched."""
     made: list[Image.Image | Failure] = []
-    paste = _mask_paster(call.job)
+    paste = _mask_paster(call.job) if call.job.mask is not None else None
     for index, (one, seed) in enumerate(zip(latents.split(1), call.job.request.seeds, strict=True)):
         call.token.check()
         if not is_finite(one):
@@ -131,7 +131,7 @@ def decode_pictures(networks: Networks, call: Call, latents: Tensor) -> list[Ima
             memory = isinstance(error, DeviceMemoryError)
             made.append(Failure(picture=index, seed=seed, stage="VAE", reason=str(error), memory=memory))
             continue
-        made.append(Image.fromarray(paste(pixels).numpy()))
+        made.append(Image.fromarray((pixels if paste is None else paste(pixels)).numpy()))
     return made
 
 
@@ -151,7 +151,7 @@ def _denoiser(networks: Networks, call: Call) -> Denoiser:
     told: tuple[Sequence[PromptLike], tuple[int, int], str] = (
         call.job.prompts, (request.height, request.width), request.long_prompt
     )  # fmt: skip
-    with raise_as_memory_error("while prompts were encoded"), networks.lock, networks.text.lock:
+    with networks.lock, networks.text.lock:
         call.apply_loras()
         looks = [reference.tokens() for reference in call.references]  # without its pictures, and with them
         if call.recipe.guidance.kind == "cfg" and guidance > 1:
@@ -177,9 +177,8 @@ def _denoiser(networks: Networks, call: Call) -> Denoiser:
 
 
 def _mask_paster(job: Job) -> Callable[[Tensor], Tensor]:
-    """Pixels (H, W, 3) uint8 → the same where the mask is white, the given picture where it is black."""
-    if job.image is None or job.mask is None:
-        return lambda pixels: pixels
+    """Return pixels (H, W, 3) uint8 → the same where the mask is white, the given picture where it is black."""
+    assert job.image is not None and job.mask is not None
     given = ((image_to_tensor(job.image) + 1) * 127.5)[0].permute(1, 2, 0)
     share = mask_to_tensor(job.mask)[0].permute(1, 2, 0)
     return lambda pixels: (share * pixels + (1 - share) * given).round().to(torch.uint8)

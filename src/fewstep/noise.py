@@ -128,9 +128,7 @@ class VariancePreserving:
         low, high = self._logs[at - 1], self._logs[at]
         return at - 1 + (math.log(level) - low) / (high - low)
 
-    def network_time(self, level: float, /) -> float:
-        """Return the timestep."""
-        return self.timestep(level)
+    network_time = timestep
 
     def input_scale(self, level: float, /) -> float:
         """Return 1 / sqrt(1 + sigma^2)."""

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 Progress: TypeAlias = bool | Callable[[Any], object] | None  # the function takes a `fewstep.Step`
 
+Notify: TypeAlias = Callable[[str], object]  # takes a sentence for the result's warnings
+
 BAR_DELAY = 0.5  # seconds: quicker calls show no bar
 
 
@@ -18,11 +20,15 @@ def show_progress(progress: Progress, steps: int) -> Iterator[Callable[[Any], ob
     """What to call after each step. None is a bar at a terminal and in a notebook, and nothing elsewhere."""
     if callable(progress):
         yield progress
-    elif progress is False or (progress is None and not (_notebook() or _terminal())):
+    elif progress is False or (progress is None and not _is_watched()):
         yield lambda _: None
     else:
         with _bar(steps) as bar:
             yield lambda _: bar.update()
+
+
+def ignore(sentence: str) -> None:
+    """Tell nobody; a `Notify`."""
 
 
 def _bar(steps: int) -> Any:
@@ -33,10 +39,8 @@ def _bar(steps: int) -> Any:
     return tqdm(total=steps, desc="fewstep", unit="step", leave=False, delay=BAR_DELAY, file=sys.stderr)
 
 
-def _notebook() -> bool:
+def _is_watched() -> bool:
+    """Return whether stderr is a terminal, or this a notebook."""
     shell = sys.modules.get("IPython")
-    return shell is not None and "IPKernelApp" in getattr(shell.get_ipython(), "config", {})
-
-
-def _terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
+    notebook = shell is not None and "IPKernelApp" in getattr(shell.get_ipython(), "config", {})
+    return notebook or (sys.stderr is not None and sys.stderr.isatty())

@@ -146,7 +146,7 @@ def checked_prompt(first: str, second: str) -> Prompt:
     for text in (first, second):
         if _RECORDED.fullmatch(text):
             raise RequestError(f"{text!r} is how an Embedding is recorded: give that Embedding as the prompt")
-        if has_weights(text) and find_spec("compel") is None:
+        if ")" in text and has_weights(text) and find_spec("compel") is None:
             raise RequestError(
                 f"{text!r} has weights, which compel applies: pip install 'fewstep[prompt]', "
                 r"or write \( and \) for literal brackets"
@@ -163,7 +163,7 @@ def _as_tuple(name: str, given: object, kinds: tuple[type, ...], allowed: str) -
 
 
 def has_weights(prompt: str) -> bool:
-    """Does any part weigh more or less than 1?"""
+    """Return whether any part weighs more or less than 1."""
     return any(fragment.weight != 1 for fragment in parse_fragments(prompt))
 
 

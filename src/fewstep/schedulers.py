@@ -61,7 +61,8 @@ Scheduler = Callable[[int, float], Schedule]
 def trailing(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Evenly spaced, counted back from the noisiest (Lin et al. 2023, arXiv:2305.08891, table 2)."""
     top = _top(strength)
-    _require(steps <= top, "trailing", steps, strength, top)
+    if steps > top:
+        raise _too_many("trailing", steps, strength, top)
     return explicit([round(top * (1 - i / steps)) - 1 for i in range(steps)], process)
 
 
@@ -71,21 +72,24 @@ def leading(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOIS
     Its first level is far from pure noise when steps are few; one step is t = 1.
     """
     top = _top(strength)
-    _require(steps < top, "leading", steps, strength, top - 1)
+    if steps >= top:
+        raise _too_many("leading", steps, strength, top - 1)
     return explicit([i * (top // steps) + 1 for i in reversed(range(steps))], process)
 
 
 def lcm(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Spread over the 50 levels 19, 39, ... 999 that LCM distils (arXiv:2310.04378, sec. 4.3)."""
     origin = int(50 * strength)
-    _require(steps <= origin, "lcm", steps, strength, origin)
+    if steps > origin:
+        raise _too_many("lcm", steps, strength, origin)
     return explicit([20 * (origin - i * origin // steps) - 1 for i in range(steps)], process)
 
 
 def turbo(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """The grid of SDXL Turbo's official demo: 999, 899, 799, ... one level per step."""
     top = _top(strength)
-    _require(steps <= -(-top // 100), "turbo", steps, strength, -(-top // 100))
+    if steps > -(-top // 100):
+        raise _too_many("turbo", steps, strength, -(-top // 100))
     return explicit([top - 1 - 100 * i for i in range(steps)], process)
 
 
@@ -154,7 +158,8 @@ def _top(strength: float) -> int:
 def _range(name: str, steps: int, strength: float, process: NoiseProcess) -> tuple[float, float]:
     """The highest and the lowest sigma; more than one step needs them apart."""
     top = _top(strength)
-    _require(steps == 1 or top > 1, name, steps, strength, top)
+    if steps > 1 and top == 1:
+        raise _too_many(name, steps, strength, top)
     return process.level(top - 1), process.level(0)
 
 
@@ -179,9 +184,8 @@ def _lerp(table: Sequence[float], place: float) -> float:
     return math.exp(table[low] + (table[low + 1] - table[low]) * (place - low))
 
 
-def _require(fits: bool, name: str, steps: int, strength: float, most: int) -> None:
-    if not fits:
-        raise RequestError(
-            f"steps={steps} at strength={strength:g}: the {name} scheduler has {most} levels at or "
-            f"below that strength; ask for at most {most} steps or raise strength"
-        )
+def _too_many(name: str, steps: int, strength: float, most: int) -> RequestError:
+    return RequestError(
+        f"steps={steps} at strength={strength:g}: the {name} scheduler has {most} levels at or "
+        f"below that strength; ask for at most {most} steps or raise strength"
+    )

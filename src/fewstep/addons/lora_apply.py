@@ -60,6 +60,11 @@ class EngineLoras:
     @torch.no_grad()
     def apply(self, loras: ActiveLoras) -> None:
         """Have exactly these on; a network where that fails stays as it was."""
+        untouched = self._borrowed is None and not any(
+            n in _loras_by_network for n in self._networks.values()
+        )
+        if untouched and not loras:
+            return
         with self._text.lock:
             for name, network in self._networks.items():
                 changed = _loras_of(network).change(network, loras, name)

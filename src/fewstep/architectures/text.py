@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fewstep.denoiser import Conditioning
-from fewstep.errors import RequestError
+from fewstep.errors import RequestError, raise_as_memory_error
 from fewstep.prompts import (
     WINDOW,
     WINDOW_TOKENS,
@@ -96,9 +96,13 @@ class TextEncoder:
 
     def check(self, said: Iterable[PromptLike], long_prompt: str) -> tuple[str, ...]:
         """What will not be read, a sentence each; `RequestError` where that, or an embedding, is refused."""
-        distinct = dict.fromkeys(said)
-        sentences = [sentence for one in distinct for sentence in self._unread(one, long_prompt)]
-        return tuple(dict.fromkeys(sentences))
+        sentences: dict[str, None] = {}
+        for prompt in dict.fromkeys(said):
+            if isinstance(prompt, Embedding):
+                self._check_shape(prompt)
+            elif long_prompt != "chunk":
+                sentences |= dict.fromkeys(self._unread(prompt, long_prompt))
+        return tuple(sentences)
 
     def batch(self, prompts: Sequence[str], size: Size) -> Conditioning:
         """One window of each prompt, as plain text, in one call; uncached, and gradients flow where on."""
@@ -126,19 +130,16 @@ class TextEncoder:
             )  # fmt: skip
         return first, second
 
-    def _unread(self, one: PromptLike, long_prompt: str) -> Iterator[str]:
-        """A sentence for each end of a prompt that is beyond one window, where that is not read."""
-        if isinstance(one, Embedding):
-            self._check_shape(one)
-        elif long_prompt != "chunk":
-            for tokenizer, text in zip(self.tokenizers, _as_prompt(one), strict=True):
-                with self.lock:
-                    reading = tokenize_prompt(tokenizer, text)
-                if long_prompt == "refuse":
-                    reading.refuse()
-                if reading.rest:
-                    rest = repr(reading.rest)
-                    yield f"the prompt is longer than {WINDOW} tokens; this end of it was not read: {rest}"
+    def _unread(self, prompt: str | Prompt, long_prompt: str) -> Iterator[str]:
+        """Yield a sentence for each end of a prompt that is beyond one window, or refuse it."""
+        for tokenizer, text in zip(self.tokenizers, _as_prompt(prompt), strict=True):
+            with self.lock:
+                reading = tokenize_prompt(tokenizer, text)
+            if long_prompt == "refuse":
+                reading.refuse()
+            if reading.rest:
+                rest = repr(reading.rest)
+                yield f"the prompt is longer than {WINDOW} tokens; this end of it was not read: {rest}"
 
     def _row(self, one: PromptLike, long_prompt: str) -> _Row:
         """Tokens and summary, from the cache, which is kept to its limit."""
@@ -146,7 +147,7 @@ class TextEncoder:
             self._check_shape(one)
             like = self._blank[0]
             return one.tokens.to(like), one.pooled.to(like)
-        key = (_as_prompt(one), long_prompt)
+        key = (one if isinstance(one, Prompt) else _as_prompt(one), long_prompt)
         row = self._cache.pop(key, None)
         self._cache[key] = row = self._encoded(*key) if row is None else row
         while len(self._cache) > self._limit:
@@ -159,8 +160,9 @@ class TextEncoder:
         if self.zero_empty and prompt == ("", ""):
             tokens, pooled = self._blank
             return torch.zeros_like(tokens), torch.zeros_like(pooled)
-        first, _ = self._side(0, prompt.first, long_prompt)
-        second, pooled = self._side(1, prompt.second, long_prompt)
+        with raise_as_memory_error("while prompts were encoded"):
+            first, _ = self._side(0, prompt.first, long_prompt)
+            second, pooled = self._side(1, prompt.second, long_prompt)
         width, end = first.shape[1], max(len(first), len(second))
         sides = self._filled(first, end, slice(width)), self._filled(second, end, slice(width, None))
         return torch.cat(sides, dim=-1), pooled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 
 import torch
@@ -82,3 +83,12 @@ def footprint(need: ModelSize, dtype: torch.dtype, vae_dtype: torch.dtype, rows:
         decode=decode,
         tile=decode // 4,  # half the side: see `fewstep.codec.tiled`
     )
+
+
+def free_memory() -> None:
+    """Give cached memory back, so that a smaller attempt finds it."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()

@@ -33,10 +33,10 @@ def split_options(options: Mapping[str, Any]) -> tuple[EngineOptions, PictureOpt
     return cast(EngineOptions, engine), cast(PictureOptions, picture)
 
 
-def count_steps(steps: int | None, options: PictureOptions) -> int | None:
-    """Return the number of steps, as far as it is said; a list of timesteps says it too."""
+def count_steps(options: PictureOptions) -> int | None:
+    """Return the number of steps that a list of timesteps says."""
     levels = options.get("timesteps")
-    return len(levels) if steps is None and isinstance(levels, list | tuple) and levels else steps
+    return len(levels) if isinstance(levels, list | tuple) and levels else None
 
 
 def choose_engine(mode: str | None, steps: int | None, options: EngineOptions) -> EngineChoice:

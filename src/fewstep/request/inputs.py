@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import RequestError
+from fewstep.images import open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,20 +43,11 @@ def parse_files(given: object, name: str) -> tuple[str, ...]:
 
 def parse_guides(given: object, name: str) -> tuple[tuple[ScaledSource, ...], tuple[Image, ...]]:
     """Each model with its scale, and the pictures, opened."""
-    from fewstep.images import open_image
-
     triples = _as_list(given, name)
     for triple in triples:
         _check_entry(triple, 3, name, 0.0, MAX_GUIDE_SCALE)
     scaled = tuple((str(source), float(scale)) for source, _, scale in triples)
     return scaled, tuple(open_image(image, name) for _, image, _ in triples)
-
-
-def fit_control_images(images: Sequence[Image], size: tuple[int, int]) -> tuple[Image, ...]:
-    """Pictures for ControlNets, at the request's (width, height)."""
-    from fewstep.images import fit_image
-
-    return tuple(fit_image(image, size, "control") for image in images)
 
 
 def _as_list(given: object, name: str) -> list[Any]:

@@ -31,22 +31,29 @@ def check_request(request: Request, recipe: Recipe, size: int) -> None:
 
     `size` is the model's own side in pixels.
     """
-    _check_choice("scheduler", request.scheduler, recipe.schedulers, recipe.mode)
-    _check_choice("sampler", request.sampler, recipe.samplers, recipe.mode)
+    for name, chosen, allowed in (
+        ("scheduler", request.scheduler, recipe.schedulers),
+        ("sampler", request.sampler, recipe.samplers),
+    ):
+        if chosen not in allowed:
+            raise RequestError(
+                f"{name}={chosen!r} does not fit mode {recipe.mode!r}: choose one of {', '.join(allowed)}"
+            )
     check_steps(request.steps, recipe)
     rule = recipe.sampler(request.sampler)
     if not rule.tunable and request.eta != rule.eta:
         raise RequestError(f"eta={request.eta:g}: sampler {request.sampler!r} has none; leave eta out")
     if request.timesteps and request.strength < 1:
         raise RequestError("timesteps and strength both choose where to start: leave strength out")
-    _check_text(request)
+    for text in (*request.prompts, *request.prompts_2, request.negative_prompt):
+        check_prompt(text)
     _check_guidance(request, recipe)
-    _check_size(request, size)
-
-
-def _check_choice(what: str, given: str, allowed: tuple[str, ...], mode: str) -> None:
-    if given not in allowed:
-        raise RequestError(f"{what}={given!r} does not fit mode {mode!r}: choose one of {', '.join(allowed)}")
+    if not size_fits(request.width, request.height, size):
+        raise RequestError(
+            f"width={request.width}, height={request.height}: this model was trained at {size}x{size}; give sides "
+            f"that are multiples of 8 from {size // 2} to {2 * size}, of an area up to "
+            f"{int(1.5 * size)}x{int(1.5 * size)}"
+        )
 
 
 def check_steps(given: object, recipe: Recipe) -> None:
@@ -62,11 +69,6 @@ def check_steps(given: object, recipe: Recipe) -> None:
         legal = f"not what these weights of mode {recipe.mode!r} were made for: exactly {rule.high}"
     elsewhere = f", or load others by load(..., steps={given})" if given in rule.also else ""
     raise RequestError(f"steps={given} is {legal}; type steps={rule.default}{elsewhere}")
-
-
-def _check_text(request: Request) -> None:
-    for text in (*request.prompts, *request.prompts_2, request.negative_prompt):
-        check_prompt(text)
 
 
 def check_prompt(text: object) -> None:
@@ -114,15 +116,6 @@ def size_fits(width: int, height: int, size: int) -> bool:
     """Return whether both sides are multiples of 8, of half to twice the trained one, and the area at most 2.25 times."""
     sides = all(size // 2 <= side <= 2 * size and side % 8 == 0 for side in (width, height))
     return sides and width * height <= 2.25 * size * size
-
-
-def _check_size(request: Request, size: int) -> None:
-    width, height = request.width, request.height
-    if not size_fits(width, height, size):
-        raise RequestError(
-            f"width={width}, height={height}: this model was trained at {size}x{size}; give sides "
-            f"that are multiples of 8 from {size // 2} to {2 * size}, of an area up to {int(1.5 * size)}x{int(1.5 * size)}"
-        )
 
 
 def check_engine_names(options: EngineOptions) -> None:

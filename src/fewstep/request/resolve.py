@@ -12,9 +12,11 @@ from pydantic import ValidationError
 
 from fewstep import prompts
 from fewstep.errors import RequestError
+from fewstep.images import fit_image, open_image
 from fewstep.prompts import Prompt
 from fewstep.recipe import Recipe
 from fewstep.request import inputs, limits
+from fewstep.request.inputs import ScaledSource
 from fewstep.request.options import ALIASES, OPTIONS, PictureOptions, Prompts
 from fewstep.request.schema import MAX_PICTURES, Job, Plan, Request
 from fewstep.schedulers import Schedule, explicit, leading
@@ -30,39 +32,45 @@ STEPS_ADVICE = "give a whole number from 1 to 1000"
 
 
 def resolve_job(
-    about: Model, recipe: Recipe, prompt: Prompts, steps: int | None, options: PictureOptions
+    model: Model, recipe: Recipe, prompt: Prompts, steps: int | None, options: PictureOptions
 ) -> Job:
-    """Options → job: all is completed and checked and the pictures are opened; nothing is computed."""
+    """Return the job: options completed and checked, given pictures opened; nothing is computed.
+
+    Raises `RequestError`.
+    """
     _check_option_names(options)
-    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    image, mask = (_open_given(given.pop(name, None), name) for name in ("image", "mask"))
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    image, mask = (_open_given(given, name) for name in ("image", "mask"))
     limits.check_images(image, mask, given.get("strength"))
-    control, control_images = inputs.parse_guides(given.pop("control", ()), "control")
-    reference, reference_images = inputs.parse_guides(given.pop("reference", ()), "reference")
+    control, control_images = _guides(given, "control")
+    reference, reference_images = _guides(given, "reference")
     second, count = given.pop("prompt_2", None), _checked_count(given.pop("count", 1))
-    told = tuple(one for one in prompts.parse_prompts(prompt, second) for _ in range(count))
-    against = prompts.parse_negative_prompt(given.pop("negative_prompt", ""))
-    side = (about.size, about.size)
+    texts = tuple(text for text in prompts.parse_prompts(prompt, second) for _ in range(count))
+    negative = prompts.parse_negative_prompt(given.pop("negative_prompt", ""))
+    width, height = (model.size, model.size) if image is None else image.size
+    loras = given.pop("loras", ())
     defaults = {
-        "model": about.name,
-        **dict(zip(("width", "height"), side if image is None else image.size, strict=True)),
+        "model": model.name,
+        "width": width,
+        "height": height,
         "strength": 1.0 if image is None or "timesteps" in given else 0.6,
-        "prompts": tuple(one.name for one in told),
-        "prompts_2": () if second is None else tuple(one.second for one in told if isinstance(one, Prompt)),
-        "negative_prompt": against.name,
-        "loras": inputs.parse_loras(given.pop("loras", ()), recipe.style_scale),
+        "prompts": tuple(text.name for text in texts),
+        "prompts_2": () if second is None else tuple(t.second for t in texts if isinstance(t, Prompt)),
+        "negative_prompt": negative.name,
+        "loras": () if loras == () else inputs.parse_loras(loras, recipe.style_scale),
         "control": control,
         "reference": reference,
     }
     request = complete_request(recipe, steps, defaults | given)
-    limits.check_request(request, recipe, about.size)
+    limits.check_request(request, recipe, model.size)
+    size = (request.width, request.height)
     return Job(
         plan=make_plan(request, recipe),
-        prompts=told,
-        negative=against,
-        image=_fit_given(image, request, "image"),
-        mask=_fit_given(mask, request, "mask"),
-        control=inputs.fit_control_images(control_images, (request.width, request.height)),
+        prompts=texts,
+        negative=negative,
+        image=None if image is None else fit_image(image, size, "image"),
+        mask=None if mask is None else fit_image(mask, size, "mask"),
+        control=tuple(fit_image(image, size, "control") for image in control_images),
         reference=reference_images,
     )
 
@@ -75,7 +83,7 @@ def complete_request(recipe: Recipe, steps: int | None, given: Mapping[str, Any]
         "scheduler": recipe.schedulers[0],
         "sampler": recipe.samplers[0],
         **given,
-        "timesteps": _checked_timesteps(given.get("timesteps", ())),
+        "timesteps": _checked_timesteps(given["timesteps"]) if "timesteps" in given else (),
     }
     fields["steps"] = _checked_steps(steps, fields["timesteps"], recipe)
     fields["seeds"] = _picture_seeds(fields.pop("seed", None), len(fields["prompts"]))
@@ -100,36 +108,27 @@ def make_plan(request: Request, recipe: Recipe) -> Plan:
         if request.timesteps
         else recipe.schedule(request.scheduler, request.steps, request.strength)
     )
+    sigma = schedule.sigmas[0]
+    # VP samplers, and diffusers with leading levels, start from variance 1 + sigma^2.
+    preserving = recipe.sampler(request.sampler).preserving or recipe.scheduler(request.scheduler) is leading
     return Plan(
         request=request,
         schedule=schedule,
-        start=_start_deviation(schedule.sigmas[0], request, recipe),
+        start=math.hypot(1, sigma) if preserving else sigma,
         guidance=_guidance_meaning(request, recipe),
         warnings=_warnings(request, recipe, schedule),
     )
 
 
-def _start_deviation(sigma: float, request: Request, recipe: Recipe) -> float:
-    """Standard deviation of the first x: sigma, or sqrt(1 + sigma^2) as VP samplers and `leading` start."""
-    from_leading = recipe.scheduler(request.scheduler) is leading
-    preserving = recipe.sampler(request.sampler).preserving or from_leading
-    return math.hypot(1, sigma) if preserving else sigma
+def _open_given(given: dict[str, Any], name: str) -> Image | None:
+    """Take a picture out of what was given."""
+    return open_image(given.pop(name), name) if name in given else None
 
 
-def _open_given(given: Any, name: str) -> Image | None:
-    if given is None:
-        return None
-    from fewstep.images import open_image
-
-    return open_image(given, name)
-
-
-def _fit_given(image: Image | None, request: Request, name: str) -> Image | None:
-    if image is None:
-        return None
-    from fewstep.images import fit_image
-
-    return fit_image(image, (request.width, request.height), name)
+def _guides(given: dict[str, Any], name: str) -> tuple[tuple[ScaledSource, ...], tuple[Image, ...]]:
+    """Take ControlNets or IP-Adapters out of what was given: each with its scale, and the pictures."""
+    entries = given.pop(name, ())
+    return ((), ()) if entries == () else inputs.parse_guides(entries, name)
 
 
 def _check_option_names(options: PictureOptions) -> None:

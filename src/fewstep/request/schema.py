@@ -100,11 +100,6 @@ class Job:
     def request(self) -> Request:
         return self.plan.request
 
-    @property
-    def has_addons(self) -> bool:
-        """Whether LoRAs, ControlNets or IP-Adapters go beside the model."""
-        return bool(self.request.loras or self.request.control or self.request.reference)
-
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser import Conditioning, Network
-from fewstep.errors import DeviceMemoryError, is_out_of_memory
-from fewstep.runtimes.memory import ADVICE, Notify, free_memory, ignore
+from fewstep.devices.memory import free_memory
+from fewstep.errors import MEMORY_ADVICE, DeviceMemoryError, is_out_of_memory
+from fewstep.progress import Notify, ignore
 
 
 class SharedNetwork:
@@ -39,7 +40,8 @@ class SharedNetwork:
     ) -> Tensor:
         """Return the network's prediction for every row, in order."""
         while True:
-            batches, answers = group_rows(conditioning.windows, self._limit), list[Tensor]()
+            batches = group_rows(conditioning.windows, self._limit) if len(x) > 1 else [[0]]
+            answers: list[Tensor] = []
             try:
                 for rows in batches:
                     part = (x, timestep, conditioning, embedding)
@@ -61,7 +63,9 @@ class SharedNetwork:
         """Allow half as many rows as ran out of memory; raises `DeviceMemoryError` where it was one."""
         tried = min(self._limit or rows, rows)
         if tried == 1:
-            raise DeviceMemoryError(f"memory ran out in the UNet, with one picture: {ADVICE}") from error
+            raise DeviceMemoryError(
+                f"memory ran out in the UNet, with one picture: {MEMORY_ADVICE}"
+            ) from error
         self._limit = tried // 2
         self._notify(
             f"memory ran out: the UNet was called with {self._limit} rows at a time instead of {tried}"
