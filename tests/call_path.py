@@ -41,7 +41,6 @@ class Watch:
     def start(self) -> None:
         self._hook = register_module_forward_pre_hook(self._network)
         self._on = True
-        threading.setprofile_all_threads(self._profile) if sys.version_info >= (3, 12) else None
         threading.setprofile(self._profile)
         sys.setprofile(self._profile)
 

@@ -97,7 +97,11 @@ def _write_folder(folder: Path) -> None:
         stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
         prefix = "text_model." if part == "text_encoder" else ""  # as files have it; see networks._named_as
         _write_shards(folder / part, stem, {prefix + n.removeprefix(prefix): s for n, s in shapes.items()})
-    for part, tokenizer in zip(("tokenizer", "tokenizer_2"), tokenizers.clip_tokenizers(), strict=True):
+    for part, tokenizer in zip(
+        ("tokenizer", "tokenizer_2"),
+        (tokenizers.clip_tokenizer(pads_with_end=end) for end in (True, False)),
+        strict=True,
+    ):
         tokenizer.save_pretrained(folder / part)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))

@@ -19,7 +19,8 @@ from PIL import Image
 import fewstep
 from fewstep import cli, modes
 from fewstep.catalog import addons, assets, hub, licences, mode_weights
-from fewstep.catalog.assets import ASSETS, MODEL_PARTS
+from fewstep.catalog.architectures import SDXL
+from fewstep.catalog.assets import ASSETS
 from fewstep.catalog.mode_weights import choose_weights
 from fewstep.catalog.models import ALIASES, FP16_VAE, FP16_VAE_REVISION, describe_model
 from fewstep.errors import ModelNotFoundError, RequestError
@@ -207,7 +208,11 @@ def test_half_a_download_is_none(cache: Path, lost: str) -> None:
 
 
 def test_a_model_without_one_partss_weights_is_incomplete(cache: Path) -> None:
-    names = [f"{part}/{file}" for part in MODEL_PARTS for file in ("config.json", "model.safetensors")]
+    names = [
+        f"{part}/{file}"
+        for part in (*SDXL.parts, "scheduler")
+        for file in ("config.json", "model.safetensors")
+    ]
     put(cache, "owner/name", [*names[:-1], "model_index.json"])
     assert hub.cached_folder("owner/name", assets.MODEL_FILES) is None
     put(cache, "owner/name", names)

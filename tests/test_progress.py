@@ -65,9 +65,9 @@ def test_true_insists(
 def test_a_notebook_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     shell = SimpleNamespace(get_ipython=lambda: SimpleNamespace(config={"IPKernelApp": {}}))
     monkeypatch.setitem(sys.modules, "IPython", shell)
-    assert progress._notebook()
+    assert progress._is_watched()
     shell.get_ipython = lambda: None
-    assert not progress._notebook()
+    assert not progress._is_watched()
 
 
 def test_a_function_gets_each_step(engine: Load) -> None:

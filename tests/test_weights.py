@@ -18,8 +18,9 @@ from fewstep import Recipe, Weights, modes
 from fewstep.catalog import addons
 from fewstep.catalog.addons import LORA_NAME
 from fewstep.catalog.assets import ACCELERATORS, BASES
+from fewstep.catalog.hub import is_hub_id, local_path
 from fewstep.catalog.mode_weights import adapter_file, choose_weights, unet_file, unet_folder
-from fewstep.catalog.models import describe_model, is_hub_id, local_path
+from fewstep.catalog.models import describe_model
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.testing import fake
 

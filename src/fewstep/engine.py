@@ -15,6 +15,8 @@ from PIL import Image
 
 from fewstep import devices, loop, modes
 from fewstep.addons.cache import AddonCache
+from fewstep.addons.controlnet import Control
+from fewstep.addons.ip_adapter import Reference
 from fewstep.addons.lora_apply import EngineLoras
 from fewstep.cancel import CancelToken
 from fewstep.catalog import vaes
@@ -200,7 +202,9 @@ class Engine(EngineBase[Step]):
             raise RequestError(f"cancel={cancel!r}: give a fewstep.CancelToken()")
         for sentence in loaded.networks.text.check((*job.prompts, job.negative), job.request.long_prompt):
             notify(sentence)
-        loras, controls, references = job.request.loras, (), ()
+        loras = job.request.loras
+        controls: tuple[Control, ...] = ()
+        references: tuple[Reference, ...] = ()
         if job.control or job.reference:
             with raise_as_memory_error("while ControlNets or IP-Adapters were loaded"):
                 controls, references = loaded.addons.controls(job), loaded.addons.references(job)

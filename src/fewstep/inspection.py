@@ -12,25 +12,18 @@ from typing import Any
 
 from fewstep.catalog import hub
 from fewstep.catalog.addons import LORA_NAME, MERGEABLE, SDXL_KIN
-from fewstep.catalog.models import ALIASES
+from fewstep.catalog.architectures import DRAWABLE
+from fewstep.catalog.models import obstacle
 from fewstep.errors import BackendError, ModelNotFoundError, RequestError
 from fewstep.files import identify
-from fewstep.files.identify import METADATA_KEYS, FileKind
+from fewstep.files.identify import FAMILY_TITLES, METADATA_KEYS, FileKind
 from fewstep.files.safetensors import WEIGHT_STEMS, Header, read_header, read_shard_index, weight_files
 from fewstep.files.untrusted import printable_path
 from fewstep.modes import find_recipe, mode_names
 from fewstep.recipe import Recipe
 
 FOLDER_PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")  # of a diffusers folder
-DRAWABLE = {"tiny", *(model.family for model in ALIASES.values())}
 LORA_FITS = {*DRAWABLE, *SDXL_KIN, "unknown"}  # of LoRAs
-TITLES: MappingProxyType[str, str] = MappingProxyType(
-    {
-        "sdxl": "SDXL", "ssd-1b": "SSD-1B", "tiny": "the bundled model", "vega": "Segmind Vega",
-        "sdxl-refiner": "SDXL's refiner", "sdxl-inpaint": "SDXL inpainting", "sd-1.x": "SD 1.x",
-        "sd-2.x": "SD 2.x", "kolors": "Kolors", "flux": "Flux", "sd3": "SD 3", "unknown": "an unknown base",
-    }
-)  # fmt: skip
 VARIETY_NAMES = {"loha": "LoHa", "lokr": "LoKr", "dora": "DoRA", "oft": "OFT", "glora": "GLoRA", "ia3": "IA3"}
 # Kinds that draw only beside a model.
 OTHER_KINDS: MappingProxyType[str, str] = MappingProxyType(
@@ -200,14 +193,8 @@ def _mode(
 
 def _obstacle(kind: FileKind, path: Path) -> list[str]:
     """Why a checkpoint cannot be a model=, in a sentence; [] is fine."""
-    if kind.what != "checkpoint" or kind.family not in DRAWABLE:
-        return []
-    missing = [part for part in FOLDER_PARTS[1:3] if part not in kind.targets]
-    if missing:
-        return [f"it holds no {' and no '.join(missing)}: choose one that holds all"]
-    if kind.layout == "diffusers" and not path.is_dir():
-        return ["its parts have diffusers' names: fewstep reads those from a diffusers folder"]
-    return []
+    fault = obstacle(kind, folder=path.is_dir()) if kind.what == "checkpoint" else ""
+    return [fault] if fault and kind.family in DRAWABLE else []
 
 
 def _may_be(recipe: Recipe, kind: FileKind, word: str) -> bool:
@@ -244,20 +231,24 @@ def mode_in_text(told: str) -> str:
 
 
 def _notes(kind: FileKind, header: Header) -> Iterator[str]:
-    title = TITLES[kind.family]
+    title = FAMILY_TITLES[kind.family]
     if kind.what in OTHER_KINDS:
         made_for = f"; it is for {title}" if kind.family != "unknown" else ""
-        yield OTHER_KINDS[kind.what] + made_for + ("" if kind.family in LORA_FITS else ", not for SDXL")
+        yield (
+            OTHER_KINDS[kind.what]
+            + made_for
+            + ("" if kind.family in LORA_FITS else ", for which fewstep has no model")
+        )
     elif kind.what == "lora":
         yield from _lora_notes(kind, title)
-    elif kind.family == "sdxl-inpaint":
+    elif kind.family in ("sdxl-inpaint", "sd-inpaint"):
         yield "its UNet has 9 input channels, for inpainting: fewstep inpaints with any model that has 4"
     elif kind.family not in DRAWABLE:
-        yield f"a {kind.what} of {title}; fewstep draws with SDXL's architecture: choose one made for SDXL"
+        yield f"a {kind.what} of {title}; fewstep draws with SDXL, SSD-1B and SD 1.x and 2.x: choose one of these"
     elif kind.what == "unet":
         yield "a UNet on its own: give it as accelerator=, over a whole model"
     elif "vae" not in kind.targets:
-        yield "it holds no VAE: SDXL's takes its place"
+        yield "it holds no VAE: the usual one takes its place"
     if "v_pred" in header.tensors:  # the mark that trainers leave beside such weights
         yield "it is marked v_pred: it predicts v, not noise"
 
@@ -266,7 +257,7 @@ def _lora_notes(kind: FileKind, title: str) -> Iterator[str]:
     if kind.family == "unknown":
         yield "a LoRA whose base cannot be told: it changes too little of it"
     elif kind.family not in LORA_FITS:
-        yield f"a LoRA for {title} does not fit SDXL: choose one made for SDXL"
+        yield f"a LoRA for {title} fits no model that fewstep draws with"
     if kind.variety not in MERGEABLE:
         name = VARIETY_NAMES.get(kind.variety, kind.variety)
         yield f"LoRA of kind {name} is not supported: choose one of kind LoRA or LoCon"
@@ -275,7 +266,7 @@ def _lora_notes(kind: FileKind, title: str) -> Iterator[str]:
 def _lines(seen: Inspection) -> Iterator[str]:
     layout = f"{seen.layout} layout, " if seen.layout else ""
     size = f"{hub.format_size(seen.bytes)}, {seen.parameters:,} parameters, {', '.join(seen.dtypes)}"
-    yield f"{printable_path(seen.path)}: {seen.what} of {TITLES[seen.family]}, {layout}{size}"
+    yield f"{printable_path(seen.path)}: {seen.what} of {FAMILY_TITLES[seen.family]}, {layout}{size}"
     if seen.what == "lora":
         alpha = ", ".join(f"{value:g}" for value in seen.alpha) or "none"
         also = "attention and convolutions" if seen.convolutions else "attention"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
+from fewstep.architectures.sdxl import ARCHITECTURE
 from fewstep.devices import memory
 from fewstep.devices.memory import footprint
-from fewstep.loading.footprint import KNOWN_SIZES
 
 from .activations import decode, encode, networks, step, text_encoders
 from .machines import SDXL, TINY
@@ -27,7 +27,7 @@ def count(*modules: Any) -> int:
 
 def test_known_sizes_are_those_of_the_architecture(sdxl: tuple[Any, Any]) -> None:
     unet, vae = sdxl
-    assert KNOWN_SIZES["sdxl"] == (count(unet), count(*text_encoders()), count(vae))
+    assert ARCHITECTURE.sizes["sdxl"] == (count(unet), count(*text_encoders()), count(vae))
     assert max(p.numel() for e in text_encoders() for p in e.parameters()) <= memory.LARGEST_LAYER
     assert max(count(m) for m in unet.modules() if not list(m.children())) <= memory.LARGEST_LAYER
 

@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 
 import fewstep
 from fewstep import modes
+from fewstep.architectures.sdxl import ARCHITECTURE
 from fewstep.catalog import vaes
 from fewstep.catalog.models import FP16_VAE, FP16_VAE_REVISION, describe_model
 from fewstep.devices import place
 from fewstep.errors import CorruptModelError
 from fewstep.files.untrusted import read_config
-from fewstep.loading.footprint import KNOWN_SIZES, measure_model
+from fewstep.loading.footprint import measure_model
 from fewstep.loading.parts import load_parts
 from fewstep.request.schema import EngineKey
 
@@ -80,7 +81,7 @@ def test_a_folder_is_counted(sdxl_folder: Path) -> None:
 @pytest.mark.usefixtures("hub")
 def test_what_is_not_here_is_known(name: str) -> None:
     need = measure_model(describe_model(name))
-    assert (need.unet, need.text, need.vae) == KNOWN_SIZES["ssd-1b" if name == "ssd-1b" else "sdxl"]
+    assert (need.unet, need.text, need.vae) == ARCHITECTURE.sizes["ssd-1b" if name == "ssd-1b" else "sdxl"]
     assert (need.side, need.vae_fp16_safe) == (1024, False)
 
 
@@ -146,7 +147,9 @@ def test_what_is_safe_in_fp16(config: dict[str, Any], safe: bool) -> None:
 
 def instead(root: Path, dtype: torch.dtype = torch.float16) -> Path | None:
     """The VAE that takes the place of a folder's own."""
-    return vaes.replacement_vae(read_config(root / "vae" / "config.json"), dtype == torch.float16, str(root))
+    return vaes.replacement_vae(
+        read_config(root / "vae" / "config.json"), dtype == torch.float16, describe_model(root)
+    )
 
 
 @pytest.mark.usefixtures("like_sdxl")

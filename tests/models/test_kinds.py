@@ -139,7 +139,7 @@ def test_every_unet_in_every_layout(name: str, layout: str, tmp_path: Path) -> N
 
 
 def test_a_checkpoint_is_as_large_as_published(tmp_path: Path) -> None:
-    """2,515 tensors; the parameters of fewstep.loading.footprint.KNOWN_SIZES, and OpenCLIP's and CLIP's constants."""
+    """2,515 tensors; the parameters of fewstep.architectures.sdxl, and OpenCLIP's and CLIP's constants."""
     found = read_header(made.write(tmp_path / "sdxl.safetensors", made.checkpoint()))
     assert len(found.tensors) == 2515
     constants = 77 + 1  # position_ids, logit_scale

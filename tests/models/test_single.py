@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import fewstep
 from fewstep import CorruptModelError, ModelError
+from fewstep.architectures import sdxl
 from fewstep.loading import single_file as single_module
 from fewstep.loading import single_file_config, tokenizers
 from tests import full_size
@@ -30,7 +31,7 @@ Save = Callable[..., Path]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SDXL in small, with heads of 64 channels and CLIP's whole vocabulary, as a single file implies."""
     torch.manual_seed(3)
-    first, second = tokenizers.clip_tokenizers()
+    first, second = (tokenizers.clip_tokenizer(pads_with_end=end) for end in (True, False))
     root = tmp_path_factory.mktemp("whole")
     StableDiffusionXLPipeline(
         vae=AutoencoderKL(
@@ -216,7 +217,7 @@ def test_full_size_configurations_are_read_off_too() -> None:
     """Of the real SDXL, from shapes alone, against its published configurations."""
     with torch.device("meta"):
         full = UNet2DConditionModel.from_config(full_size.UNET)
-    told: dict[str, Any] = single_file_config.unet_config(meta(full), 1280)
+    told: dict[str, Any] = single_file_config.unet_config(meta(full), 1280, *sdxl.ARCHITECTURE.single_files)
     for name, published in full_size.UNET.items():
         assert told[name] == published, name
     assert told["reverse_transformer_layers_per_block"] == [10, 2, 1]
@@ -226,7 +227,7 @@ def test_full_size_configurations_are_read_off_too() -> None:
             (CLIPTextModel(CLIPTextConfig(**full_size.CLIP_L)), full_size.CLIP_L),
             (CLIPTextModelWithProjection(CLIPTextConfig(**full_size.BIG_G)), full_size.BIG_G),
         ]
-    told = single_file_config.vae_config(meta(vae))
+    told = single_file_config.vae_config(meta(vae), 0.13025, 1024)
     assert {name: told[name] for name in full_size.VAE} == full_size.VAE
     for module, published in clips:
         named: Any = prefixed(meta(module))
@@ -360,7 +361,7 @@ def test_a_v_prediction_file_says_so(single: Path, tmp_path: Path) -> None:
 
 def test_the_packaged_tokenizers_are_clips() -> None:
     """Token numbers as CLIP's vocabulary gives them (openai/CLIP, README: "a diagram", "a dog", "a cat")."""
-    first, second = tokenizers.clip_tokenizers()
+    first, second = (tokenizers.clip_tokenizer(pads_with_end=end) for end in (True, False))
     assert len(first) == len(second) == 49408
     assert first("a diagram").input_ids == [49406, 320, 22697, 49407]
     assert first("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]

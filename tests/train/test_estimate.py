@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from fewstep.architectures.sdxl import ARCHITECTURE
 from fewstep.catalog import hub
 from fewstep.errors import RequestError
-from fewstep.loading.footprint import KNOWN_SIZES
 from fewstep.train import encode, estimate, meta_networks, run, stages
 from fewstep.train.config import make_config
 from fewstep.train.loop import Draw
@@ -54,7 +54,7 @@ def test_every_stage_is_told(tmp_path: Path, stage: str) -> None:
 def test_sdxl_is_known_without_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "cached_folder", lambda *_: None)
     draft = meta_networks.build_meta_networks(make_config("lcm", tmp_path, "elsewhere", model="sdxl"))
-    assert (draft.unet, draft.text, draft.vae) == KNOWN_SIZES["sdxl"]
+    assert (draft.unet, draft.text, draft.vae) == ARCHITECTURE.sizes["sdxl"]
     assert (draft.context, draft.pooled) == (2048, 1280)
     with pytest.raises(RequestError, match="fewstep models pull ssd-1b"):
         meta_networks.build_meta_networks(make_config("lcm", tmp_path, "elsewhere", model="ssd-1b"))

@@ -14,7 +14,7 @@ from fewstep.addons.controlnet import Control
 from fewstep.addons.ip_adapter import Reference
 from fewstep.catalog import addons
 from fewstep.catalog.addons import AddonPlace
-from fewstep.catalog.models import local_path
+from fewstep.catalog.hub import local_path
 from fewstep.devices import Placement
 from fewstep.files import safetensors
 from fewstep.request import Job

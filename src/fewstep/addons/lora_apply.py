@@ -37,7 +37,7 @@ class EngineLoras:
     def __init__(self, parts: Parts):
         """The mode's own adapter is put on for good: what calls change, and put back, has it on."""
         networks = (getattr(n, "_orig_mod", n) for n in (parts.unet, *parts.text.encoders))  # if compiled
-        self._networks: dict[str, nn.Module] = dict(zip(lora_layers.LORA_NETWORKS, networks, strict=True))
+        self._networks: dict[str, nn.Module] = dict(zip(lora_layers.LORA_NETWORKS, networks, strict=False))
         self._text, self._config = parts.text, parts.unet.config
         # Only a pipeline's networks have such a lock: they are its owner's, who may change them too.
         self._borrowed = parts.lock if isinstance(parts.lock, JointLock) else None

@@ -1,4 +1,4 @@
-"""Prompts → `Conditioning`, by SDXL's two CLIP text encoders (arXiv:2307.01952, sec. 2.1).
+"""Prompts → `Conditioning`, by one or two CLIP text encoders.
 
 An encoder reads 77 tokens. A longer prompt is read in windows of 77, joined in order; its summary
 is that of the first, and what has fewer windows than its partner is filled up with windows of the
@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -36,14 +37,27 @@ PromptLike = str | Prompt | Embedding  # a string is for both encoders
 _Row = tuple[Tensor, Tensor]  # one prompt's tokens (77 k, C) and summary (P,)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextLayout:
+    """What of its text encoders an architecture reads."""
+
+    penultimate: bool  # the last layer but one, or the last through the final norm
+    summary: bool  # the last encoder's pooled and projected summary too
+    size_ids: bool  # and the picture's sizes (`size_ids`)
+
+
+SDXL_TEXT = TextLayout(penultimate=True, summary=True, size_ids=True)
+
+
 class TextEncoder:
-    """Both tokenizers and both encoders as one thing, with a bounded cache of prompts."""
+    """Tokenizers and encoders as one thing, with a bounded cache of prompts."""
 
     def __init__(
         self,
-        tokenizers: tuple[Any, Any],
-        encoders: tuple[nn.Module, nn.Module],
+        tokenizers: tuple[Any, ...],
+        encoders: tuple[nn.Module, ...],
         *,
+        layout: TextLayout = SDXL_TEXT,
         zero_empty: bool = True,
         cache: int = 256,
         lock: AbstractContextManager[Any] | None = None,
@@ -53,8 +67,9 @@ class TextEncoder:
         `lock`, which must be re-entrant, is held while the cache, the encoders or the
         tokenizers, which keep how they last cut, are in use.
         """
-        self.tokenizers: tuple[Any, Any] = tokenizers
-        self.encoders: tuple[nn.Module, nn.Module] = encoders
+        self.tokenizers: tuple[Any, ...] = tokenizers
+        self.encoders: tuple[nn.Module, ...] = encoders
+        self.layout: TextLayout = layout
         self.zero_empty: bool = zero_empty
         self._limit = cache
         self._cache: OrderedDict[tuple[Prompt, str], _Row] = OrderedDict()
@@ -69,7 +84,7 @@ class TextEncoder:
     def encode(self, said: Sequence[PromptLike], size: Size, long_prompt: str = "chunk") -> Conditioning:
         """Encode without gradients, each distinct prompt once; `size` is the target's."""
         with self.lock:
-            return _batch_rows([self._row(one, long_prompt) for one in said], size)
+            return self._batch_rows([self._row(one, long_prompt) for one in said], size)
 
     def encode_pairs(
         self,
@@ -85,7 +100,7 @@ class TextEncoder:
                 for negative, positive in zip(negatives, positives, strict=True)
             ]
         one, other = zip(*pairs, strict=True)
-        return _batch_rows(one, size), _batch_rows(other, size)
+        return self._batch_rows(one, size), self._batch_rows(other, size)
 
     def embed(self, prompt: str) -> Embedding:
         """What `encode` makes of a prompt, all of it, to keep or to change; in RAM."""
@@ -105,7 +120,10 @@ class TextEncoder:
         return tuple(sentences)
 
     def batch(self, prompts: Sequence[str], size: Size) -> Conditioning:
-        """One window of each prompt, as plain text, in one call; uncached, and gradients flow where on."""
+        """Return one window of each prompt, as plain text, in one call, for training on SDXL's layout.
+
+        Nothing is cached, and gradients flow where they are on.
+        """
         ids = self.tokenize(prompts)
         first, second = (e(i, output_hidden_states=True) for e, i in zip(self.encoders, ids, strict=True))
         tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
@@ -156,16 +174,22 @@ class TextEncoder:
 
     @torch.no_grad()
     def _encoded(self, prompt: Prompt, long_prompt: str) -> _Row:
-        """Both encoders' answers side by side, as long as the longer of them."""
+        """Return the encoders' answers side by side, as long as the longest of them."""
         if self.zero_empty and prompt == ("", ""):
             tokens, pooled = self._blank
             return torch.zeros_like(tokens), torch.zeros_like(pooled)
         with raise_as_memory_error("while prompts were encoded"):
-            first, _ = self._side(0, prompt.first, long_prompt)
-            second, pooled = self._side(1, prompt.second, long_prompt)
-        width, end = first.shape[1], max(len(first), len(second))
-        sides = self._filled(first, end, slice(width)), self._filled(second, end, slice(width, None))
-        return torch.cat(sides, dim=-1), pooled
+            sides = [
+                self._side(which, text, long_prompt)
+                for which, (text, _) in enumerate(zip(prompt, self.encoders, strict=False))
+            ]
+        end, first = max(len(tokens) for tokens, _ in sides), 0
+        filled = []
+        for tokens, _ in sides:
+            columns = slice(first, first + tokens.shape[1])
+            filled.append(self._filled(tokens, end, columns))
+            first = columns.stop
+        return torch.cat(filled, dim=-1), sides[-1][1]
 
     def _side(self, which: int, text: str, long_prompt: str) -> _Row:
         """One encoder's answer, window by window: the bits of one must not depend on its neighbours."""
@@ -179,7 +203,10 @@ class TextEncoder:
             from fewstep.architectures.weighting import encode_weighted
 
             tools = self.tokenizers[which], self.encoders[which]
-            return encode_weighted(*tools, reading.fragments, cut=cut, device=tokens.device), pooled
+            weighted = encode_weighted(
+                *tools, reading.fragments, penultimate=self.layout.penultimate, cut=cut, device=tokens.device
+            )
+            return weighted, pooled
         return torch.cat([tokens, *(self._window(which, reading.ids[other])[0] for other in others)]), pooled
 
     def _window(self, which: int, ids: list[int]) -> _Row:
@@ -189,15 +216,17 @@ class TextEncoder:
         row = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *padding]
         device = next(encoder.parameters()).device
         answer = encoder(torch.tensor([row], device=device), output_hidden_states=True)
-        pooled = answer.text_embeds if which == 1 else answer.pooler_output  # the first's is used by nobody
-        return answer.hidden_states[-2][0], pooled[0]
+        tokens = answer.hidden_states[-2] if self.layout.penultimate else answer.last_hidden_state
+        last = which == len(self.encoders) - 1
+        pooled = answer.text_embeds[0] if self.layout.summary and last else tokens.new_empty(0)
+        return tokens[0], pooled
 
     @cached_property
     def _blank(self) -> _Row:
         """The empty prompt, encoded whatever `zero_empty` says."""
         with torch.no_grad():
-            (first, _), (second, pooled) = self._window(0, []), self._window(1, [])
-        return torch.cat([first, second], dim=-1), pooled
+            answers = [self._window(which, []) for which in range(len(self.encoders))]
+        return torch.cat([tokens for tokens, _ in answers], dim=-1), answers[-1][1]
 
     def _even(self, *rows: _Row) -> list[_Row]:
         """Rows made as long as the longest of them."""
@@ -212,10 +241,19 @@ class TextEncoder:
         blank = self._blank[0][:, columns] * bool(tokens.any())
         return torch.cat([tokens, *[blank] * missing])
 
+    def _batch_rows(self, rows: Sequence[_Row], size: Size) -> Conditioning:
+        tokens, pooled = zip(*rows, strict=True)
+        added = {"text_embeds": torch.stack(pooled)} if self.layout.summary else {}
+        if self.layout.size_ids:
+            added["time_ids"] = size_ids(size, len(rows), tokens[0].device)
+        windows = tuple(len(row) // WINDOW for row in tokens)
+        return Conditioning(pad_sequence(list(tokens), batch_first=True), added, windows)
+
     def _check_shape(self, given: Embedding) -> None:
         """Is it of the shape that these encoders make, and of numbers?"""
         configs: list[Any] = [encoder.config for encoder in self.encoders]
-        width, summary = sum(config.hidden_size for config in configs), configs[1].projection_dim
+        width = sum(config.hidden_size for config in configs)
+        summary = configs[-1].projection_dim if self.layout.summary else 0
         tokens, pooled = (tuple(part.shape) for part in (given.tokens, given.pooled))
         fits = len(tokens) == 2 and tokens[0] > 0 and tokens[0] % WINDOW == 0 and tokens[1] == width
         if not fits or pooled != (summary,):
@@ -231,15 +269,6 @@ class TextEncoder:
 
 def _as_prompt(one: str | Prompt) -> Prompt:
     return checked_prompt(one, one) if isinstance(one, str) else one
-
-
-def _batch_rows(rows: Sequence[_Row], size: Size) -> Conditioning:
-    tokens, pooled = zip(*rows, strict=True)
-    return Conditioning(
-        pad_sequence(list(tokens), batch_first=True),
-        {"text_embeds": torch.stack(pooled), "time_ids": size_ids(size, len(rows), pooled[0].device)},
-        tuple(len(row) // WINDOW for row in tokens),
-    )
 
 
 def size_ids(size: Size, batch: int, device: torch.device) -> Tensor:

@@ -33,12 +33,20 @@ _TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 
 
 def encode_weighted(
-    tokenizer: Any, encoder: nn.Module, fragments: Sequence[Fragment], *, cut: bool, device: torch.device
+    tokenizer: Any,
+    encoder: nn.Module,
+    fragments: Sequence[Fragment],
+    *,
+    penultimate: bool,
+    cut: bool,
+    device: torch.device,
 ) -> Tensor:
-    """One encoder's penultimate layer for weighted fragments, (77 k, C); with `cut` k is 1.
+    """Return one encoder's answer to weighted fragments, (77 k, C); with `cut` k is 1.
+
+    `penultimate`: of the last layer but one, or of the last through the final norm.
 
     Above 1 a token moves away from the empty prompt's; below, towards the prompt without the fragment.
-    Windows end where `fewstep.prompts.windows` ends them. Fragments without tokens must be left out.
+    Windows end where `fewstep.prompts.split_windows` ends them. Fragments without tokens must be left out.
     """
     for sign in (tokenizer.bos_token, tokenizer.eos_token):  # compel takes it for the end of a window
         if any(sign in fragment.text for fragment in fragments):
@@ -48,7 +56,11 @@ def encode_weighted(
         tokenizer,
         encoder,
         truncate=cut,
-        returned_embeddings_type=ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED,
+        returned_embeddings_type=(
+            ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
+            if penultimate
+            else ReturnedEmbeddingsType.LAST_HIDDEN_STATES_NORMALIZED
+        ),
         split_long_text_mode=SplitLongTextMode.WORDS,
     )
     texts, weights = [f.text for f in fragments], [f.weight for f in fragments]

@@ -9,7 +9,8 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 
 from fewstep.catalog import assets, hub
-from fewstep.catalog.models import Model, bundled_folder, is_hub_id, local_path
+from fewstep.catalog.hub import is_hub_id, local_path
+from fewstep.catalog.models import Model, bundled_folder
 from fewstep.errors import CorruptModelError, ModelNotFoundError
 from fewstep.files import identify, safetensors
 from fewstep.files.identify import FileKind
@@ -138,7 +139,7 @@ def check_embeddings(sources: Sequence[str], model: Model) -> None:
         if path is not None:
             found = safetensors.read_header(path)
             _require_family(found, identify.identify(found), model.family)
-            require_inversion(found)
+            require_inversion(found, len(model.architecture.encoders))
 
 
 def addon_file(source: str, name: str = "loras") -> Path | None:
@@ -190,19 +191,22 @@ def require_lora(found: Header) -> FileKind:
     return kind
 
 
-def require_inversion(found: Header) -> tuple[str, str]:
-    """The tensors of a textual inversion for SDXL's two encoders."""
+def require_inversion(found: Header, encoders: int) -> tuple[str, ...]:
+    """Return the names of a textual inversion's tensors, one for each text encoder; raises `CorruptModelError`."""
+    if encoders == 1 and len(found.tensors) == 1:  # "emb_params", or the word itself
+        return tuple(found.tensors)
     for names in INVERSION_TENSORS:
-        if found.tensors.keys() == set(names):
+        if len(names) == encoders and found.tensors.keys() == set(names):
             return names
     kind = identify.identify(found)
     if kind.what == "textual inversion":
         family = "another base" if kind.family == "unknown" else kind.family
-        what = f"is a textual inversion for {family}, without a tensor for each of SDXL's text encoders"
+        what = f"is a textual inversion for {family}, without a tensor for each of this model's text encoders"
     else:
         what = "is no textual inversion"
     raise CorruptModelError(
-        f"{printable_path(found.path)} {what}: give a .safetensors file with clip_l and clip_g"
+        f"{printable_path(found.path)} {what}: give a .safetensors file with "
+        f"{'clip_l and clip_g' if encoders > 1 else 'one tensor'}"
     )
 
 

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from fewstep.catalog.architectures import SD, SDXL, ArchitectureInfo
 from fewstep.catalog.licences import Licence, find_licence
 
-MODEL_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-MODEL_FILES = (
-    *(f"{part}/*" for part in MODEL_PARTS),
-    "model_index.json",
-)  # a whole model, as diffusers writes it
+
+def model_files(architecture: ArchitectureInfo) -> tuple[str, ...]:
+    """Return patterns for the files of a whole model, as diffusers writes it."""
+    return (*(f"{part}/*" for part in (*architecture.parts, "scheduler")), "model_index.json")
+
+
+MODEL_FILES = model_files(SDXL)
+SD_FILES = model_files(SD)
 NETWORK_FILES = ("config.json", "diffusion_pytorch_model*.safetensors")  # a network on its own
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 LORA_FILES = ("pytorch_lora_weights.safetensors",)  # diffusers' name for an adapter's file
@@ -63,6 +67,11 @@ BASES = (
         repo="segmind/SSD-1B", files=MODEL_FILES, licence="Apache-2.0",
         revision="60987f37e94cd59c36b1cba832b9f97b57395a10", bytes=4_466_000_000, memory=5.5,
         modes=("base",), family="ssd-1b",
+    ),
+    Asset(
+        name="sd15", title="Stable Diffusion 1.5: a third of SDXL's size", kind="base",
+        repo="stable-diffusion-v1-5/stable-diffusion-v1-5", files=SD_FILES, licence="creativeml-openrail-m",
+        bytes=2_133_000_000, memory=2.9, size=512, modes=("base",), family="sd-1.x",
     ),
 )  # fmt: skip
 
@@ -126,6 +135,35 @@ def _pcm() -> Iterator[Asset]:
         )  # fmt: skip
 
 
+def _hyper_sd15() -> Iterator[Asset]:
+    files = {f"hyper-sd15-{n}": (f"{n}steps-lora", "hyper", f"{n} steps") for n in (2, 4, 8)}
+    files["hyper-sd15-unified"] = ("1step-lora", "hyper-unified", "1 to 8 steps")
+    files |= {
+        f"hyper-sd15-cfg-{n}": (f"{n}steps-CFG-lora", "hyper-cfg", f"{n} steps with guidance")
+        for n in (8, 12)
+    }
+    for name, (file, mode, steps) in files.items():
+        yield Asset(
+            name=name, title=f"Hyper-SD's LoRA for SD 1.5, for {steps}", kind="accelerator",
+            repo="ByteDance/Hyper-SD", files=(f"Hyper-SD15-{file}.safetensors",), licence="hyper-sd",
+            revision=_HYPER, modes=(mode,), family="sd-1.x",
+        )  # fmt: skip
+
+
+def _pcm_sd15() -> Iterator[Asset]:
+    files = {f"pcm-sd15-{n}": (f"smallcfg_{n}step", "pcm", f"{n} steps") for n in (2, 4, 8, 16)}
+    files |= {
+        f"pcm-sd15-normal-{n}": (f"normalcfg_{n}step", "pcm-normal", f"{n} steps with guidance")
+        for n in (4, 8, 16)
+    }
+    for name, (file, mode, steps) in files.items():
+        yield Asset(
+            name=name, title=f"phased consistency LoRA for SD 1.5, for {steps}", kind="accelerator",
+            repo="wangfuyun/PCM_Weights", files=(f"sd15/pcm_sd15_{file}_converted.safetensors",),
+            licence="unknown", modes=(mode,), family="sd-1.x",
+        )  # fmt: skip
+
+
 # Not here: dmd2-1step, whose weights are published as a pickle only.
 ACCELERATORS = (
     Asset(
@@ -133,6 +171,31 @@ ACCELERATORS = (
         files=MODEL_FILES, licence="sai-nc-community", revision="71153311d3dbb46851df1931d3ca6e939de83304",
         bytes=6_940_000_000, memory=7.7, size=512, modes=("turbo",),
     ),
+    Asset(
+        name="sd-turbo", title="SD Turbo, a whole model of SD 2.1's size", kind="accelerator",
+        repo="stabilityai/sd-turbo", files=SD_FILES, licence="unknown", bytes=2_582_000_000, size=512,
+        modes=("turbo",), family="sd-2.x",
+    ),
+    Asset(
+        name="lcm-sd15", title="LCM Dreamshaper v7, a whole model", kind="accelerator",
+        repo="SimianLuo/LCM_Dreamshaper_v7", files=SD_FILES, licence="unknown", bytes=2_133_000_000, size=512,
+        modes=("lcm",), family="sd-1.x",
+    ),
+    Asset(
+        name="lcm-lora-sd15", title="latent consistency LoRA for SD 1.5", kind="accelerator",
+        repo="latent-consistency/lcm-lora-sdv1-5", files=LORA_FILES, licence="openrail++", bytes=134_621_556,
+        modes=("lcm-lora",), family="sd-1.x",
+    ),
+    *_hyper_sd15(),
+    Asset(
+        name="tcd-sd15", title="trajectory consistency LoRA for SD 1.5", kind="accelerator",
+        repo="h1t/TCD-SD15-LoRA", files=LORA_FILES, licence="unknown", modes=("tcd",), family="sd-1.x",
+    ),
+    Asset(
+        name="tcd-sd21", title="trajectory consistency LoRA for SD 2.1 base", kind="accelerator",
+        repo="h1t/TCD-SD21-base-LoRA", files=LORA_FILES, licence="unknown", modes=("tcd",), family="sd-2.x",
+    ),
+    *_pcm_sd15(),
     Asset(
         name="lcm", title="latent consistency UNet", kind="accelerator", repo="latent-consistency/lcm-sdxl",
         files=NETWORK_FILES, licence="openrail++", bytes=5_135_000_000, modes=("lcm",),
@@ -182,13 +245,23 @@ VAES = (
         files=VAE_FILES, licence="MIT", revision="b20258aaef75ef61e659c1e0f14f251cf0ad153e", bytes=9_793_292,
     ),
     Asset(
+        name="taesd", title="a tiny VAE for SD 1.x and 2.x: fast and rough", kind="vae",
+        repo="madebyollin/taesd", files=VAE_FILES, licence="MIT", family="sd-1.x", bytes=9_793_292,
+    ),
+    Asset(
         name="vae-tiny", title="a tiny VAE for the bundled model", kind="vae", repo="", files=("vae_tiny/*",),
         licence="Apache-2.0", family="tiny",
     ),
 )  # fmt: skip
 # What vae="tiny" is: model family → name. SSD-1B's latents are SDXL's.
 TINY_VAES: MappingProxyType[str, str] = MappingProxyType(
-    {"tiny": "vae-tiny", "sdxl": "taesdxl", "ssd-1b": "taesdxl"}
+    {
+        "tiny": "vae-tiny",
+        "sdxl": "taesdxl",
+        "ssd-1b": "taesdxl",
+        "sd-1.x": "taesd",
+        "sd-2.x": "taesd",
+    }  # fmt: skip
 )
 
 # LoRAs for `loras=`, by name.

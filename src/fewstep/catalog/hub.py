@@ -5,6 +5,7 @@ huggingface_hub's own settings hold: `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN`, it
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
@@ -12,13 +13,24 @@ from itertools import pairwise
 from pathlib import Path
 
 from fewstep.catalog import assets
-from fewstep.catalog.models import local_path
 from fewstep.errors import ModelNotFoundError, describe_error
 
 ALLOWED_ENDINGS = (".safetensors", ".json", ".txt")  # nothing else is ever asked for: no pickle, no code
 COMMIT = re.compile(r"[0-9a-f]{40}")  # a revision that never changes
+_HUB_ID = re.compile(r"(?!.{97})[\w-][\w.-]*/[\w.-]*[\w-]", re.ASCII)  # the hub's own rule, nearly
 # diffusers' names: x.safetensors, x.fp16.safetensors, x-00001-of-00002.safetensors, x.fp16-00001-of-...
 _WEIGHTS = re.compile(r"(?P<stem>.*?)(?P<half>\.fp16)?(-\d{5}-of-\d{5})?\.safetensors")
+
+
+def local_path(name: str) -> Path | None:
+    """The file or folder of this name, "~" expanded; None where there is none."""
+    path = os.path.expanduser(name)
+    return Path(path) if os.path.exists(path) else None  # unlike Path's, these never raise
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it has the form of a hub id, 'owner/name'."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def fetch_folder(source: str, patterns: Sequence[str], revision: str = "") -> Path:

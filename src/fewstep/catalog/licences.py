@@ -32,6 +32,11 @@ _ROWS = (
         commercial=True,
     ),
     Licence(
+        name="creativeml-openrail-m",
+        terms="Free to use, also commercially, but not for the harms that its attachment A lists.",
+        commercial=True,
+    ),
+    Licence(
         name="sai-nc-community",  # as the card of stabilityai/sdxl-turbo had it
         terms="For research and non-commercial use; commercial terms are at stability.ai/license.",
         commercial=False,

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fewstep.catalog import addons, assets, hub
-from fewstep.catalog.models import Model, is_hub_id, local_path
+from fewstep.catalog.hub import is_hub_id, local_path
+from fewstep.catalog.models import Model
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.files.identify import identify
 from fewstep.files.safetensors import read_header
@@ -240,6 +241,6 @@ def licences_of_files(sources: Sequence[str]) -> dict[str, str]:
 def _published_asset(source: str, file: str = "") -> Asset | None:
     """Files on the hub that fewstep has a name for."""
     from fewstep.catalog.assets import asset_for  # which reads the table above
-    from fewstep.catalog.models import local_path
+    from fewstep.catalog.hub import local_path
 
     return asset_for(source, file) if local_path(source) is None else None

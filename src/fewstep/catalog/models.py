@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Any
 
-from fewstep.catalog.assets import ASSETS, BASES, MODEL_FILES, VAES, Asset, asset_for, pinned_revision
+from fewstep.catalog import architectures, hub
+from fewstep.catalog.architectures import ArchitectureInfo
+from fewstep.catalog.assets import (
+    ASSETS,
+    BASES,
+    MODEL_FILES,
+    SD_FILES,
+    VAES,
+    Asset,
+    asset_for,
+    pinned_revision,
+)
+from fewstep.catalog.hub import is_hub_id, local_path
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.files import safetensors
 from fewstep.files.config import trained_size
-from fewstep.files.identify import CONTEXT_FAMILIES, UNKNOWN, identify
+from fewstep.files.identify import UNKNOWN, FileKind, identify
 from fewstep.files.untrusted import read_config
 
 TINY = Path(__file__).parent.parent / "tiny"
@@ -26,7 +35,7 @@ class Model:
     """A base model: whose pictures."""
 
     name: str  # what the user typed
-    family: str  # which recipes' weights fit it: tiny, sdxl, ssd-1b
+    family: str  # which recipes' weights fit it: tiny, sdxl, ssd-1b, sd-1.x, sd-2.x
     source: str  # a folder, or a hub id
     size: int  # pixels: the side it was trained at
     default_mode: str
@@ -36,8 +45,13 @@ class Model:
     revision: str = ""  # of a hub id, 40 hex digits; "" is the newest
 
     @property
+    def architecture(self) -> ArchitectureInfo:
+        """What it is made of."""
+        return architectures.architecture_of(self.family)
+
+    @property
     def foreign(self) -> bool:
-        """Is it somebody's own, and none that the modes' whole checkpoints and UNets stand for?"""
+        """Whether it is somebody's own, and none that the modes' whole checkpoints and UNets stand for."""
         return self.local or (self.family != "tiny" and self.source not in _BASES)
 
 
@@ -55,9 +69,6 @@ ALIASES: MappingProxyType[str, Model] = MappingProxyType(
 )
 _BASES = frozenset(asset.repo for asset in BASES)
 FP16_VAE, FP16_VAE_REVISION = VAES[0].repo, VAES[0].revision
-# Families with text encoders and a UNet, but others than SDXL's.
-OTHER_FAMILIES = ("sd-1.x", "sd-2.x", "sdxl-refiner", "sdxl-inpaint", "kolors", "flux", "sd3")
-_HUB_ID = re.compile(r"(?!.{97})[\w-][\w.-]*/[\w.-]*[\w-]", re.ASCII)  # the hub's own rule, nearly
 
 
 def describe_model(model: str | Path) -> Model:
@@ -83,12 +94,9 @@ def describe_model(model: str | Path) -> Model:
         )
     if is_hub_id(name):
         known = asset_for(name)
-        if known is not None and known.files == MODEL_FILES:
+        if known is not None and known.kind != "vae" and known.files in (MODEL_FILES, SD_FILES):
             return _named_model(known, name)
-        return Model(
-            name=name, family="sdxl", source=name, revision=pinned_revision(name), size=1024, default_mode="base",
-            licence="unknown",
-        )  # fmt: skip
+        return _hub_model(name)
     raise ModelNotFoundError(
         f"model={name!r} is neither an alias ({aliases}), nor a folder or file here, "
         f"nor a hub id such as 'owner/name'{_suggestion(name)}"
@@ -104,61 +112,77 @@ def _suggestion(name: str) -> str:
     return f"; did you mean model={near[0]!r}?" if near else ""
 
 
-def local_path(name: str) -> Path | None:
-    """The file or folder of this name, "~" expanded; None where there is none."""
-    path = os.path.expanduser(name)
-    return Path(path) if os.path.exists(path) else None  # unlike Path's, these never raise
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether it has the form of a hub id, 'owner/name'."""
-    return _HUB_ID.fullmatch(name) is not None
-
-
-def _folder_model(name: str, folder: Path) -> Model:
-    """A diffusers folder of SDXL's architecture."""
-    index, unet = read_config(folder / "model_index.json"), read_config(folder / "unet" / "config.json")
-    if "text_encoder_2" not in index or unet.get("addition_embed_type") != "text_time":
-        raise CorruptModelError(
-            f"model={name!r} is not of SDXL's architecture: it needs two text encoders and a UNet with "
-            'addition_embed_type "text_time"'
-        )
-    carries = "lcm" if unet.get("time_cond_proj_dim") else ""
-    return Model(
-        name=name, family=_unet_family(unet), source=str(folder), size=trained_size(unet, f"model={name!r}"),
-        default_mode=carries or "base", licence="unknown", local=True, carries=carries,
-    )  # fmt: skip
-
-
 def bundled_folder(asset: Asset) -> Path:
-    """The folder of what comes with fewstep."""
+    """Return the folder of what comes with fewstep."""
     return TINY / PurePath(asset.files[0]).parent if asset.files else TINY
 
 
-def _unet_family(unet: Mapping[str, Any]) -> str:
-    """Of a UNet's configuration: SSD-1B's has 4 blocks where SDXL's has 10, and none in its middle."""
-    depths, middle = unet.get("transformer_layers_per_block"), unet.get("mid_block_type")
-    width = unet.get("cross_attention_dim")
-    if isinstance(width, int) and CONTEXT_FAMILIES.get(width) == "tiny":
-        return "tiny"
-    small = isinstance(depths, list) and depths[-1:] == [4]
-    return "ssd-1b" if small and middle == "UNetMidBlock2D" else "sdxl"
+def _folder_model(name: str, folder: Path, source: str = "") -> Model:
+    """Return the model of a diffusers folder; `source` is the hub id whose copy it is."""
+    index, unet = read_config(folder / "model_index.json"), read_config(folder / "unet" / "config.json")
+    architecture = architectures.architecture_of_folder(index)
+    family = architectures.family_of_config(architecture, unet)
+    if not family:
+        raise CorruptModelError(
+            f"model={name!r} is of no architecture that fewstep draws with: it has "
+            f"{len(architecture.encoders)} text encoder(s) and a UNet with addition_embed_type="
+            f"{unet.get('addition_embed_type')!r:.40}; SDXL has two and 'text_time', SD 1.x and 2.x one and None"
+        )
+    carries = "lcm" if unet.get("time_cond_proj_dim") else ""
+    return Model(
+        name=name, family=family, source=source or str(folder), size=trained_size(unet, f"model={name!r}"),
+        default_mode=carries or "base", licence="unknown", local=not source, carries=carries,
+        revision=hub.revision_in_path(folder) if source else "",
+    )  # fmt: skip
+
+
+def _hub_model(name: str) -> Model:
+    """Return the model of a hub id that fewstep has no name for: what its copy here says, or else SDXL's kin."""
+    revision = pinned_revision(name)
+    config = hub.cached_file(name, "unet/config.json", revision)
+    if config is not None and hub.cached_file(name, "model_index.json", revision) is not None:
+        return replace(_folder_model(name, config.parent.parent, name), revision=revision)
+    return Model(
+        name=name, family="sdxl", source=name, revision=revision, size=1024, default_mode="base",
+        licence="unknown",
+    )  # fmt: skip
 
 
 def _file_model(name: str, path: Path) -> Model:
-    """One .safetensors file of SDXL's architecture, in the original layout."""
-    known = identify(safetensors.read_header(path))
-    whole = known.what == "checkpoint" and known.layout == "original"
-    if not whole or known.family in OTHER_FAMILIES or "text_encoder_2" not in known.targets:
-        what = " ".join(
-            word for word in (known.family, known.layout, known.what) if word not in ("", UNKNOWN)
-        )
+    """Return the model of one .safetensors file in the original layout."""
+    kind = identify(safetensors.read_header(path))
+    fault = obstacle(kind, folder=False)
+    if kind.what != "checkpoint" or fault:
+        what = " ".join(word for word in (kind.family, kind.layout, kind.what) if word not in ("", UNKNOWN))
         raise CorruptModelError(
-            f"model={name!r} is {what or 'an unknown file'}, not a whole SDXL model in its original layout: "
-            f"type fewstep inspect {name} to see what it is for"
+            f"model={name!r} is {what or 'an unknown file'}, not a whole model that fewstep draws with"
+            f"{f': {fault}' if fault else ''}; type fewstep inspect {name} to see what it is for"
         )
-    carries = "lcm" if known.guidance_width else ""
+    carries = "lcm" if kind.guidance_width else ""
+    family = (
+        kind.family
+        if kind.family in architectures.DRAWABLE
+        else architectures.family_of_targets(kind.targets)
+    )
     return Model(
-        name=name, family="ssd-1b" if known.family == "ssd-1b" else "sdxl", source=str(path), size=1024,
+        name=name, family=family, source=str(path), size=architectures.architecture_of(family).side,
         default_mode=carries or "base", licence="unknown", local=True, carries=carries,
     )  # fmt: skip
+
+
+def obstacle(kind: FileKind, *, folder: bool) -> str:
+    """Return why a checkpoint cannot be a model=, in a few words; "" is fine.
+
+    The one judge of `inspect`, `plan` and loading.
+    """
+    if kind.family not in architectures.DRAWABLE and kind.family != UNKNOWN:
+        return f"fewstep does not draw with {architectures.title_of(kind.family)}"
+    if kind.quantised:
+        return "its weights are quantised (scaled fp8 or whole numbers): choose one in fp32, fp16 or bf16"
+    family = architectures.family_of_targets(kind.targets) if kind.family == UNKNOWN else kind.family
+    missing = [part for part in architectures.architecture_of(family).encoders if part not in kind.targets]
+    if missing:
+        return f"it holds no {' and no '.join(missing)}: choose one that holds all"
+    if kind.layout == "diffusers" and not folder:
+        return "its parts have diffusers' names: fewstep reads those from a diffusers folder"
+    return ""

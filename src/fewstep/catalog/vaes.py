@@ -8,7 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from fewstep.catalog import assets, hub
-from fewstep.catalog.models import FP16_VAE, FP16_VAE_REVISION, Model, is_hub_id, local_path
+from fewstep.catalog.architectures import SDXL, architecture_of
+from fewstep.catalog.hub import is_hub_id, local_path
+from fewstep.catalog.models import FP16_VAE, FP16_VAE_REVISION, Model
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.files import safetensors
 from fewstep.files.config import LATENT_CHANNELS
@@ -24,9 +26,14 @@ FIRST_WEIGHTS = (
 )  # of each: (width, channels of latents, 3, 3)
 # How SDXL's VAE is told from others: whoever trained another one for other latents scales them otherwise.
 SDXL_VAE: MappingProxyType[str, Any] = MappingProxyType(
-    {"block_out_channels": [128, 256, 512, 512], "scaling_factor": 0.13025}
+    {"block_out_channels": [128, 256, 512, 512], "scaling_factor": SDXL.vae_scale}
 )
 DEFAULT_SCALE = 0.18215  # of latents, where a configuration does not say: AutoencoderKL's default, SD 1.x's
+
+
+def usual_vae(model: Model) -> Mapping[str, Any]:
+    """Return the configuration of the VAE that models of this architecture have."""
+    return {**SDXL_VAE, "scaling_factor": model.architecture.vae_scale}
 
 
 def fp16_safe(config: Mapping[str, Any]) -> bool:
@@ -45,18 +52,20 @@ def corrected_vae(config: Mapping[str, Any]) -> Path | None:
     return found[0].parent if found[0] is not None and found[1] is not None else None
 
 
-def replacement_vae(config: Mapping[str, Any] | None, half: bool, model: str) -> Path | None:
-    """The VAE to take instead of a model's own, whose configuration is None where it has none.
+def replacement_vae(config: Mapping[str, Any] | None, half: bool, model: Model) -> Path | None:
+    """Return the VAE to take instead of a model's own, whose configuration is None where it has none.
 
     `half`: it will run in fp16. None: its own will do, or there is no other.
     """
     if config is not None:
         return corrected_vae(config) if half and not fp16_safe(config) else None
-    found = corrected_vae(SDXL_VAE)
+    found = corrected_vae(usual_vae(model))
     if found is None:
+        advice = (
+            "type fewstep models pull vae-fp16 (335 MB)" if model.architecture is SDXL else "give one as vae="
+        )
         raise ModelNotFoundError(
-            f"{model} has no VAE, and SDXL's is not on this machine: type fewstep models pull vae-fp16 "
-            "(335 MB)"
+            f"model={model.name!r} has no VAE, and {model.architecture.title}'s is not on this machine: {advice}"
         )
     return found
 
@@ -78,7 +87,9 @@ def check_vae(given: object, model: Model) -> None:
     if path is not None:
         _require_fit(path, name, model)
     if path is not None or assets.vae_asset(name, model.family) is not None:
-        check_latents(name, model, {} if path is None else read_vae_config(path), _model_vae_config(model))
+        check_latents(
+            name, model, {} if path is None else read_vae_config(path, model), _model_vae_config(model)
+        )
 
 
 def fetch_vae(given: str, model: Model) -> Path:
@@ -93,12 +104,12 @@ def fetch_vae(given: str, model: Model) -> Path:
     return path
 
 
-def read_vae_config(path: Path) -> Mapping[str, Any]:
-    """Of a VAE's folder; of a file, which has none, its class, and latents that are taken to be SDXL's."""
+def read_vae_config(path: Path, model: Model) -> Mapping[str, Any]:
+    """Return that of a VAE's folder; of a file, which has none, its class, and latents taken to be the model's."""
     if path.is_dir():
         return read_config(path / "config.json")
     which = FIRST_WEIGHTS.index(_first_weight(safetensors.read_header(path))[0])
-    return {"_class_name": VAE_CLASSES[which], "scaling_factor": SDXL_VAE["scaling_factor"]}
+    return {"_class_name": VAE_CLASSES[which], "scaling_factor": model.architecture.vae_scale}
 
 
 def check_latents(given: str, model: Model, config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -108,8 +119,8 @@ def check_latents(given: str, model: Model, config: Mapping[str, Any], own: Mapp
     which have the same shapes, only the one fewstep knows by name can be told.
     """
     known, has = assets.vae_asset(given, model.family), own.get("scaling_factor", DEFAULT_SCALE)
-    if known is not None and known.family == "sdxl":
-        scale = SDXL_VAE["scaling_factor"]
+    if known is not None and known.family != "tiny":
+        scale = architecture_of(known.family).vae_scale
     elif config.get("_class_name") == "AutoencoderTiny":
         return
     else:
@@ -122,9 +133,9 @@ def check_latents(given: str, model: Model, config: Mapping[str, Any], own: Mapp
 
 
 def _model_vae_config(model: Model) -> Mapping[str, Any]:
-    """The configuration of the model's own VAE, where it is here; else SDXL's."""
+    """The configuration of the model's own VAE, where it is here; else the usual one's."""
     path = Path(model.source) / "vae" / "config.json"
-    return read_config(path) if path.is_file() else SDXL_VAE
+    return read_config(path) if path.is_file() else usual_vae(model)
 
 
 def _local_vae(given: str, model: Model) -> Path | None:
@@ -188,8 +199,8 @@ def _require_fit(path: Path, given: str, model: Model) -> None:
     channels = _first_weight(found)[1]
     if channels != LATENT_CHANNELS:
         raise CorruptModelError(
-            f"vae={given!r} is for latents of {channels} channels, and SDXL's have {LATENT_CHANNELS}: give one made "
-            "for SDXL"
+            f"vae={given!r} is for latents of {channels} channels, and this model's have {LATENT_CHANNELS}: "
+            "give one made for it"
         )
     if (what.family == "tiny") != (model.family == "tiny"):
         whose = "the bundled model" if what.family == "tiny" else "another base"

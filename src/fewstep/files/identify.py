@@ -16,6 +16,14 @@ from fewstep.files.untrusted import parse_json
 Shape = tuple[int, ...]
 UNKNOWN = "unknown"
 
+FAMILY_TITLES: MappingProxyType[str, str] = MappingProxyType(
+    {
+        "sdxl": "SDXL", "ssd-1b": "SSD-1B", "tiny": "the bundled model", "vega": "Segmind Vega",
+        "sdxl-pruned": "a pruned SDXL", "sdxl-refiner": "SDXL's refiner", "sdxl-inpaint": "SDXL inpainting",
+        "sd-1.x": "SD 1.x", "sd-2.x": "SD 2.x", "sd-inpaint": "SD inpainting", "kolors": "Kolors",
+        "flux": "Flux", "sd3": "SD 3", "unknown": "an unknown base",
+    }
+)  # fmt: skip
 # Width of the text that cross-attention reads → family.
 CONTEXT_FAMILIES: MappingProxyType[int, str] = MappingProxyType(
     {
@@ -93,11 +101,12 @@ def family_of_unet(unet: UnetAnatomy) -> str:
         else CONTEXT_FAMILIES.get(unet.context, UNKNOWN)
     )
     if family == "sdxl":
-        family = DEPTH_FAMILIES.get(unet.depth, UNKNOWN)
+        family = DEPTH_FAMILIES.get(unet.depth, "sdxl-pruned")  # KOALA, say: fewer blocks than any known
         if unet.middle != (family == "sdxl"):
-            return UNKNOWN
-    if family == "sdxl" and unet.channels != 4:
-        return "sdxl-inpaint" if unet.channels == 9 else UNKNOWN  # latents, mask, masked latents
+            return "sdxl-pruned"
+    if family in ("sdxl", "sd-1.x", "sd-2.x") and unet.channels not in (0, 4):
+        inpaint = "sdxl-inpaint" if family == "sdxl" else "sd-inpaint"
+        return inpaint if unet.channels == 9 else UNKNOWN  # latents, mask, masked latents
     return family
 
 
@@ -163,7 +172,8 @@ class FileKind:
     variety: str = ""  # of an adapter: lora, locon, loha, lokr, dora, oft, glora, ia3, full
     rank: int | tuple[int, ...] = 0  # of an adapter; several where they differ
     alpha: tuple[float, ...] = ()  # of an adapter: every one seen
-    convolutions: bool = False  # does an adapter change convolutions too?
+    convolutions: bool = False  # whether an adapter changes convolutions too
+    quantised: bool = False  # whether weights are whole numbers, or fp8 with scales beside them
 
 
 def identify(header: Header) -> FileKind:
@@ -262,7 +272,15 @@ def _identify_networks(header: Header) -> FileKind | None:
         family=of_unet if unet else family_of_part(found[networks[0]]),
         guidance_width=_guidance_width(header) if unet else 0,
         targets=networks,
+        quantised=_is_quantised(header),
     )
+
+
+def _is_quantised(header: Header) -> bool:
+    """Return whether scales stand beside weights, or weights are whole numbers."""
+    scales = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant")
+    whole = any(entry.dtype in ("I8", "U8") and len(entry.shape) > 1 for entry in header.tensors.values())
+    return whole or any(name.endswith(scales) for name in header.tensors)
 
 
 def _layout(groups: Mapping[str, Iterable[str]]) -> str:

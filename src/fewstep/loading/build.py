@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+from fewstep.catalog.architectures import ArchitectureInfo
 from fewstep.devices import Placement
 from fewstep.errors import CorruptModelError, describe_error
 from fewstep.files.config import check_latent_scaling
@@ -71,8 +72,9 @@ class Blueprint:
 class ModelBlueprint:
     """A model that is not built yet."""
 
+    architecture: ArchitectureInfo
     parts: Mapping[str, Blueprint]  # by diffusers' names: unet, vae (not in every file), text_encoder, …_2
-    tokenizers: Callable[[], tuple[Any, Any]]
+    tokenizers: Callable[[], tuple[Any, ...]]
     prediction: str  # epsilon, v_prediction or sample
     zero_empty: bool  # an empty prompt is all zeros
 

@@ -6,9 +6,9 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+from fewstep.catalog.architectures import SDXL, UNUSED_PARTS, ArchitectureInfo, architecture_of_folder
 from fewstep.errors import CorruptModelError
 from fewstep.files import safetensors
 from fewstep.files.config import prediction_type
@@ -18,25 +18,6 @@ from fewstep.loading.build import Blueprint, ModelBlueprint
 from fewstep.loading.lazy_tensors import list_tensors
 from fewstep.loading.tokenizers import load_tokenizer
 
-# What SDXL's pipelines are made of: part → library and classes. Others are not even imported.
-ALLOWED_PARTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "unet": ("diffusers", ("UNet2DConditionModel",)),
-        "vae": ("diffusers", ("AutoencoderKL", "AutoencoderTiny")),
-        "text_encoder": ("transformers", ("CLIPTextModel",)),
-        "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
-        "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
-        "tokenizer_2": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
-    }
-)
-# Named by many folders, used by none of our tasks: allowed, and left alone.
-UNUSED_PARTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "image_encoder": ("transformers", ("CLIPVisionModelWithProjection",)),
-        "feature_extractor": ("transformers", ("CLIPImageProcessor", "CLIPFeatureExtractor")),
-    }
-)
-NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _SCHEDULER = re.compile(r"[A-Z]\w{2,60}Scheduler", re.ASCII)  # a name; only its JSON is read
 _PIPELINE = re.compile(r"[A-Z]\w{2,80}", re.ASCII)
 _KERNEL_FIELDS = ("attn_implementation", "_attn_implementation", "experts_implementation")  # transformers 5's
@@ -44,33 +25,35 @@ _CODE_FIELDS = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote
 
 
 def read_folder(root: Path) -> ModelBlueprint:
-    """A whole model."""
+    """Return a whole model; raises `CorruptModelError`."""
     index = check_folder(root)
-    parts = {name: read_network(root / name, ALLOWED_PARTS[name][1]) for name in NETWORKS}
-    first, second = (
-        parts[name].config.get("vocab_size", tokenizers.CLIP_VOCABULARY) for name in NETWORKS[2:]
-    )
+    architecture = architecture_of_folder(index)
+    parts = {name: read_network(root / name, architecture.parts[name][1]) for name in architecture.networks}
+    words = [
+        parts[name].config.get("vocab_size", tokenizers.CLIP_VOCABULARY) for name in architecture.encoders
+    ]
+    folders = [root / name for name in architecture.tokenizers]
     return ModelBlueprint(
+        architecture=architecture,
         parts=parts,
-        tokenizers=lambda: (
-            load_tokenizer(root / "tokenizer", first),
-            load_tokenizer(root / "tokenizer_2", second),
-        ),
+        tokenizers=lambda: tuple(map(load_tokenizer, folders, words)),
         prediction=prediction_type(read_config(root / "scheduler" / "scheduler_config.json"), str(root)),
-        zero_empty=bool(index.get("force_zeros_for_empty_prompt", True)),
+        # Of SDXL's pipelines alone.
+        zero_empty=architecture is SDXL and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
 
 
 def check_folder(root: Path) -> dict[str, Any]:
-    """`model_index.json`, where all it names is SDXL's and every file is plain data."""
+    """Return `model_index.json`, where all it names is the architecture's and every file is plain data."""
     index = read_config(root / "model_index.json")
     _require_data(root, index)
     if not isinstance(index.get("_class_name"), str) or not _PIPELINE.fullmatch(index["_class_name"]):
         raise CorruptModelError(f"{root}: model_index.json has _class_name {index.get('_class_name')!r:.80}")
+    architecture = architecture_of_folder(index)
     for part, named in index.items():
         if isinstance(named, list) and named != [None, None]:
-            _require_allowed(root, part, named)
-    for part in (*ALLOWED_PARTS, "scheduler"):
+            _require_allowed(root, part, named, architecture)
+    for part in (*architecture.parts, "scheduler"):
         _require_plain(root / part)
         for name in ("config.json", "tokenizer_config.json"):
             if (root / part / name).exists():
@@ -95,16 +78,16 @@ def read_network(folder: Path, allowed: tuple[str, ...]) -> Blueprint:
     return Blueprint(kind=kind, config=config, weights=list_tensors(paths), source=str(folder))
 
 
-def _require_allowed(root: Path, name: str, named: list[Any]) -> None:
-    """Is this part of this library and class one of SDXL's?"""
+def _require_allowed(root: Path, name: str, named: list[Any], architecture: ArchitectureInfo) -> None:
+    """Check that a part's library and class are the architecture's."""
     if name == "scheduler":
         fits = named[0] == "diffusers" and isinstance(named[-1], str) and _SCHEDULER.fullmatch(named[-1])
     else:
-        library, classes = {**ALLOWED_PARTS, **UNUSED_PARTS}.get(name, ("", ()))
+        library, classes = {**architecture.parts, **UNUSED_PARTS}.get(name, ("", ()))
         fits = named[0] == library and named[-1] in classes
     if len(named) != 2 or not fits:
         raise CorruptModelError(
-            f"{root}: model_index.json asks for {named!r:.80} as {name!r:.40}, which is no part of SDXL: "
+            f"{root}: model_index.json asks for {named!r:.80} as {name!r:.40}, which is no part of {architecture.title}: "
             "fewstep loads nothing else"
         )
 

@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+from fewstep.architectures import Architecture, architecture_for
 from fewstep.catalog import vaes
-from fewstep.catalog.models import Model, local_path
+from fewstep.catalog.hub import local_path
+from fewstep.catalog.models import Model
 from fewstep.devices import ModelSize
 from fewstep.devices.memory import TINY_VAE_NUMBERS, VAE_NUMBERS
 from fewstep.files.safetensors import read_header, weight_files
 from fewstep.files.tensor_names import split_prefix
 from fewstep.files.untrusted import read_config
-
-# Parameters of UNet, text encoders and VAE, as their configurations count. Other hub ids are taken to be
-# SDXL's finetunes.
-KNOWN_SIZES: MappingProxyType[str, tuple[int, int, int]] = MappingProxyType(
-    {
-        "sdxl": (2_567_463_684, 817_720_320, 83_653_863),
-        "ssd-1b": (1_331_334_404, 817_720_320, 83_653_863),
-    }
-)
 
 
 def measure_model(model: Model, given: Path | None = None) -> ModelSize:
@@ -33,17 +25,18 @@ def measure_model(model: Model, given: Path | None = None) -> ModelSize:
     loading says which. `given`: the folder or file of a VAE in the place of the model's own.
     """
     here = local_path(model.source)
-    config: Mapping[str, Any] = vaes.SDXL_VAE
+    architecture = architecture_for(model.family)
+    config: Mapping[str, Any] = vaes.usual_vae(model)
     if here is None:
-        unet, text, autoencoder = KNOWN_SIZES[model.family]
+        unet, text, autoencoder = architecture.sizes[model.family]
     elif here.is_dir():
         unet, autoencoder = _count_parameters(here / "unet"), _count_parameters(here / "vae")
-        text = _count_parameters(here / "text_encoder") + _count_parameters(here / "text_encoder_2")
+        text = sum(_count_parameters(here / part) for part in model.architecture.encoders)
         config = read_config(here / "vae" / "config.json")
     else:
-        unet, text, autoencoder = _measure_single_file(here)
+        unet, text, autoencoder = _measure_single_file(here, architecture)
     if given is not None:
-        autoencoder, config = _measure_vae(given)
+        autoencoder, config = _measure_vae(given, model)
     # A given one is taken as it is.
     safe = vaes.fp16_safe(config) or (given is None and vaes.corrected_vae(config) is not None)
     room = TINY_VAE_NUMBERS if config.get("_class_name") == "AutoencoderTiny" else VAE_NUMBERS
@@ -52,20 +45,19 @@ def measure_model(model: Model, given: Path | None = None) -> ModelSize:
     )  # fmt: skip
 
 
-def _measure_single_file(path: Path) -> tuple[int, int, int]:
-    """Parameters of UNet, text encoders and VAE; a VAE that is missing will be SDXL's."""
+def _measure_single_file(path: Path, architecture: Architecture) -> tuple[int, int, int]:
+    """Return parameters of UNet, text encoders and VAE; a VAE that is missing will be the usual one."""
     found: Counter[str] = Counter()
     for name, entry in read_header(path).tensors.items():
         found[split_prefix(name).network] += entry.size
-    text = found["text_encoder"] + found["text_encoder_2"]
-    return found["unet"], text, found["vae"] or KNOWN_SIZES["sdxl"][2]
+    usual = next(iter(architecture.sizes.values()))[2]
+    return found["unet"], sum(found[part] for part in architecture.info.encoders), found["vae"] or usual
 
 
-def _measure_vae(given: Path) -> tuple[int, Mapping[str, Any]]:
-    """Parameters and configuration."""
-    return _count_parameters(given) if given.is_dir() else read_header(
-        given
-    ).parameters, vaes.read_vae_config(given)
+def _measure_vae(given: Path, model: Model) -> tuple[int, Mapping[str, Any]]:
+    """Return parameters and configuration."""
+    count = _count_parameters(given) if given.is_dir() else read_header(given).parameters
+    return count, vaes.read_vae_config(given, model)
 
 
 def _count_parameters(part: Path) -> int:

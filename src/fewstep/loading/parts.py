@@ -1,4 +1,4 @@
-"""Model files → parts in memory. Only safetensors, only the classes of SDXL, nothing remote runs."""
+"""Model files → parts in memory. Only safetensors, only the classes of an architecture, nothing remote runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 
+from fewstep.architectures import load_architecture
 from fewstep.architectures.text import TextEncoder
 from fewstep.catalog import addons, assets, hub, licences, mode_weights, vaes
+from fewstep.catalog.architectures import ArchitectureInfo
+from fewstep.catalog.hub import local_path
 from fewstep.catalog.mode_weights import (
     adapter_file,
     check_guidance_embedding,
@@ -21,9 +24,9 @@ from fewstep.catalog.mode_weights import (
     unet_file,
     unet_folder,
 )
-from fewstep.catalog.models import TINY, Model, local_path
+from fewstep.catalog.models import TINY, Model
 from fewstep.devices import Placement
-from fewstep.errors import CorruptModelError
+from fewstep.errors import CorruptModelError, ModelError
 from fewstep.files import config
 from fewstep.loading import single_file, textual_inversion
 from fewstep.loading.build import Blueprint, ModelBlueprint, build_network
@@ -60,8 +63,9 @@ def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placemen
         whose = (model.source, model.revision)
         if weights is not None and attach == "checkpoint":
             whose = (weights.source, "")  # all of the model is its
-        root = _model_root(*whose)
+        root = _model_root(*whose, model.architecture)
         whole = read_folder(root) if root.is_dir() else single_file.read_single_file(root)
+        _require_expected(whole, model, root)
         if weights is not None and attach == "unet":
             whole = whole.with_part("unet", _unet_blueprint(weights, root, whole.parts["unet"]))
         whole = whole.with_part(
@@ -95,15 +99,16 @@ def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placemen
 
 
 def _build_parts(whole: ModelBlueprint, prediction: str, placement: Placement, words: Sequence[str]) -> Parts:
-    unet, first, second = (
-        build_network(whole.parts[name], placement, placement.dtype)
-        for name in ("unet", "text_encoder", "text_encoder_2")
+    unet = build_network(whole.parts["unet"], placement, placement.dtype)
+    encoders = tuple(
+        build_network(whole.parts[name], placement, placement.dtype) for name in whole.architecture.encoders
     )
     autoencoder = build_network(whole.parts["vae"], placement, placement.vae_dtype)
     lock = threading.RLock()
-    text = TextEncoder(whole.tokenizers(), (first, second), zero_empty=whole.zero_empty, lock=lock)
+    layout = load_architecture(whole.architecture).text
+    text = TextEncoder(whole.tokenizers(), encoders, layout=layout, zero_empty=whole.zero_empty, lock=lock)
     textual_inversion.add_words(text, words)  # before there are hooks on the encoders
-    offload.apply_offload((first, second, unet), autoencoder, placement)
+    offload.apply_offload((*encoders, unet), autoencoder, placement)
     return Parts(
         unet=unet,
         vae=autoencoder,
@@ -128,6 +133,15 @@ def _without_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _require_expected(whole: ModelBlueprint, model: Model, root: Path) -> None:
+    """Check that the files are of the architecture that was planned with: of a hub id, only they can tell."""
+    if whole.architecture is not model.architecture:
+        raise ModelError(
+            f"model={model.name!r} is of {whole.architecture.title}, which could not be known before {root} was "
+            "here: type the same again"
+        )
+
+
 def verify_checksums(folder: Path) -> None:
     """Check every file that `SHA256SUMS` lists; `CorruptModelError` names the first that differs."""
     for line in (folder / "SHA256SUMS").read_text().splitlines():
@@ -140,10 +154,10 @@ def verify_checksums(folder: Path) -> None:
                 raise CorruptModelError(f"{path} is damaged (its sha256 differs): install fewstep again")
 
 
-def _model_root(source: str, revision: str) -> Path:
+def _model_root(source: str, revision: str, architecture: ArchitectureInfo) -> Path:
     """Where a model is on this machine; what is not in the hub's cache is downloaded."""
     here = local_path(source)
-    root = here if here is not None else hub.fetch_folder(source, assets.MODEL_FILES, revision)
+    root = here if here is not None else hub.fetch_folder(source, assets.model_files(architecture), revision)
     if root == TINY:
         verify_checksums(TINY)
     return root
@@ -175,11 +189,18 @@ def _vae_blueprint(
     if given:
         path = vaes.fetch_vae(given, model)
         vaes.check_latents(
-            given, model, vaes.read_vae_config(path), vaes.SDXL_VAE if own is None else own.config
+            given,
+            model,
+            vaes.read_vae_config(path, model),
+            vaes.usual_vae(model) if own is None else own.config,
         )
-        return read_network(path, vaes.VAE_CLASSES) if path.is_dir() else single_file.read_vae_file(path)
+        return (
+            read_network(path, vaes.VAE_CLASSES)
+            if path.is_dir()
+            else single_file.read_vae_file(path, model.architecture)
+        )
     half = dtype == torch.float16
-    other = vaes.replacement_vae(None if own is None else own.config, half, str(root))
+    other = vaes.replacement_vae(None if own is None else own.config, half, model)
     if other is not None:
         return read_network(other, ("AutoencoderKL",))
     assert own is not None  # or `instead` had raised

@@ -1,4 +1,4 @@
-"""One safetensors file → blueprints: Stability's original layout of a whole SDXL, or a UNet alone.
+"""One safetensors file → blueprints: the original layout of a whole model, or a UNet or VAE alone.
 
 diffusers' converters rename; its single-file loader would fetch configurations and tokenizers, and
 drops `time_embedding.cond_proj`, an LCM's guidance.
@@ -7,11 +7,14 @@ drops `time_embedding.cond_proj`, an LCM's guidance.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fewstep.architectures import Architecture, EncoderLayout, SingleFileLayout, load_architecture
+from fewstep.catalog.architectures import ARCHITECTURES, ArchitectureInfo
 from fewstep.errors import CorruptModelError
+from fewstep.files.safetensors import read_header
 from fewstep.files.untrusted import raise_as_corrupt
 from fewstep.loading import single_file_config, tokenizers
 from fewstep.loading.build import UNUSED_WEIGHTS, Blueprint, ModelBlueprint, name_some
@@ -19,7 +22,6 @@ from fewstep.loading.lazy_tensors import LazyTensor, list_tensors
 
 NamedTensors = dict[str, LazyTensor]
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
-CLIP, OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 UNET_PREFIXES = (UNET, "unet.", "diffusion_model.")  # seen before the names of a UNet on its own
 VAE_PREFIXES = (VAE, "vae.")  # the same of a VAE
 V_PREDICTION = "v_pred"  # a tensor of this name, whatever it holds, marks a v-prediction checkpoint
@@ -31,24 +33,40 @@ MAX_UNET_BLOCKS = 32  # the most; SDXL's UNet has 9 of each, and its VAE 4 level
 
 
 def read_single_file(path: Path) -> ModelBlueprint:
-    """A whole model; without "vae" where the file has none."""
-    weights = list_tensors([path])
-    for prefix, what in ((UNET, "UNet"), (CLIP, "first text encoder"), (OPEN_CLIP, "second text encoder")):
-        if not any(name.startswith(prefix) for name in weights):
-            raise CorruptModelError(
-                f"{path} has no {what} in SDXL's original layout ({prefix}…): `fewstep inspect` says what it "
-                "is; a UNet alone goes into accelerator="
-            )
+    """Return a whole model, without "vae" where the file has none; raises `CorruptModelError`."""
+    weights, metadata = list_tensors([path]), read_header(path).metadata
+    architecture, layout = _find_layout(path, weights)
     with raise_as_corrupt(path):  # a shape that is looked for may not be there
-        parts = _read_parts(path, weights)
+        parts = _read_parts(path, weights, architecture, layout)
+    marked = V_PREDICTION in weights or metadata.get("modelspec.prediction_type") == "v"
     return ModelBlueprint(
+        architecture=architecture.info,
         parts={
-            part: Blueprint(kind=kind, config=config, weights=own, source=f"{path} ({part})")
-            for part, (kind, config, own) in parts.items()
+            part: Blueprint(kind=kind, config=config, weights=tensors, source=f"{path} ({part})")
+            for part, (kind, config, tensors) in parts.items()
         },
-        tokenizers=tokenizers.clip_tokenizers,
-        prediction="v_prediction" if V_PREDICTION in weights else "epsilon",
-        zero_empty=True,  # as SDXL base was trained (model_index.json, force_zeros_for_empty_prompt)
+        tokenizers=lambda: tuple(
+            tokenizers.clip_tokenizer(pads_with_end=encoder.pads_with_end) for encoder in layout.encoders
+        ),
+        prediction="v_prediction" if marked else "epsilon",
+        zero_empty=layout.zero_empty,
+    )
+
+
+def _find_layout(path: Path, weights: Mapping[str, LazyTensor]) -> tuple[Architecture, SingleFileLayout]:
+    """Return the architecture and layout whose parts are all there."""
+    lacking = ""
+    for info in ARCHITECTURES.values():
+        architecture = load_architecture(info)
+        for layout in architecture.single_files:
+            prefixes = (UNET, *(encoder.prefix for encoder in layout.encoders))
+            missing = [p for p in prefixes if not any(name.startswith(p) for name in weights)]
+            if not missing:
+                return architecture, layout
+            lacking = lacking or f"{info.title} has {', '.join(missing)}…"
+    raise CorruptModelError(
+        f"{path} is no whole model in an original layout ({lacking}): `fewstep inspect` says what it is; a UNet "
+        "alone goes into accelerator="
     )
 
 
@@ -57,7 +75,7 @@ def read_unet_file(path: Path, base: Mapping[str, Any]) -> Blueprint:
     weights = list_tensors([path])
     prefix = next((p for p in UNET_PREFIXES if any(name.startswith(p) for name in weights)), "")
     with raise_as_corrupt(path):
-        named = _convert_unet(path, _with_prefix(weights, prefix))
+        named = _convert_unet(path, _with_prefix(weights, prefix), base.get("addition_embed_type"))
         if "conv_in.weight" not in named:
             raise CorruptModelError(f"{path} holds no UNet: `fewstep inspect` says what it is")
         embedded = named.get(single_file_config.GUIDANCE_EMBEDDING)
@@ -65,8 +83,8 @@ def read_unet_file(path: Path, base: Mapping[str, Any]) -> Blueprint:
     return Blueprint(kind="UNet2DConditionModel", config=own, weights=named, source=str(path))
 
 
-def read_vae_file(path: Path) -> Blueprint:
-    """A VAE on its own: SDXL's, in either layout, or an AutoencoderTiny in diffusers'."""
+def read_vae_file(path: Path, architecture: ArchitectureInfo) -> Blueprint:
+    """Return a VAE on its own, in either layout, or an AutoencoderTiny in diffusers'."""
     weights = list_tensors([path])
     prefix = next((p for p in VAE_PREFIXES if any(name.startswith(p) for name in weights)), "")
     own = _with_prefix(weights, prefix)
@@ -78,27 +96,57 @@ def read_vae_file(path: Path) -> Blueprint:
             own = (
                 _convert_vae(path, {VAE + name: stored for name, stored in own.items()}) if original else own
             )
-            kind, config = "AutoencoderKL", single_file_config.vae_config(own)
+            kind, config = (
+                "AutoencoderKL",
+                single_file_config.vae_config(own, architecture.vae_scale, architecture.side),
+            )
     return Blueprint(kind=kind, config=config, weights=own, source=str(path))
 
 
 def _read_parts(
-    path: Path, weights: Mapping[str, LazyTensor]
+    path: Path, weights: Mapping[str, LazyTensor], architecture: Architecture, layout: SingleFileLayout
 ) -> dict[str, tuple[str, dict[str, Any], NamedTensors]]:
-    """Each network's class, configuration and weights."""
-    first, second = _with_prefix(weights, CLIP), _convert_open_clip(path, weights)
-    unet, vae = _convert_unet(path, _with_prefix(weights, UNET)), _convert_vae(path, weights)
-    _require_read(path, weights, (first, second, unet, vae))
-    two = single_file_config.clip_config(second, "gelu")
-    _require_vocabulary(path, two["vocab_size"])
-    parts = {
-        "text_encoder": ("CLIPTextModel", single_file_config.clip_config(first, "quick_gelu"), first),
-        "text_encoder_2": ("CLIPTextModelWithProjection", two, second),
-        "unet": ("UNet2DConditionModel", single_file_config.unet_config(unet, two["projection_dim"]), unet),
-    }
+    """Return each network's class, configuration and weights."""
+    parts: dict[str, tuple[str, dict[str, Any], NamedTensors]] = {}
+    skipped: list[str] = []
+    for encoder in layout.encoders:
+        tensors, unused = _convert_encoder(path, weights, encoder)
+        skipped += unused
+        config = single_file_config.clip_config(tensors, encoder.activation)
+        _require_vocabulary(path, config["vocab_size"])
+        parts[encoder.part] = (encoder.kind, config, tensors)
+    unet = _convert_unet(path, _with_prefix(weights, UNET), architecture.info.addition)
+    pooled = config["projection_dim"] if architecture.text.summary else 0
+    parts["unet"] = ("UNet2DConditionModel", single_file_config.unet_config(unet, pooled, layout), unet)
+    vae = _convert_vae(path, weights)
     if vae:
-        parts["vae"] = ("AutoencoderKL", single_file_config.vae_config(vae), vae)
+        info = architecture.info
+        parts["vae"] = ("AutoencoderKL", single_file_config.vae_config(vae, info.vae_scale, info.side), vae)
+    _require_read(path, weights, [tensors for _, _, tensors in parts.values()], layout, skipped)
     return parts
+
+
+def _convert_encoder(
+    path: Path, weights: Mapping[str, LazyTensor], encoder: EncoderLayout
+) -> tuple[NamedTensors, list[str]]:
+    """Return a text encoder's tensors by transformers' names, and the names of those that are left out."""
+    if not encoder.open_clip:
+        return _with_prefix(weights, encoder.prefix), []
+    blocks = {
+        name: int(match[1]) for name in weights
+        if (match := re.match(re.escape(encoder.prefix) + r"transformer\.resblocks\.(\d{1,3})\.", name))
+    }  # fmt: skip
+    last = max(blocks.values(), default=-1) if encoder.drops_last else len(weights)
+    skipped = [name for name, number in blocks.items() if number >= last]
+    if not encoder.projected:
+        skipped += [name for name in (encoder.prefix + PROJECTION,) if name in weights]
+    kept = {
+        name: tensor for name, tensor in weights.items() if name not in skipped or name.endswith(PROJECTION)
+    }
+    named = _convert_open_clip(path, kept, encoder.prefix)
+    if not encoder.projected:
+        named.pop("text_projection.weight", None)
+    return named, skipped
 
 
 def _require_vocabulary(path: Path, size: int) -> None:
@@ -113,7 +161,7 @@ def _with_prefix(weights: Mapping[str, LazyTensor], prefix: str) -> NamedTensors
     return {name.removeprefix(prefix): stored for name, stored in weights.items() if name.startswith(prefix)}
 
 
-def _convert_unet(path: Path, weights: NamedTensors) -> NamedTensors:
+def _convert_unet(path: Path, weights: NamedTensors, addition: str | None) -> NamedTensors:
     """A UNet's original names → diffusers'; those that are diffusers' already stay."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
@@ -123,8 +171,8 @@ def _convert_unet(path: Path, weights: NamedTensors) -> NamedTensors:
     # Levels are parted by downsamplers: the first comes after the first convolution and a level's layers.
     parted = min((n for name, n in numbers.items() if name.endswith(".0.op.weight")), default=0)
     if parted < 2:
-        raise CorruptModelError(f"{path} lacks a downsampler: SDXL's first is input_blocks.3.0.op.weight")
-    config = {"layers_per_block": parted - 1, "addition_embed_type": "text_time"}
+        raise CorruptModelError(f"{path} lacks a downsampler: the first is input_blocks.3.0.op.weight")
+    config = {"layers_per_block": parted - 1, "addition_embed_type": addition}
     named = convert_ldm_unet_checkpoint({UNET + name: stored for name, stored in weights.items()}, config)
     if single_file_config.GUIDANCE_EMBEDDING in weights:
         named[single_file_config.GUIDANCE_EMBEDDING] = weights[single_file_config.GUIDANCE_EMBEDDING]
@@ -136,7 +184,7 @@ def _block(path: Path, name: str) -> int:
     found = _BLOCK.match(name)
     if found is None or int(found[1]) > MAX_UNET_BLOCKS:
         raise CorruptModelError(
-            f"{path}: {name!r:.80} has no place in SDXL's architecture, whose UNet has blocks 0 to 8; the "
+            f"{path}: {name!r:.80} has no place in a UNet of diffusers, which counts its blocks; the "
             f"most is {MAX_UNET_BLOCKS}"
         )
     return int(found[1])
@@ -150,12 +198,12 @@ def _require_complete(path: Path, named: Mapping[str, LazyTensor | None]) -> Nam
     return {name: stored for name, stored in named.items() if stored is not None}
 
 
-def _convert_open_clip(path: Path, weights: Mapping[str, LazyTensor]) -> NamedTensors:
+def _convert_open_clip(path: Path, weights: Mapping[str, LazyTensor], prefix: str) -> NamedTensors:
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
-    if OPEN_CLIP + PROJECTION not in weights:
-        raise CorruptModelError(f"{path} lacks {OPEN_CLIP}{PROJECTION}")
-    return _require_complete(path, convert_open_clip_checkpoint(None, weights, prefix=OPEN_CLIP))
+    if prefix + PROJECTION not in weights:
+        raise CorruptModelError(f"{path} lacks {prefix}{PROJECTION}")
+    return _require_complete(path, convert_open_clip_checkpoint(None, weights, prefix=prefix))
 
 
 def _convert_vae(path: Path, weights: Mapping[str, LazyTensor]) -> NamedTensors:
@@ -164,22 +212,25 @@ def _convert_vae(path: Path, weights: Mapping[str, LazyTensor]) -> NamedTensors:
     own = {name: stored for name, stored in weights.items() if name.startswith(VAE)}
     levels = {name.split(".")[3] for name in own if name.startswith(f"{VAE}encoder.down.")}
     if len(levels) > MAX_UNET_BLOCKS:
-        raise CorruptModelError(f"{path} has a VAE of {len(levels)} levels, and SDXL's has 4")
+        raise CorruptModelError(f"{path} has a VAE of {len(levels)} levels; the usual ones have 4")
     config = {"down_block_types": [""] * len(levels), "up_block_types": [""] * len(levels)}
     return _require_complete(path, convert_ldm_vae_checkpoint(own, config) if own else {})
 
 
 def _require_read(
-    path: Path, weights: Mapping[str, LazyTensor], parts: Iterable[Mapping[str, LazyTensor]]
+    path: Path,
+    weights: Mapping[str, LazyTensor],
+    parts: Iterable[Mapping[str, LazyTensor]],
+    layout: SingleFileLayout,
+    skipped: Sequence[str],
 ) -> None:
-    """A network's weights that no converter knew would be lost in silence."""
-    used = {stored.name for part in parts for stored in part.values()}
+    """Check that every weight has been read: what no converter knew would be lost in silence."""
+    used = {tensor.name for part in parts for tensor in part.values()} | {*skipped}
+    prefixes = (UNET, VAE, *(encoder.prefix for encoder in layout.encoders))
     lost = [
         name
         for name in weights
-        if name.startswith((UNET, VAE, CLIP, OPEN_CLIP))
-        and name not in used
-        and not name.endswith(UNUSED_WEIGHTS)
+        if name.startswith(prefixes) and name not in used and not name.endswith(UNUSED_WEIGHTS)
     ]
     if lost:
-        raise CorruptModelError(f"{path}: {name_some(lost)} have no place in SDXL's architecture")
+        raise CorruptModelError(f"{path}: {name_some(lost)} have no place in its architecture")

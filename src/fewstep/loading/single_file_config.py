@@ -1,4 +1,4 @@
-"""SDXL's configurations, read off the shapes of weights: a single file comes without any.
+"""Configurations, read off the shapes of weights: a single file comes without any.
 
 What no shape tells is the same in the whole family and has its source at its line.
 Names are diffusers' and transformers'.
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
+from fewstep.architectures import SingleFileLayout
 from fewstep.loading.lazy_tensors import LazyTensor
 
 Weights = Mapping[str, LazyTensor]
@@ -19,23 +20,21 @@ SIZE_IDS = 6  # original height and width, crop top and left, target height and 
 GUIDANCE_EMBEDDING = (
     "time_embedding.cond_proj.weight"  # LCM's guidance, named as diffusers does in any layout
 )
-LATENT_SIDE, TRAINED_SIDE = 128, 1024  # trained at 1024 pixels (arXiv:2307.01952, sec. 2.5)
 TINY_VAE_WEIGHT = "decoder.layers.0.weight"  # of an AutoencoderTiny, which no other VAE has
-VAE_SCALE = 0.13025  # of SDXL's latents: generative-models' sd_xl_base.yaml, scale_factor
 
 
-def unet_config(weights: Weights, pooled: int) -> dict[str, Any]:
-    """Of a UNet whose second text encoder summarises a prompt in `pooled` numbers."""
+def unet_config(weights: Weights, pooled: int, layout: SingleFileLayout) -> dict[str, Any]:
+    """Return a UNet's; `pooled`: how many numbers summarise its prompt, 0 where it is told none, nor sizes."""
     levels = range(_count(weights, "down_blocks.{}.resnets.0.conv1.weight"))
     down = [_depths(weights, f"down_blocks.{level}") for level in levels]
     up = [_depths(weights, f"up_blocks.{level}") for level in levels]
     channels = [weights[f"down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in levels]
     attending = next(name for name in weights if name.endswith("attn2.to_k.weight"))
-    added, embedded = weights["add_embedding.linear_1.weight"], weights.get(GUIDANCE_EMBEDDING)
+    embedded = weights.get(GUIDANCE_EMBEDDING)
     flat = next(name for name in weights if name.endswith("proj_in.weight"))
     mid = "mid_block.attentions.0.norm.weight" in weights
     return {
-        "sample_size": LATENT_SIDE,
+        "sample_size": layout.latent_side,
         "in_channels": weights["conv_in.weight"].shape[1],
         "out_channels": weights["conv_out.weight"].shape[0],
         "down_block_types": ["CrossAttnDownBlock2D" if depths else "DownBlock2D" for depths in down],
@@ -45,20 +44,27 @@ def unet_config(weights: Weights, pooled: int) -> dict[str, Any]:
         "layers_per_block": _count(weights, "down_blocks.0.resnets.{}.conv1.weight"),
         "transformer_layers_per_block": [_evened(depths) for depths in down],
         "reverse_transformer_layers_per_block": [_evened(depths) for depths in up],
-        "attention_head_dim": [
-            max(1, width // HEAD_CHANNELS) for width in channels
-        ],  # diffusers' name for how many
+        # diffusers' name for how many heads there are
+        "attention_head_dim": layout.heads or [max(1, width // HEAD_CHANNELS) for width in channels],
         "cross_attention_dim": weights[attending].shape[1],
         "use_linear_projection": weights[flat].ndim == 2,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": (added.shape[1] - pooled) // SIZE_IDS,
-        "projection_class_embeddings_input_dim": added.shape[1],
         "time_cond_proj_dim": None if embedded is None else embedded.shape[1],
+        **(_size_ids_config(weights, pooled) if pooled else {"addition_embed_type": None}),
     }
 
 
-def vae_config(weights: Weights) -> dict[str, Any]:
-    """Of SDXL's autoencoder."""
+def _size_ids_config(weights: Weights, pooled: int) -> dict[str, Any]:
+    """Return how a UNet is told a summary of `pooled` numbers, and sizes."""
+    width = weights["add_embedding.linear_1.weight"].shape[1]
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": (width - pooled) // SIZE_IDS,
+        "projection_class_embeddings_input_dim": width,
+    }
+
+
+def vae_config(weights: Weights, scale: float, side: int) -> dict[str, Any]:
+    """Return an autoencoder's, trained at `side` pixels, whose latents are multiplied by `scale`."""
     levels = range(_count(weights, "encoder.down_blocks.{}.resnets.0.conv1.weight"))
     return {
         "down_block_types": ["DownEncoderBlock2D"] * len(levels),
@@ -68,8 +74,8 @@ def vae_config(weights: Weights) -> dict[str, Any]:
         ],
         "layers_per_block": _count(weights, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
         "latent_channels": weights["encoder.conv_out.weight"].shape[0] // 2,  # mean and variance
-        "sample_size": TRAINED_SIDE,
-        "scaling_factor": VAE_SCALE,
+        "sample_size": side,
+        "scaling_factor": scale,
         "force_upcast": True,  # SDXL's own overflows in fp16; who corrected it in a single file is not told
     }
 

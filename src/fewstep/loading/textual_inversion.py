@@ -1,4 +1,4 @@
-"""Textual inversion (arXiv:2208.01618): words learned as rows of SDXL's two token embeddings.
+"""Textual inversion (arXiv:2208.01618): words learned as rows of token embeddings.
 
 The word is the file's name without its ending, in any case, wherever it stands as a word of its
 own. A tokenizer reads it as one token per vector, of which only the last ends a word: windows and
@@ -33,14 +33,15 @@ class LearnedWord:
     """A learned word."""
 
     text: str
-    vectors: tuple[Tensor, Tensor]  # (n, width) for each encoder
+    vectors: tuple[Tensor, ...]  # (n, width) for each encoder
 
 
 def add_words(text: TextEncoder, sources: Sequence[str]) -> None:
     """Teach the words of these files, before hooks are put on the encoders."""
     name = "embeddings"
     words = [
-        _read_word(addons.addon_file(source, name) or addons.fetch_addon(source, name)) for source in sources
+        _read_word(addons.addon_file(source, name) or addons.fetch_addon(source, name), len(text.encoders))
+        for source in sources
     ]
     twice, count = Counter(word.text.lower() for word in words).most_common(1)[0] if words else ("", 0)
     if count > 1:
@@ -53,22 +54,23 @@ def add_words(text: TextEncoder, sources: Sequence[str]) -> None:
             _add_rows(encoder, _add_tokens(tokenizer, word.text, len(rows)), rows, tokenizer.eos_token_id)
 
 
-def _read_word(path: Path) -> LearnedWord:
-    """Both encoders' vectors, and the word that stands for them."""
+def _read_word(path: Path, encoders: int) -> LearnedWord:
+    """Return each encoder's vectors, and the word that stands for them."""
     from safetensors import safe_open
 
     found = safetensors.read_header(path)
-    names = addons.require_inversion(found)
+    names = addons.require_inversion(found, encoders)
     with raise_as_corrupt(path), safe_open(path, framework="pt") as file:
-        first, second = (torch.atleast_2d(file.get_tensor(name)) for name in names)
-    for vectors in (first, second):
+        tensors = tuple(torch.atleast_2d(file.get_tensor(name)) for name in names)
+    for vectors in tensors:
         if vectors.ndim != 2 or not 1 <= len(vectors) <= WINDOW_TOKENS or not vectors.is_floating_point():
             raise CorruptModelError(
-                f"{printable_path(path)} has {tuple(vectors.shape)} for a word: give (n, width), n from 1 to {WINDOW_TOKENS}"
+                f"{printable_path(path)} has {tuple(vectors.shape)} for a word: give (n, width), n from 1 to "
+                f"{WINDOW_TOKENS}"
             )
     if not re.search(r"\w", path.stem) or parse_fragments(path.stem) != (Fragment(path.stem, 1.0),):
         raise RequestError(f"{path.stem!r} cannot be written in a prompt: rename {printable_path(path)}")
-    return LearnedWord(path.stem, (first, second))
+    return LearnedWord(path.stem, tensors)
 
 
 def _require_width(word: LearnedWord, text: TextEncoder) -> None:

@@ -1,4 +1,4 @@
-"""CLIP's vocabulary, for checkpoints that come without: SDXL's two tokenizers from this package alone."""
+"""CLIP's vocabulary, for checkpoints that come without: tokenizers from this package alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_VOCABULARY = 49_408  # 2 x 256 bytes, the merges, and the two signs
 
 
-def clip_tokenizers() -> tuple[Any, Any]:
-    """Of SDXL's first and second text encoder; they differ in what fills a short prompt up."""
+def clip_tokenizer(*, pads_with_end: bool) -> Any:
+    """Return CLIP's; a short prompt is filled up with its end sign, or with "!", as OpenCLIP's are."""
     from transformers import CLIPTokenizer
 
     merges: Any = [
@@ -25,15 +25,11 @@ def clip_tokenizers() -> tuple[Any, Any]:
     letters = byte_letters()
     words = chain(letters, (f"{letter}</w>" for letter in letters), map("".join, merges), (START, END))
     ids = {word: number for number, word in enumerate(words)}
-    # "!" is number 0, with which OpenCLIP fills up (SDXL's tokenizer_2).
-    first, second = (
-        CLIPTokenizer(
-            vocab=ids, merges=merges, unk_token=END, bos_token=START, eos_token=END, pad_token=pad,
-            model_max_length=77,
-        )
-        for pad in (END, "!")
+    return CLIPTokenizer(
+        vocab=ids, merges=merges, unk_token=END, bos_token=START, eos_token=END,
+        pad_token=END if pads_with_end else "!",  # "!" is number 0
+        model_max_length=77,
     )  # fmt: skip
-    return first, second
 
 
 def byte_letters() -> list[str]:

@@ -23,7 +23,10 @@ RECIPE = Recipe(
     licence="hyper-sd",
     source="arXiv:2404.13686; ByteDance/Hyper-SD model card",
     # Users turn the adapter down to 0.75 or 0.8 on fine-tunes; the card fuses it whole.
-    weights={"sdxl": Weights(attach="adapter", source=HUB, file="Hyper-SDXL-{steps}steps-lora.safetensors")},
+    weights={
+        "sdxl": Weights(attach="adapter", source=HUB, file="Hyper-SDXL-{steps}steps-lora.safetensors"),
+        "sd-1.x": Weights(attach="adapter", source=HUB, file="Hyper-SD15-{steps}steps-lora.safetensors"),
+    },
 )
 
 # "Unified LoRA (support 1 to 8 steps inference)", on TCD's rule and levels with eta 1.0:
@@ -36,7 +39,10 @@ UNIFIED = replace(
     samplers=("tcd",),
     own_samplers={"tcd": replace(SAMPLERS["tcd"], eta=1.0)},
     steps=Steps(low=1, default=4, high=8),
-    weights={"sdxl": Weights(attach="adapter", source=HUB, file="Hyper-SDXL-1step-lora.safetensors")},
+    weights={
+        "sdxl": Weights(attach="adapter", source=HUB, file="Hyper-SDXL-1step-lora.safetensors"),
+        "sd-1.x": Weights(attach="adapter", source=HUB, file="Hyper-SD15-1step-lora.safetensors"),
+    },
 )
 
 # "Set start timesteps to 800 in the one-step inference to get better results", with LCM's rule.
@@ -61,6 +67,7 @@ CFG = replace(
     steps=Steps(low=8, default=8, high=12, only=(8, 12)),
     guidance=Guidance(kind="cfg", low=5.0, default=5.0, high=8.0),
     weights={
-        "sdxl": Weights(attach="adapter", source=HUB, file="Hyper-SDXL-{steps}steps-CFG-lora.safetensors")
+        "sdxl": Weights(attach="adapter", source=HUB, file="Hyper-SDXL-{steps}steps-CFG-lora.safetensors"),
+        "sd-1.x": Weights(attach="adapter", source=HUB, file="Hyper-SD15-{steps}steps-CFG-lora.safetensors"),
     },
 )

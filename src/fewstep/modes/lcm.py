@@ -15,6 +15,8 @@ RECIPE = Recipe(
         "sdxl": Weights(attach="unet", source="latent-consistency/lcm-sdxl"),
         # Its licence could not be confirmed; the hub's page of lcm-sdxl says openrail++.
         "ssd-1b": Weights(attach="unet", source="latent-consistency/lcm-ssd-1b"),
+        # A whole model, with its own UNet's guidance embedding; its licence could not be confirmed.
+        "sd-1.x": Weights(attach="checkpoint", source="SimianLuo/LCM_Dreamshaper_v7", size=512),
         "tiny": Weights(attach="unet", source="unet_lcm"),
     },
     as_adapter="lcm-lora",
@@ -22,6 +24,7 @@ RECIPE = Recipe(
         "tiny": {
             "guidance": Guidance(kind="embedded", low=1.0, default=3.0, high=6.0),
             "licence": "Apache-2.0",
-        }
+        },
+        "sd-1.x": {"licence": "unknown"},
     },
 )

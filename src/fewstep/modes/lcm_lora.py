@@ -1,4 +1,4 @@
-"""LCM-LoRA: an adapter that gives any SDXL fine-tune the few steps of an LCM."""
+"""LCM-LoRA: an adapter that gives any fine-tune the few steps of an LCM."""
 
 from fewstep.recipe import Guidance, Recipe, Steps, Weights
 
@@ -21,6 +21,11 @@ RECIPE = Recipe(
         "ssd-1b": Weights(
             attach="adapter",
             source="latent-consistency/lcm-lora-ssd-1b",
+            file="pytorch_lora_weights.safetensors",
+        ),
+        "sd-1.x": Weights(
+            attach="adapter",
+            source="latent-consistency/lcm-lora-sdv1-5",
             file="pytorch_lora_weights.safetensors",
         ),
         "tiny": Weights(attach="adapter", source="lcm_lora", file="pytorch_lora_weights.safetensors"),

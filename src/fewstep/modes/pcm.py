@@ -26,7 +26,10 @@ RECIPE = Recipe(
     weights={
         "sdxl": Weights(
             attach="adapter", source=HUB, file="sdxl/pcm_sdxl_smallcfg_{steps}step_converted.safetensors"
-        )
+        ),
+        "sd-1.x": Weights(
+            attach="adapter", source=HUB, file="sd15/pcm_sd15_smallcfg_{steps}step_converted.safetensors"
+        ),
     },
 )
 
@@ -40,7 +43,10 @@ NORMAL = replace(
     weights={
         "sdxl": Weights(
             attach="adapter", source=HUB, file="sdxl/pcm_sdxl_normalcfg_{steps}step_converted.safetensors"
-        )
+        ),
+        "sd-1.x": Weights(
+            attach="adapter", source=HUB, file="sd15/pcm_sd15_normalcfg_{steps}step_converted.safetensors"
+        ),
     },
 )
 

@@ -17,7 +17,15 @@ RECIPE = Recipe(
     weights={
         "sdxl": Weights(
             attach="adapter", source="h1t/TCD-SDXL-LoRA", file="pytorch_lora_weights.safetensors", scale=1.0
-        )
+        ),
+        "sd-1.x": Weights(
+            attach="adapter", source="h1t/TCD-SD15-LoRA", file="pytorch_lora_weights.safetensors"
+        ),
+        "sd-2.x": Weights(
+            attach="adapter", source="h1t/TCD-SD21-base-LoRA", file="pytorch_lora_weights.safetensors"
+        ),
     },
+    # The licence of the LoRAs for SD 1.5 and 2.1 could not be confirmed.
+    overrides=dict.fromkeys(("sd-1.x", "sd-2.x"), {"licence": "unknown"}),
     style_scale=1.0,
 )

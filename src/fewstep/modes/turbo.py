@@ -19,7 +19,9 @@ RECIPE = Recipe(
             names=("sd_xl_turbo_1.0.safetensors", "sd_xl_turbo_1.0_fp16.safetensors"),
             size=512,
         ),
+        "sd-2.x": Weights(attach="checkpoint", source="stabilityai/sd-turbo", size=512),
         "tiny": Weights(attach="unet", source="unet_turbo"),
     },
-    overrides={"tiny": {"licence": "Apache-2.0"}},
+    # SD Turbo's licence could not be confirmed.
+    overrides={"tiny": {"licence": "Apache-2.0"}, "sd-2.x": {"licence": "unknown"}},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -80,13 +80,26 @@ def resolve_call(
     job = resolve_job(choice.model, choice.recipe, prompt, steps, options)
     request = job.request
     features = [name for name in runtimes.FEATURES if getattr(request, name)]
+    if request.prompts_2:
+        _check_features(["prompt_2"], choice.model)
     if features:
+        _check_features(features, choice.model)
         runtimes.choose_runtime(choice.key.options["runtime"], features)
         addons.check_loras(request.loras, choice.model)
         addons.check_guides(*_guide_sources(request))
         if commercial:
             licences.check_commercial(licences_of_call(request))
     return job
+
+
+def _check_features(features: Sequence[str], model: Model) -> None:
+    """Check that calls to a model of this architecture may bring these; raises `RequestError`."""
+    for name in features:
+        if name not in model.architecture.features:
+            raise RequestError(
+                f"{name}= is not there for model={model.name!r}, which is of {model.architecture.title}: leave it "
+                "out, or use a model of SDXL's"
+            )
 
 
 def licences_of_call(request: Request) -> dict[str, str]:

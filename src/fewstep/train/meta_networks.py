@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from fewstep.catalog import assets, hub
-from fewstep.catalog.models import describe_model, local_path
+from fewstep.catalog.hub import local_path
+from fewstep.catalog.models import describe_model
 from fewstep.catalog.vaes import SDXL_VAE
 from fewstep.errors import RequestError
 from fewstep.loading import folder, footprint, single_file
@@ -57,7 +58,9 @@ class MetaNetworks:
 def build_meta_networks(order: TrainConfig) -> MetaNetworks:
     """Of the model of an order. SDXL itself needs no files: its configuration is known."""
     about = describe_model(order.model)
-    here = local_path(about.source) or hub.cached_folder(about.source, assets.MODEL_FILES, about.revision)
+    here = local_path(about.source) or hub.cached_folder(
+        about.source, assets.model_files(about.architecture), about.revision
+    )
     if here is None and about.family != "sdxl":
         raise RequestError(
             f"model={order.model!r} is not on this machine: type fewstep models pull {order.model}"
