@@ -1,0 +1,56 @@
+"""The seam for runtimes: what one cannot run is refused when planned, "auto" takes one that can."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+
+import fewstep
+from fewstep import RequestError
+from fewstep.catalog import runtimes
+from fewstep.catalog.runtimes import RUNTIMES, RuntimeInfo, choose_runtime
+from fewstep.runtimes import load_runtime
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A faster runtime that can run none of the features, before eager."""
+    info = RuntimeInfo(name="bare", title="for tests", module="fewstep.runtimes.eager")
+    monkeypatch.setattr(runtimes, "RUNTIMES", MappingProxyType({"bare": info, **RUNTIMES}))
+
+
+@pytest.mark.usefixtures("bare")
+def test_auto_takes_the_first_that_can() -> None:
+    assert choose_runtime("auto").name == "bare"
+    assert choose_runtime("auto", ["loras"]).name == "eager"
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_named_one_that_cannot_is_refused() -> None:
+    with pytest.raises(
+        RequestError, match=r"runtime='bare' cannot run loras=: leave loras out, or choose .* eager"
+    ):
+        choose_runtime("bare", ["loras"])
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_each_says_what_it_supports(name: str) -> None:
+    runtime = load_runtime(name)
+    assert runtime.name == name
+    for feature in runtimes.FEATURES:
+        assert runtime.supports(feature) == (feature in RUNTIMES[name].features)
+
+
+def test_eager_is_the_module_itself() -> None:
+    with fewstep.load("tiny", "turbo", device="cpu", precision="fp32") as engine, torch.no_grad():
+        runtime, parts = load_runtime("eager"), engine.parts
+        latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        told = parts.text.encode(["a fox"], (128, 128))
+        extra: Any = dict(told.added)
+        answer = parts.unet(latents, torch.tensor([999.0]), told.tokens, added_cond_kwargs=extra).sample
+        assert torch.equal(runtime.network(parts.unet)(latents, torch.tensor([999.0]), told, None), answer)
+        assert torch.equal(runtime.decoder(parts.vae)(latents), parts.vae.decode(latents).sample)
+        assert engine.generate("a fox", 1, seed=1).runtime == "eager"
