@@ -105,7 +105,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"count": 0}, "count=0"),
     ({"count": 10**6}, "1 to 1024"),
     ({"count": 1.5}, "count=1.5"),
-    ({"width": 100}, "in eights"),
+    ({"width": 100}, "multiples of 8"),
     ({"width": 48}, "from 64"),
     ({"width": 256, "height": 256}, "192x192"),
     ({"width": 10**9}, "width=1000000000"),

@@ -78,7 +78,7 @@ def test_results_are_saved_and_read(tmp_path: Path) -> None:
     ("mode", "options", "says"),
     [
         ("lcm", {"steps": 9}, "1 to 8"),
-        ("lcm", {"width": 100}, "in eights"),
+        ("lcm", {"width": 100}, "multiples of 8"),
         ("lcm", {"wdith": 64}, "did you mean width"),
         ("base", {"guidance": 0}, "1 is off"),
         ("lcm", {"image": Image.new("RGB", (64, 128)), "width": 128, "height": 64}, "another shape"),

@@ -195,7 +195,7 @@ class _Engines:
         named = (value if isinstance(value, str | Path | bool) else repr(value) for value in options.values())
         asked = (mode, steps, *options, *named)
         choice = self._choices.get(asked)
-        if choice is None:
+        if choice is None or choice.key not in self.loaded:
             choice = self._choices[asked] = choose_engine(mode, steps, options)
         return choice
 

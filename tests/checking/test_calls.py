@@ -59,7 +59,7 @@ CALLS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "turbo in 30 steps": ("turbo", None, {"steps": 30}, "made for 1 to 4"),
     "lcm-lora in one": ("lcm-lora", None, {"steps": 1}, "made for 2 to 8"),
     "too large": ("turbo", None, {"width": 1024, "height": 1024}, "width=1024, height=1024"),
-    "not in eights": ("base", None, {"width": 100}, "width=100"),
+    "no multiple of 8": ("base", None, {"width": 100}, "width=100"),
     "no step left": ("turbo", IMAGE, {"steps": 1, "strength": 0.5}, "which is 0, and fails"),
     "no step left by default": ("turbo", IMAGE, {"steps": 2}, "which is 0, and fails"),
     "inpainting in one": ("turbo", INPAINT, {"steps": 1}, "which is 0, and fails"),

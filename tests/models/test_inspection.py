@@ -200,7 +200,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     found = seen(tmp_path / "mine.safetensors", shapes | {"v_pred": ()})
     assert found.mode == "base"
     assert found.notes == (
-        "it holds no VAE: SDXL's takes its place",
+        "it holds no VAE: the usual one takes its place",
         "it is marked v_pred: it predicts v, not noise",
     )
 

@@ -16,7 +16,7 @@ from tests.train.test_loop import Regression
 out = Path(sys.argv[1])
 task = Regression()
 hyper = Hyper(steps=3, batch=16, rate=0.05, warmup=1, bf16=False)
-steps = list(loop.train(task, hyper, out, every=2))
+steps = list(loop.train_task(task, hyper, out, every=2))
 weights = b"".join(p.detach().numpy().tobytes() for m in task.modules.values() for p in m.parameters())
 print(hashlib.sha256(weights).hexdigest(), [f"{s.loss:.6f}" for s in steps], flush=True)
 """

@@ -36,8 +36,9 @@ def work(tmp_path: Path, captions: list[Caption], monkeypatch: pytest.MonkeyPatc
         save_file({"sprites": sprites.to(torch.uint8)}, folder / f"sprites{end}.safetensors")
         rows = [{**vars(c), "tags": list(c.tags), "style": style_word or c.style} for c in captions]
         (folder / f"captions{end}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for module in (vae, base, lcm, add, lora, tiny_vae, feature_training):
+    for module in (vae, base, lcm, add, tiny_vae, feature_training):
         monkeypatch.setattr(module, "HYPER", replace(module.HYPER, steps=STEPS, batch=2, warmup=1))
+    monkeypatch.setattr(lora, "STYLE_HYPER", replace(lora.STYLE_HYPER, steps=STEPS, batch=2, warmup=1))
     monkeypatch.setattr(lcm, "LORA_HYPER", replace(lcm.LORA_HYPER, steps=STEPS, batch=2, warmup=1))
     monkeypatch.setattr(latents, "VARIANTS", 1)
     monkeypatch.setattr(torch, "compile", _uncompiled)
