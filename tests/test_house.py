@@ -20,7 +20,8 @@ FILES = sorted(SRC.rglob("*.py"))
 FLOORS = (
     "errors", "cancel", "progress", "noise",
     "files",  # untrusted bytes
-    "schedulers", "samplers", "recipe", "prompts", "images", "catalog", "modes", "inspection", "request",  # words
+    "schedulers", "samplers", "recipe", "prompts", "images",
+    "catalog", "modes", "inspection", "request",  # words
     "devices", "denoiser", "architectures", "runtimes", "codec", "loading", "addons",  # matter, torch
     "metadata", "result", "loop", "engine_base", "engine", "api",  # running
     "testing", "checking", "__init__",  # doors

@@ -102,7 +102,7 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
 
 def test_not_sdxls_architecture(copy: Path) -> None:
     edit(copy / "unet" / "config.json", addition_embed_type=None)
-    with pytest.raises(CorruptModelError, match="not of SDXL's architecture"):
+    with pytest.raises(CorruptModelError, match="of no architecture that fewstep draws with"):
         load(copy)
 
 

@@ -75,7 +75,7 @@ CALLS: dict[str, tuple[int, str, str]] = {
     'generate("a fox", mode="turbo", guidance=3)': (2, "guidance=3", "leave guidance out"),
     'generate("a fox", mode="lcm-lora", guidance=3)': (2, "guidance=3", "1 to 2 (1 is off)"),
     'generate("a fox", vae=None)': (2, "vae=None", "'tiny', a folder, a .safetensors file, or a hub id"),
-    'generate("a fox", vae="nowhere")': (1, "vae='nowhere'", "tiny, vae-fp16, taesdxl, vae-tiny"),
+    'generate("a fox", vae="nowhere")': (1, "vae='nowhere'", "tiny, vae-fp16, taesdxl, taesd, vae-tiny"),
     'generate("a fox", vae="folder")': (1, "vae='folder'", "config.json and safetensors are needed"),
     'generate("a fox", vae="words.txt")': (1, "words.txt", "fewstep reads safetensors alone"),
     'generate("a fox", vae="taesdxl")': (2, "vae='taesdxl'", "type vae='tiny'"),

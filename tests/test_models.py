@@ -86,6 +86,9 @@ def test_revisions_that_are_pinned() -> None:
         "lcm", "lcm-ssd-1b", "lcm-lora-ssd-1b", "tcd", "flash", "pcm-2", "pcm-4", "pcm-8", "pcm-16",
         "pcm-normal-4", "pcm-normal-8", "pcm-normal-16", "pcm-lcm", "canny", "depth", "union",
         "ip-adapter", "ip-adapter-plus", "ip-adapter-plus-face", "ip-adapter-bigg",
+        "sd15", "sd-turbo", "lcm-sd15", "lcm-lora-sd15", "tcd-sd15", "tcd-sd21", "pcm-sd15-2",
+        "pcm-sd15-4", "pcm-sd15-8", "pcm-sd15-16", "pcm-sd15-normal-4", "pcm-sd15-normal-8",
+        "pcm-sd15-normal-16", "taesd",
     }  # fmt: skip
     assert ALIASES["sdxl"].revision == "462165984030d82259a11f4367a4eed129e94a7b"
     assert describe_model("stabilityai/sdxl-turbo").revision == "71153311d3dbb46851df1931d3ca6e939de83304"

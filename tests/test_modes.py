@@ -70,7 +70,7 @@ TABLE = {
                  OFF, "trailing", "ddim", licence="hyper-sd"),
     "hyper-unified": Row(f"adapter {HYPER}1step-lora.safetensors", LCM, 4, OFF, "lcm", "tcd", 1.0,
                          licence="hyper-sd"),
-    "hyper-1step": Row(f"unet {HYPER}1step-Network.safetensors", {1: [800]}, 1, OFF, "fixed", "lcm",
+    "hyper-1step": Row(f"unet {HYPER}1step-Unet.safetensors", {1: [800]}, 1, OFF, "fixed", "lcm",
                        licence="hyper-sd"),
     "hyper-cfg": Row(f"adapter {HYPER}{{steps}}steps-CFG-lora.safetensors", {8: TRAILING[8]} | TRAILING_12,
                      8, ("cfg", 5, 5, 8), "trailing", "ddim", licence="hyper-sd"),

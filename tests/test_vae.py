@@ -183,7 +183,7 @@ def refused(given: object, model: Path | str) -> str:
 
 
 def test_other_latents_are_refused(other: Callable[..., Path], sdxl_folder: Path) -> None:
-    assert "is for latents of 16 channels, and SDXL's have 4" in refused(other(full(16)), "sdxl")
+    assert "is for latents of 16 channels, and this model's have 4" in refused(other(full(16)), "sdxl")
     for model in ("sdxl", sdxl_folder):
         says = refused(other(full()), model)  # AutoencoderKL's default is SD 1.x's
         assert "scaling_factor 0.18215" in says

@@ -105,9 +105,10 @@ def generate(  # noqa: PLR0913  the public call names every choice
         function is called with each `Step`.
 
     The engine stays loaded for the next call with the same model, mode, accelerator, vae, embeddings,
-    prediction, revision, device, precision, offload and runtime; another evicts it first. Raises `RequestError` for what
-    cannot be done, `ModelError` for bad or missing files, `GenerationError` where pictures did not
-    come out, with those that did in its `survivors`, and `GenerationCancelledError`.
+    prediction, revision, device, precision, offload and runtime; another evicts it first. Raises
+    `RequestError` for what cannot be done, `ModelError` for bad or missing files, `GenerationError`
+    where pictures did not come out, with those that did in its `survivors`, and
+    `GenerationCancelledError`.
     """
     options = {name: value for name, value in locals().items() if name in OPTIONS}
     engine, job = _prepare(prompt, steps, mode, options)
@@ -170,7 +171,7 @@ def plan(
 
 @contextmanager
 def engines_from(load: Callable[[EngineChoice], Any]) -> Iterator[None]:
-    """Inside, `generate`, `agenerate` and `load` take engines from `load`; what was kept before is kept for after.
+    """Inside, `generate`, `agenerate` and `load` take engines from `load`; what was kept is kept for after.
 
     `load` gives an `EngineBase` for a choice: the seam for tests of apps, and for engines of one's own.
     """
@@ -191,7 +192,7 @@ class _Engines:
         self._lock = threading.Lock()
 
     def choose(self, mode: str | None, steps: int | None, options: EngineOptions) -> EngineChoice:
-        """Return the engine for these options; while it is loaded, its names and files are not looked at again."""
+        """Return the engine for these options; while it is loaded, no name or file is looked at again."""
         named = (value if isinstance(value, str | Path | bool) else repr(value) for value in options.values())
         asked = (mode, steps, *options, *named)
         choice = self._choices.get(asked)
@@ -224,7 +225,7 @@ _engines = _Engines(_load_engine)
 def _prepare(
     prompt: Prompts, steps: int | None, mode: str | None, options: Mapping[str, Any]
 ) -> tuple[Callable[[], Any], Job]:
-    """Return which engine, to be loaded when it is called for, and what it is to draw: all is checked here."""
+    """Return which engine, to be loaded when called for, and what it is to draw: all is checked here."""
     engine_options, picture_options = split_options(options)
     engines = _engines
     counted = count_steps(picture_options) if steps is None else steps

@@ -21,7 +21,7 @@ from fewstep.prompts import WINDOW
 
 @dataclass(frozen=True)
 class Conditioning:
-    """All that a network is told beside its latents and their level: prompts, sizes and pictures, a row each."""
+    """All that a network is told beside latents and their level: prompts, sizes and pictures, a row each."""
 
     tokens: Tensor  # (B, 77 k, C): what cross-attention reads; zeros fill short rows
     added: Mapping[str, Tensor] = field(

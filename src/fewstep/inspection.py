@@ -113,7 +113,8 @@ def _folder_header(folder: Path) -> Header:
         found = {"": [folder / LORA_NAME]}
     if not any(found.values()):
         raise ModelNotFoundError(
-            f"{printable_path(folder)} holds no model: give a diffusers folder with safetensors weights, or one file"
+            f"{printable_path(folder)} holds no model: "
+            "give a diffusers folder with safetensors weights, or one file"
         )
     return _join_headers(folder, found)
 
@@ -244,7 +245,10 @@ def _notes(kind: FileKind, header: Header) -> Iterator[str]:
     elif kind.family in ("sdxl-inpaint", "sd-inpaint"):
         yield "its UNet has 9 input channels, for inpainting: fewstep inpaints with any model that has 4"
     elif kind.family not in DRAWABLE:
-        yield f"a {kind.what} of {title}; fewstep draws with SDXL, SSD-1B and SD 1.x and 2.x: choose one of these"
+        yield (
+            f"a {kind.what} of {title}; "
+            "fewstep draws with SDXL, SSD-1B and SD 1.x and 2.x: choose one of these"
+        )
     elif kind.what == "unet":
         yield "a UNet on its own: give it as accelerator=, over a whole model"
     elif "vae" not in kind.targets:

@@ -107,7 +107,8 @@ def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
             )  # fmt: skip
         if done < schedule.steps:
             raise BackendError(
-                f"sampler={request.sampler!r} of mode={request.mode!r} made {done} steps, not {schedule.steps}: "
+                f"sampler={request.sampler!r} of mode={request.mode!r} made {done} steps, "
+                f"not {schedule.steps}: "
                 "choose another, and run fewstep.testing.check_backend on its recipe"
             )
     finally:
@@ -177,8 +178,9 @@ def _denoiser(networks: Networks, call: Call) -> Denoiser:
 
 
 def _mask_paster(job: Job) -> Callable[[Tensor], Tensor]:
-    """Return pixels (H, W, 3) uint8 → the same where the mask is white, the given picture where it is black."""
-    assert job.image is not None and job.mask is not None
+    """Return pixels (H, W, 3) uint8: the same where the mask is white, the given picture where black."""
+    assert job.image is not None
+    assert job.mask is not None
     given = ((image_to_tensor(job.image) + 1) * 127.5)[0].permute(1, 2, 0)
     share = mask_to_tensor(job.mask)[0].permute(1, 2, 0)
     return lambda pixels: (share * pixels + (1 - share) * given).round().to(torch.uint8)

@@ -184,7 +184,8 @@ class TokenizedPrompt:
         """Raise where it does not fit in one window."""
         if self.rest:
             raise RequestError(
-                f"the prompt has {len(self.ids)} tokens, {WINDOW_TOKENS} fit, and this does not: {self.rest!r}; "
+                f"the prompt has {len(self.ids)} tokens, {WINDOW_TOKENS} fit, "
+                f"and this does not: {self.rest!r}; "
                 "shorten it, or give long_prompt='chunk' to have all of it read, 'cut' to have that left out"
             )
 

@@ -141,7 +141,7 @@ def _ratio(level: float, other: float) -> float:
 def _move(  # noqa: PLR0913  seven numbers and tensors make one formula
     x: Tensor, x0: Tensor, sigma: float, target: float, down: float, up: float, noise: Sequence[Tensor]
 ) -> Tensor:
-    """Along the line to x0 from `sigma` to deviation `down` at `target`'s signal, then fresh noise of deviation `up`."""
+    """Along the line to x0 from `sigma` to deviation `down` at `target`'s signal; then fresh noise, `up`."""
     signal, ahead = signal_of(sigma), signal_of(target)
     picture = x0 if ahead == 1 else ahead * x0
     moved = picture + down / sigma * (x - (x0 if signal == 1 else signal * x0)) if down else picture

@@ -172,7 +172,8 @@ def _from_sigmas(sigmas: Sequence[float], process: NoiseProcess) -> Schedule:
     """Return the schedule of these levels, whose picture has scale 1."""
     if signal_of(process.level(0)) != 1:
         raise RequestError(
-            "the karras, exponential and ays schedulers space sigmas, which a flow-matching model does not have: "
+            "the karras, exponential and ays schedulers space sigmas, "
+            "which a flow-matching model does not have: "
             "choose scheduler='trailing'"
         )
     return Schedule(tuple(map(process.timestep, sigmas)), (*sigmas, 0.0), process)

@@ -261,7 +261,7 @@ def test_loras_are_diffusers(layout: str, folders: Mapping[str, Path], engines: 
     else:
         save_file(kohya(states), path)
     pipe = pipeline(folders["1.x"], EulerDiscreteScheduler, **TRAILING)
-    # The same factors in diffusers' own layout: of kohya's it leaves out a text encoder's q_proj alone (0.42.1).
+    # In diffusers' own layout: of kohya's it leaves out a text encoder's q_proj alone (0.42.1).
     pipe.load_lora_weights(reference_path)
     reference = theirs(pipe, 3, (96, 64), guidance_scale=3.0, cross_attention_kwargs={"scale": 0.7})
     engine = engines("1.x", "base")

@@ -189,7 +189,7 @@ import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30,) * 2)
 import fewstep, torch, diffusers.loaders.single_file_utils, transformers
-from fewstep.engine import load
+from fewstep.engine import Engine
 before = set(sys.modules)
 for root in sys.argv[1:]:
     sys.path.insert(0, root)

@@ -14,7 +14,6 @@ import pytest
 
 import fewstep
 from fewstep import inspection
-from fewstep import modes as backends
 from fewstep.catalog.models import TINY
 from fewstep.errors import BackendError, CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.inspection import AS_IT_IS, AT_WORD, BESIDE, OWN, STYLE, Inspection, inspect
@@ -47,8 +46,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
             raise BackendError("a plug-in")
         return RECIPES[mode]
 
-    monkeypatch.setattr(backends, "mode_names", lambda: sorted([*RECIPES, "broken"]))
-    monkeypatch.setattr(backends, "find_recipe", recipe)
+    monkeypatch.setattr(inspection, "mode_names", lambda: sorted([*RECIPES, "broken"]))
+    monkeypatch.setattr(inspection, "find_recipe", recipe)
 
 
 def seen(path: Path, shapes: made.Shapes, metadata: object = None) -> Inspection:
@@ -155,18 +154,15 @@ def test_names_that_say_nothing(name: str, tmp_path: Path) -> None:
 # --- what is wrong
 
 NOTES: dict[str, tuple[Callable[[], made.Shapes], str]] = {
-    "SD 1.x": (
-        lambda: made.checkpoint("sd-1.x"),
-        "a checkpoint of SD 1.x; fewstep draws with SDXL's architecture: choose one made for SDXL",
+    "refiner": (
+        lambda: made.unet("sdxl-refiner"), "a unet of SDXL's refiner; fewstep draws with SDXL, SSD-1B and SD"
     ),
-    "refiner": (lambda: made.unet("sdxl-refiner"), "a unet of SDXL's refiner; fewstep draws with SDXL's"),
     "inpainting": (lambda: made.unet("sdxl-inpaint"), "9 input channels"),
-    "a LoRA for SD 1.x": (lambda: lora("sd-1.x"), "a LoRA for SD 1.x does not fit SDXL"),
     "a VAE": (made.vae, "a VAE on its own"),
     "CLIP": (lambda: made.clip(768, 1), "a text encoder on its own"),
     "words": (lambda: {"clip_g": (4, 1280), "clip_l": (4, 768)}, "it is for SDXL"),
     "ControlNet": (made.controlnet, "give it, a picture and a scale as control=; it is for SDXL"),
-    "words for SD 1.x": (lambda: {"emb_params": (4, 768)}, "; it is for SD 1.x, not for SDXL"),
+    "words for SD 1.x": (lambda: {"emb_params": (4, 768)}, "; it is for SD 1.x"),
     "parts in one file": (
         lambda: made.parts_in_one_file("sdxl"),
         "its parts have diffusers' names: fewstep reads those from a diffusers folder",
@@ -177,7 +173,7 @@ NOTES: dict[str, tuple[Callable[[], made.Shapes], str]] = {
     ),
     "IP-Adapter": (lambda: {"image_proj.proj.weight": (8, 8)}, "an IP-Adapter: give it, a picture"),
     "Flux": (
-        lambda: {"double_blocks.0.img_attn.qkv.weight": (9, 3)}, "knows; it is for Flux, not for SDXL",
+        lambda: {"double_blocks.0.img_attn.qkv.weight": (9, 3)}, "knows; it is for Flux, for which",
     ),
     "LoHa": (
         lambda: {"lora_unet_mid_block_x.hada_w1_a": (8, 4)},

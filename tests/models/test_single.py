@@ -302,11 +302,13 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
     ),
     "one has another shape": (holding(DEEP, torch.zeros(64, 32)), "attn2.to_k.weight is (64, 32)"),
     "quantised": (holding(DEEP, torch.zeros(64, 128, dtype=torch.int8)), "quantised"),
-    "no second text encoder": (without("conditioner.embedders.1"), "not a whole SDXL"),
+    "no second text encoder": (without("conditioner.embedders.1"), "is no whole model in an original layout"),
     "no VAE": (without("first_stage_model"), "fewstep models pull vae-fp16"),
-    "endless blocks": (many(BLOCK + ".{}.0.weight"), "has no place in SDXL's architecture"),
+    "endless blocks": (many(BLOCK + ".{}.0.weight"), "has no place in a UNet of diffusers"),
     "endless names of blocks": (many("model.diffusion_model.a{}.b.output_blocks.0"), "has no place"),
-    "endless levels of the VAE": (many("first_stage_model.encoder.down.{}.block.weight"), "levels, and"),
+    "endless levels of the VAE": (
+        many("first_stage_model.encoder.down.{}.block.weight"), "levels; the usual ones have 4"
+    ),
     "a block without a number": (holding(f"{BLOCK}.x.0.op.weight", torch.zeros(2)), "has no place"),
     "no downsampler": (
         both(without(f"{BLOCK}.3.0.op"), without(f"{BLOCK}.6.0.op")), "lacks a downsampler"

@@ -69,7 +69,8 @@ def test_scopes_are_where_an_option_stands() -> None:
 @pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.high is not None])
 def test_bounds_are_refused_with_what_to_type(name: str) -> None:
     option = OPTIONS[name]
-    assert option.high is not None and option.low is not None
+    assert option.high is not None
+    assert option.low is not None
     whole = int in getattr(option.type, "__args__", (option.type,))
     beyond: Sequence[Any] = (option.low - 1, option.high + 1, *((option.low,) if option.above else ()))
     engine = FakeEngine("base")

@@ -39,7 +39,7 @@ def test_presets_fill_in(tmp_path: Path) -> None:
         ({"seed": -1}, "seed=-1"),
         ({"guidance": (0.5, 3.0)}, r"guidance=0.5,3: give the range"),
         ({"guidance": (4.0, 3.0)}, r"guidance=4,3: give the range"),
-        ({"size": 100}, "size=100: this model may have 64 to 256 pixels, in eights; type size=128"),
+        ({"size": 100}, "size=100: this model may have 64 to 256 pixels, in multiples of 8; type size=128"),
         ({"guidance": 3.0}, "give the range as two numbers"),
         ({"prompts": ("a",) * 17}, "17 prompts: at most 16"),
         ({"colour": 1}, "colour is no option of training"),

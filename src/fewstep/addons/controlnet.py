@@ -46,7 +46,8 @@ class Control:
     def residuals(self, x: Tensor, timestep: Tensor, conditioning: Conditioning) -> tuple[Tensor, ...]:
         """What the UNet adds to each down block's output, and to the middle's."""
         down, middle = self.net(
-            x, timestep, conditioning.tokens, conditioning_scale=self.scale, added_cond_kwargs=dict(conditioning.added) or None,
+            x, timestep, conditioning.tokens,
+            conditioning_scale=self.scale, added_cond_kwargs=dict(conditioning.added) or None,
             return_dict=False, **self._shown(len(x)),
         )  # fmt: skip
         return (*down, middle)

@@ -131,7 +131,8 @@ def _require_fit(found: Header, factors: _Factors, layer: LoraLayer) -> None:
     if not _fits(factors, layer):
         up, down = (tuple(factors[role].shape) for role in ("up", "down"))
         raise CorruptModelError(
-            f"{_misfit_message(found)}; {layer.weight} is {tuple(layer.shape)}, and its factors are {up} and {down}"
+            f"{_misfit_message(found)}; {layer.weight} is {tuple(layer.shape)}, "
+            f"and its factors are {up} and {down}"
         )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fewstep.addons import lora, lora_layers
 from fewstep.addons.lora import Lora, LoraDelta
 from fewstep.catalog import addons
+from fewstep.errors import raise_as_memory_error
 from fewstep.loading.from_pipe import JointLock
 from fewstep.loading.parts import Parts
 from fewstep.runtimes import offload
@@ -65,7 +66,7 @@ class EngineLoras:
         )
         if untouched and not loras:
             return
-        with self._text.lock:
+        with self._text.lock, raise_as_memory_error("while LoRAs were put on"):
             for name, network in self._networks.items():
                 changed = _loras_of(network).change(network, loras, name)
                 if (changed and name != lora_layers.UNET) or self._borrowed is not None:

@@ -1,4 +1,4 @@
-"""The seam for architectures: what is read of a prompt, where a single file keeps its parts, how large all is.
+"""The seam for architectures: what is read of a prompt, where a single file has its parts, how large all is.
 
 One file for each architecture holds its `Architecture`; what `plan` must know of it is in
 `fewstep.catalog.architectures`, in words. Latents of all are (B, 4, H/8, W/8).

@@ -1,5 +1,4 @@
-"""ControlNets and IP-Adapters that fewstep knows by name, and how others are named. No torch is imported."""
-# MERGED: """Adapter files, as far as names and headers tell: which file is meant, and is it one? No torch."""
+"""Add-ons by name, folder or file: which is meant, and is it one? Headers are read; torch is not imported."""
 
 from __future__ import annotations
 
@@ -186,13 +185,14 @@ def require_lora(found: Header) -> FileKind:
         raise CorruptModelError(f"{printable_path(found.path)} {known}: give a LoRA's .safetensors file")
     if kind.variety not in MERGEABLE:
         raise CorruptModelError(
-            f"{printable_path(found.path)} is a {kind.variety} adapter, which cannot be merged: give a LoRA or LoCon"
+            f"{printable_path(found.path)} is a {kind.variety} adapter, which cannot be merged: "
+            "give a LoRA or LoCon"
         )
     return kind
 
 
 def require_inversion(found: Header, encoders: int) -> tuple[str, ...]:
-    """Return the names of a textual inversion's tensors, one for each text encoder; raises `CorruptModelError`."""
+    """Return the names of a textual inversion's tensors, one per text encoder; raises `CorruptModelError`."""
     if encoders == 1 and len(found.tensors) == 1:  # "emb_params", or the word itself
         return tuple(found.tensors)
     for names in INVERSION_TENSORS:
@@ -216,5 +216,6 @@ def _require_family(found: Header, kind: FileKind, family: str) -> None:
     fitting = SDXL_KIN if family in SDXL_KIN else {family}
     if own != "unknown" and own not in fitting:
         raise CorruptModelError(
-            f"{printable_path(found.path)} does not fit this model: it was made for {own}, and the model is {family}"
+            f"{printable_path(found.path)} does not fit this model: it was made for {own}, "
+            f"and the model is {family}"
         )

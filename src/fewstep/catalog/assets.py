@@ -261,7 +261,7 @@ TINY_VAES: MappingProxyType[str, str] = MappingProxyType(
         "ssd-1b": "taesdxl",
         "sd-1.x": "taesd",
         "sd-2.x": "taesd",
-    }  # fmt: skip
+    }
 )
 
 # LoRAs for `loras=`, by name.
@@ -274,7 +274,9 @@ STYLES = (
 
 _CONTROL = 2_500_000_000  # bytes
 CONTROLNETS = tuple(
-    Asset(name=name, title=title, kind="controlnet", repo=repo, files=NETWORK_FILES, licence=terms, bytes=size)
+    Asset(
+        name=name, title=title, kind="controlnet", repo=repo, files=NETWORK_FILES, licence=terms, bytes=size
+    )
     for name, title, repo, terms, size in (
         ("canny", "ControlNet for edges", "diffusers/controlnet-canny-sdxl-1.0", "openrail++", _CONTROL),
         ("depth", "ControlNet for depths", "diffusers/controlnet-depth-sdxl-1.0", "openrail++", _CONTROL),

@@ -126,7 +126,8 @@ def _folder_model(name: str, folder: Path, source: str = "") -> Model:
         raise CorruptModelError(
             f"model={name!r} is of no architecture that fewstep draws with: it has "
             f"{len(architecture.encoders)} text encoder(s) and a UNet with addition_embed_type="
-            f"{unet.get('addition_embed_type')!r:.40}; SDXL has two and 'text_time', SD 1.x and 2.x one and None"
+            f"{unet.get('addition_embed_type')!r:.40}; SDXL has two and 'text_time', "
+            "SD 1.x and 2.x one and None"
         )
     carries = "lcm" if unet.get("time_cond_proj_dim") else ""
     return Model(
@@ -137,7 +138,7 @@ def _folder_model(name: str, folder: Path, source: str = "") -> Model:
 
 
 def _hub_model(name: str) -> Model:
-    """Return the model of a hub id that fewstep has no name for: what its copy here says, or else SDXL's kin."""
+    """Return the model of a hub id that fewstep has no name for: what its copy here says, else one like SDXL."""
     revision = pinned_revision(name)
     config = hub.cached_file(name, "unet/config.json", revision)
     if config is not None and hub.cached_file(name, "model_index.json", revision) is not None:

@@ -65,7 +65,8 @@ def replacement_vae(config: Mapping[str, Any] | None, half: bool, model: Model) 
             "type fewstep models pull vae-fp16 (335 MB)" if model.architecture is SDXL else "give one as vae="
         )
         raise ModelNotFoundError(
-            f"model={model.name!r} has no VAE, and {model.architecture.title}'s is not on this machine: {advice}"
+            f"model={model.name!r} has no VAE, and {model.architecture.title}'s is not on "
+            f"this machine: {advice}"
         )
     return found
 
@@ -105,7 +106,7 @@ def fetch_vae(given: str, model: Model) -> Path:
 
 
 def read_vae_config(path: Path, model: Model) -> Mapping[str, Any]:
-    """Return that of a VAE's folder; of a file, which has none, its class, and latents taken to be the model's."""
+    """Return that of a VAE's folder; of a file, which has none, its class, with the model's latents."""
     if path.is_dir():
         return read_config(path / "config.json")
     which = FIRST_WEIGHTS.index(_first_weight(safetensors.read_header(path))[0])
@@ -193,7 +194,8 @@ def _require_fit(path: Path, given: str, model: Model) -> None:
     if what.what != "vae" or named not in VAE_CLASSES:
         is_a = repr(named) if what.what == "vae" else what.what
         raise CorruptModelError(
-            f"vae={given!r} is of the kind {is_a:.80}: give an {' or '.join(VAE_CLASSES)}; fewstep inspect says "
+            f"vae={given!r} is of the kind {is_a:.80}: give an {' or '.join(VAE_CLASSES)}; "
+            "fewstep inspect says "
             "what a file is for"
         )
     channels = _first_weight(found)[1]

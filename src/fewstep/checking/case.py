@@ -1,5 +1,4 @@
-"""`Report`: what `fewstep.check` found."""
-# MERGED: """`Case`: a pipeline, the recipe that it is held against, and how it is to be called."""
+"""`Case`: a pipeline, the recipe it is held against, how it is called; `Report`: what `check` found."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""`fewstep modes` and `fewstep env`: what is there, and why."""
-# MERGED: """`fewstep inspect`: what a model file is. `fewstep check`: what in a diffusers folder mars a mode."""
+"""`fewstep modes`, `env`, `inspect` and `check`: what is there, what a file is, what mars a folder."""
 
 from __future__ import annotations
 

@@ -48,7 +48,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "guidance": {"metavar": "LOW,HIGH", "help": "range of the teacher's (lcm: 3,15; tiny 1,6)"},
     "seed": {"type": whole_number, "help": "of everything random (0)"},
     "save-every": {"type": whole_number, "metavar": "N", "help": "steps between states (100)"},
-    "grid-every": {"type": whole_number, "metavar": "N", "help": "steps between sample grids, 0 for none (500)"},
+    "grid-every": {
+        "type": whole_number, "metavar": "N", "help": "steps between sample grids, 0 for none (500)",
+    },
     "prompt": {
         "dest": "prompts", "action": "append", "metavar": "TEXT",
         "help": "of the sample grid; several times (the first captions)",

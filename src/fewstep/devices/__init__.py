@@ -4,4 +4,4 @@ from fewstep.devices.memory import ModelSize
 from fewstep.devices.place import Placement, limit_threads, place
 from fewstep.devices.probe import Cpu, Cuda, Mps, Probe, probe
 
-__all__ = ["Cpu", "Cuda", "Mps", "ModelSize", "Placement", "Probe", "limit_threads", "place", "probe"]
+__all__ = ["Cpu", "Cuda", "ModelSize", "Mps", "Placement", "Probe", "limit_threads", "place", "probe"]

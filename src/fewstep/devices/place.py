@@ -1,5 +1,7 @@
-"""`place()`: from what was seen, and what a model needs, to where and how it runs, and why."""
-# MERGED: """The decisions of `place()`, one function each: what was decided, and a sentence why.""" | """torch's threads on a CPU that is not all ours."""
+"""`place()`: from what was seen, and what a model needs, to where and how it runs, and why.
+
+One function for each decision, which says what and why; then torch's threads on a shared CPU.
+"""
 
 from __future__ import annotations
 
@@ -187,7 +189,8 @@ def _refuse_precision(spot: Device, asked: str) -> None:
             raise RequestError("precision='fp16' on a CPU is slow and incomplete: choose fp32 or bf16")
         case Cuda(bf16=False), "bf16":
             raise RequestError(
-                f"precision='bf16' needs capability 8.0; {spot.device}, {spot.name}, has {_capability(spot)}: "
+                f"precision='bf16' needs capability 8.0; {spot.device}, {spot.name}, has "
+                f"{_capability(spot)}: "
                 "choose fp16 or fp32"
             )
         case Mps(bf16=False), "bf16":
@@ -242,7 +245,8 @@ def choose_offload(spot: Device, cpu: Cpu, size: Footprint, asked: str) -> tuple
         least = size.on_device(possible[-1], True)
         how = f" with offload={possible[-1]!r}" if isinstance(spot, Cuda) else ""
         short += [
-            f"the model needs {gib_needed(least)} GiB on {spot.device}{how}, and {gib_left(free)} GiB are free"
+            f"the model needs {gib_needed(least)} GiB on {spot.device}{how}, "
+            f"and {gib_left(free)} GiB are free"
         ]
     if len(possible) < len(ways):
         short += [

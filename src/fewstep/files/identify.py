@@ -1,5 +1,4 @@
-"""Which base a network is of, or an adapter is for: told by widths and depths."""
-# MERGED: """What a model file is, from the names and shapes in its header: no weight is read."""
+"""What a model file is, and which base it is of or for: told by names, widths and depths in its header."""
 
 from __future__ import annotations
 

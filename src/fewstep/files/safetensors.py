@@ -1,9 +1,8 @@
-"""A safetensors file's header: what it holds, without its data. The file is not trusted.
+"""Headers of safetensors files, and of shards with their index: what is held, not its data; nothing trusted.
 
 Eight bytes of length, that much JSON, then the tensors' bytes without a gap. Everything else is
 refused: pickles by name and by their first bytes, and whatever safetensors' own reader would refuse.
 """
-# MERGED: """A model's weights in several files, and the index that says which tensor is in which."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from fewstep.errors import CorruptModelError
 from fewstep.files.untrusted import (
     MAX_HEADER,
     MAX_TENSORS,
-    FileFault,
+    FileFaultError,
     file_error,
     open_regular_file,
     parse_json,
@@ -123,12 +122,15 @@ def _header_json(file: BinaryIO, size: int) -> bytes:
     if length > MAX_HEADER:  # so it is for all of these; a header of 640 bytes alone begins like a pickle
         for magic, what in MAGICS:
             if start.startswith(magic):
-                raise FileFault(what)
-        raise FileFault(
-            f"is no safetensors file (its header would have {length} bytes; the most is {MAX_HEADER}): {SAFETENSORS_ONLY}"
+                raise FileFaultError(what)
+        raise FileFaultError(
+            f"is no safetensors file (its header would have {length} bytes; the most is {MAX_HEADER}): "
+            f"{SAFETENSORS_ONLY}"
         )
     if length < 2 or size < LENGTH_BYTES + length:
-        raise FileFault(f"is cut off: it has {size} bytes, its header alone takes {LENGTH_BYTES + length}")
+        raise FileFaultError(
+            f"is cut off: it has {size} bytes, its header alone takes {LENGTH_BYTES + length}"
+        )
     file.seek(LENGTH_BYTES)
     return file.read(length)
 
@@ -137,12 +139,12 @@ def _parse_header(header: dict[str, Any], size: int) -> tuple[dict[str, TensorEn
     """Tensors and metadata; `size` bytes of data follow the header."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise FileFault("has metadata that is not text")
+        raise FileFaultError("has metadata that is not text")
     "".join(metadata.values()).encode()
     if len(header) > MAX_TENSORS:
-        raise FileFault(f"has {len(header)} tensors; the most is {MAX_TENSORS}")
+        raise FileFaultError(f"has {len(header)} tensors; the most is {MAX_TENSORS}")
     if max(map(len, header), default=0) > MAX_NAME:
-        raise FileFault(f"has a name of {max(map(len, header))} characters; the most is {MAX_NAME}")
+        raise FileFaultError(f"has a name of {max(map(len, header))} characters; the most is {MAX_NAME}")
     entries = {name: _parse_entry(name, given) for name, given in header.items()}
     tensors = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
     _require_seamless(tensors, size)
@@ -152,17 +154,19 @@ def _parse_header(header: dict[str, Any], size: int) -> tuple[dict[str, TensorEn
 def _parse_entry(name: str, given: Any) -> TensorEntry:
     """One tensor's line of the header."""
     if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
-        raise FileFault(f"has no dtype, shape and data_offsets for {name!r:.80}")
+        raise FileFaultError(f"has no dtype, shape and data_offsets for {name!r:.80}")
     dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise FileFault(f"has an unknown dtype {dtype!r:.40} for {name!r:.80}")
+        raise FileFaultError(f"has an unknown dtype {dtype!r:.40} for {name!r:.80}")
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS or max(shape, default=0) > MAX_SIDE:
-        raise FileFault(f"has an impossible shape {shape!r:.80} for {name!r:.80}")
+        raise FileFaultError(f"has an impossible shape {shape!r:.80} for {name!r:.80}")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise FileFault(f"has impossible offsets {offsets!r:.80} for {name!r:.80}")
+        raise FileFaultError(f"has impossible offsets {offsets!r:.80} for {name!r:.80}")
     entry = TensorEntry(dtype=dtype, shape=tuple(shape), begin=offsets[0], end=offsets[1])
     if entry.size * DTYPE_BITS[dtype] != 8 * (entry.end - entry.begin):
-        raise FileFault(f"gives {name!r:.80} {entry.end - entry.begin} bytes, which its shape does not fill")
+        raise FileFaultError(
+            f"gives {name!r:.80} {entry.end - entry.begin} bytes, which its shape does not fill"
+        )
     return entry
 
 
@@ -177,12 +181,12 @@ def _require_seamless(tensors: Mapping[str, TensorEntry], size: int) -> None:
     for name, entry in tensors.items():
         if entry.begin != reached:
             fault = "a hole before" if entry.begin > reached else "an overlap at"
-            raise FileFault(f"has {fault} {name!r:.80} in its data")
+            raise FileFaultError(f"has {fault} {name!r:.80} in its data")
         reached = entry.end
     if reached > size:
-        raise FileFault(f"is cut off: {reached - size} bytes of its data are missing; fetch it again")
+        raise FileFaultError(f"is cut off: {reached - size} bytes of its data are missing; fetch it again")
     if reached < size:
-        raise FileFault(f"has {size - reached} bytes after its data that belong to no tensor")
+        raise FileFaultError(f"has {size - reached} bytes after its data that belong to no tensor")
 
 
 def _read_scalar(file: BinaryIO, position: int, dtype: str) -> float:
@@ -244,7 +248,8 @@ def _require_plain_name(path: Path, name: str) -> None:
     """A file beside the index: on POSIX and on Windows, and with nothing hidden in its name."""
     if set(name) & set('/\\:*?"<>|') or not name.isprintable() or not name.endswith(".safetensors"):
         raise CorruptModelError(
-            f"{printable_path(path)} names {name!r:.80} as a shard: only .safetensors files beside it are read"
+            f"{printable_path(path)} names {name!r:.80} as a shard: "
+            "only .safetensors files beside it are read"
         )
 
 

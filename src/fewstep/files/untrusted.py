@@ -55,7 +55,7 @@ MAX_JSON_TOKENS = 32 * MAX_TENSORS  # commas, quotes or brackets in the JSON; a 
 MAX_JSON_DEPTH = 3  # {tensor: {"shape": [...]}}
 
 
-class FileFault(ValueError):
+class FileFaultError(ValueError):
     """What is wrong with a file; the path is put before it."""
 
 
@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
     with open_regular_file(path) as file:
         try:
             if os.fstat(file.fileno()).st_size > MAX_HEADER:
-                raise FileFault(f"is larger than {MAX_HEADER} bytes")
+                raise FileFaultError(f"is larger than {MAX_HEADER} bytes")
             return parse_json(file.read(MAX_HEADER + 1))
         except (ValueError, RecursionError, MemoryError, OSError) as error:
             raise file_error(path, error, "cannot be read: it should hold a JSON object") from None
@@ -72,7 +72,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def file_error(path: Path, error: Exception, otherwise: str) -> CorruptModelError:
     """An error of one line that names the file, whatever a reader stumbled over."""
-    return CorruptModelError(f"{printable_path(path)} {error if isinstance(error, FileFault) else otherwise}")
+    return CorruptModelError(
+        f"{printable_path(path)} {error if isinstance(error, FileFaultError) else otherwise}"
+    )
 
 
 def printable_path(path: Path) -> str:
@@ -112,7 +114,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     _bound_json(raw)
     text = raw.decode("utf-8")
     if text[:1] != "{":
-        raise FileFault("should hold a JSON object")
+        raise FileFaultError("should hold a JSON object")
     content: dict[str, Any] = json.loads(
         text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
     )
@@ -123,24 +125,24 @@ def _bound_json(raw: bytes) -> None:
     """Count brackets and commas before a parser meets them; those inside strings do not count."""
     plain = raw.replace(rb"\\", b"").replace(rb"\"", b"")
     if plain.count(b'"') > MAX_JSON_TOKENS:
-        raise FileFault(f"has more than {MAX_JSON_TOKENS} quotes in its JSON")
+        raise FileFaultError(f"has more than {MAX_JSON_TOKENS} quotes in its JSON")
     skeleton = b"".join(plain.split(b'"')[::2])
     brackets = skeleton.translate(None, bytes({*range(256)} - {*b"[]{}"}))
     if max(len(brackets), skeleton.count(b",")) > MAX_JSON_TOKENS:
-        raise FileFault(f"has more than {MAX_JSON_TOKENS} values in its JSON")
+        raise FileFaultError(f"has more than {MAX_JSON_TOKENS} values in its JSON")
     deepest = max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0)
     if deepest > MAX_JSON_DEPTH:
-        raise FileFault(f"has JSON nested {deepest} deep; the most is {MAX_JSON_DEPTH}")
+        raise FileFaultError(f"has JSON nested {deepest} deep; the most is {MAX_JSON_DEPTH}")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise FileFault(f"names {twice!r:.80} twice")
+        raise FileFaultError(f"names {twice!r:.80} twice")
     "".join(found).encode()  # half a surrogate pair is no text
     return found
 
 
 def _refuse_constant(name: str) -> None:
-    raise FileFault(f"has {name} in its JSON")
+    raise FileFaultError(f"has {name} in its JSON")

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Files → networks in memory: folders, single files and diffusers pipelines."""

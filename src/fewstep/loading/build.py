@@ -1,5 +1,4 @@
 """A network from its class, its configuration and its stored weights: built on no memory, filled once."""
-# MERGED: """Memory for a network's weights, in one piece where that pays."""
 
 from __future__ import annotations
 

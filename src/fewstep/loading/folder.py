@@ -87,7 +87,8 @@ def _require_allowed(root: Path, name: str, named: list[Any], architecture: Arch
         fits = named[0] == library and named[-1] in classes
     if len(named) != 2 or not fits:
         raise CorruptModelError(
-            f"{root}: model_index.json asks for {named!r:.80} as {name!r:.40}, which is no part of {architecture.title}: "
+            f"{root}: model_index.json asks for {named!r:.80} as {name!r:.40}, "
+            f"which is no part of {architecture.title}: "
             "fewstep loads nothing else"
         )
 

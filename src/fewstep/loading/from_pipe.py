@@ -85,7 +85,8 @@ def describe_pipe(pipe: Any) -> Model:
     source = str(pipe.config.get("_name_or_path") or kind)
     embedded = bool(pipe.unet.config.get("time_cond_proj_dim"))
     return Model(
-        name=kind, family=FAMILIES.get(source, "sdxl"), source=source, size=trained_size(pipe.unet.config, kind),
+        name=kind, family=FAMILIES.get(source, "sdxl"), source=source,
+        size=trained_size(pipe.unet.config, kind),
         default_mode="lcm" if embedded else "base", licence="unknown", local=True,
         carries="lcm" if embedded else "",
     )  # fmt: skip

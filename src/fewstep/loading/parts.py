@@ -1,4 +1,4 @@
-"""Model files → parts in memory. Only safetensors, only the classes of an architecture, nothing remote runs."""
+"""Model files → parts in memory: safetensors alone, an architecture's classes alone, nothing remote runs."""
 
 from __future__ import annotations
 
@@ -137,7 +137,8 @@ def _require_expected(whole: ModelBlueprint, model: Model, root: Path) -> None:
     """Check that the files are of the architecture that was planned with: of a hub id, only they can tell."""
     if whole.architecture is not model.architecture:
         raise ModelError(
-            f"model={model.name!r} is of {whole.architecture.title}, which could not be known before {root} was "
+            f"model={model.name!r} is of {whole.architecture.title}, which could not be known "
+            f"before {root} was "
             "here: type the same again"
         )
 

@@ -65,7 +65,8 @@ def _find_layout(path: Path, weights: Mapping[str, LazyTensor]) -> tuple[Archite
                 return architecture, layout
             lacking = lacking or f"{info.title} has {', '.join(missing)}…"
     raise CorruptModelError(
-        f"{path} is no whole model in an original layout ({lacking}): `fewstep inspect` says what it is; a UNet "
+        f"{path} is no whole model in an original layout ({lacking}): "
+        "`fewstep inspect` says what it is; a UNet "
         "alone goes into accelerator="
     )
 
@@ -152,7 +153,8 @@ def _convert_encoder(
 def _require_vocabulary(path: Path, size: int) -> None:
     if size != tokenizers.CLIP_VOCABULARY:
         raise CorruptModelError(
-            f"{path} has text encoders for {size} words, and CLIP's vocabulary has {tokenizers.CLIP_VOCABULARY}: "
+            f"{path} has text encoders for {size} words, "
+            f"and CLIP's vocabulary has {tokenizers.CLIP_VOCABULARY}: "
             "give a diffusers folder, which brings its own tokenizers"
         )
 

@@ -24,7 +24,7 @@ TINY_VAE_WEIGHT = "decoder.layers.0.weight"  # of an AutoencoderTiny, which no o
 
 
 def unet_config(weights: Weights, pooled: int, layout: SingleFileLayout) -> dict[str, Any]:
-    """Return a UNet's; `pooled`: how many numbers summarise its prompt, 0 where it is told none, nor sizes."""
+    """Return a UNet's; `pooled`: how many numbers summarise its prompt, 0 where it is told none."""
     levels = range(_count(weights, "down_blocks.{}.resnets.0.conv1.weight"))
     down = [_depths(weights, f"down_blocks.{level}") for level in levels]
     up = [_depths(weights, f"up_blocks.{level}") for level in levels]

@@ -20,8 +20,7 @@ RECIPE = Recipe(
             "guidance": Guidance(kind="cfg", low=1.0, default=3.0, high=20.0),
         },
         # The model cards of SD 1.5 and 2.1 and diffusers' StableDiffusionPipeline.
-        **dict.fromkeys(
-            ("sd-1.x", "sd-2.x"), {"guidance": Guidance(kind="cfg", low=1.0, default=7.5, high=20.0)}
-        ),
+        "sd-1.x": {"guidance": Guidance(kind="cfg", low=1.0, default=7.5, high=20.0)},
+        "sd-2.x": {"guidance": Guidance(kind="cfg", low=1.0, default=7.5, high=20.0)},
     },
 )

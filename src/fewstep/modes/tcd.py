@@ -26,6 +26,6 @@ RECIPE = Recipe(
         ),
     },
     # The licence of the LoRAs for SD 1.5 and 2.1 could not be confirmed.
-    overrides=dict.fromkeys(("sd-1.x", "sd-2.x"), {"licence": "unknown"}),
+    overrides={"sd-1.x": {"licence": "unknown"}, "sd-2.x": {"licence": "unknown"}},
     style_scale=1.0,
 )

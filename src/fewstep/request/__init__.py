@@ -9,6 +9,6 @@ from fewstep.request.resolve import complete_request, make_plan, resolve_job
 from fewstep.request.schema import MAX_PICTURES, Job, Plan, Request
 
 __all__ = [
-    "MAX_PICTURES", "File", "Job", "PictureOptions", "Plan", "Prompts", "Request", "complete_request", "make_plan",
-    "resolve_job",
+    "MAX_PICTURES", "File", "Job", "PictureOptions", "Plan", "Prompts", "Request", "complete_request",
+    "make_plan", "resolve_job",
 ]  # fmt: skip

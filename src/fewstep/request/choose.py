@@ -1,4 +1,4 @@
-"""Which engine serves a call, and what it is to draw: names → model, recipe and weights, before torch is there."""
+"""Which engine serves a call, and what it is to draw: names → model, recipe, weights. torch is not imported."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def choose_engine(mode: str | None, steps: int | None, options: EngineOptions) -
 def resolve_call(
     choice: EngineChoice, prompt: Prompts, steps: int | None, options: PictureOptions, commercial: bool
 ) -> Job:
-    """Return the job of a call: all is checked that needs no weights, given pictures are read, nothing is computed.
+    """Return the job of a call: what needs no weights is checked, given pictures are read, nothing is computed.
 
     Raises `RequestError` or `ModelError`.
     """
@@ -97,7 +97,8 @@ def _check_features(features: Sequence[str], model: Model) -> None:
     for name in features:
         if name not in model.architecture.features:
             raise RequestError(
-                f"{name}= is not there for model={model.name!r}, which is of {model.architecture.title}: leave it "
+                f"{name}= is not there for model={model.name!r}, "
+                f"which is of {model.architecture.title}: leave it "
                 "out, or use a model of SDXL's"
             )
 

@@ -50,7 +50,8 @@ def check_request(request: Request, recipe: Recipe, size: int) -> None:
     _check_guidance(request, recipe)
     if not size_fits(request.width, request.height, size):
         raise RequestError(
-            f"width={request.width}, height={request.height}: this model was trained at {size}x{size}; give sides "
+            f"width={request.width}, height={request.height}: this model was trained at "
+            f"{size}x{size}; give sides "
             f"that are multiples of 8 from {size // 2} to {2 * size}, of an area up to "
             f"{int(1.5 * size)}x{int(1.5 * size)}"
         )
@@ -113,13 +114,13 @@ def _check_guidance(request: Request, recipe: Recipe) -> None:
 
 
 def size_fits(width: int, height: int, size: int) -> bool:
-    """Return whether both sides are multiples of 8, of half to twice the trained one, and the area at most 2.25 times."""
+    """Return whether both sides are multiples of 8, half to twice the trained one, the area at most 2.25 times."""
     sides = all(size // 2 <= side <= 2 * size and side % 8 == 0 for side in (width, height))
     return sides and width * height <= 2.25 * size * size
 
 
 def check_engine_names(options: EngineOptions) -> None:
-    """Check that these are a device, a precision, a way to offload …; whether this machine has them comes later.
+    """Check that these are a device, a precision, a way to offload; whether they are here comes later.
 
     Raises `RequestError`.
     """

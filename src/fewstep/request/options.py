@@ -61,7 +61,7 @@ class Option:
 
 
 class PictureOptions(TypedDict, total=False):
-    """What a call may ask of a loaded engine beside prompt and steps; `fewstep.generate` says what each is."""
+    """What a call may ask of a loaded engine; `fewstep.generate` says what each is."""
 
     prompt_2: Annotated[str | Sequence[str] | None, Option(help="another prompt for the second text encoder")]
     negative_prompt: Annotated[

@@ -1,5 +1,4 @@
-"""`Request`: one complete, checked order; `Plan`: what it resolves to; `Job`: with its pictures."""
-# MERGED: """`EngineKey`: everything that tells one loaded engine from another."""
+"""`EngineKey`: which engine; `Request`: one checked order; `Plan`: what it resolves to; `Job`: its pictures."""
 
 from __future__ import annotations
 
@@ -103,7 +102,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:
-    """What to load and where to run it, in the user's words, every default filled in. Equal keys, equal engines."""
+    """What to load and where to run it, every default filled in: equal keys, equal engines."""
 
     mode: str
     steps: int = 0  # of a mode whose weights come for one number of steps; 0: they serve all

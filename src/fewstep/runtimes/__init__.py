@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Decoder(Protocol):
-    """Latents (B, C, h, w) as the VAE has them, in its dtype → pictures (B, 3, H, W) in about [-1, 1], fp32."""
+    """Latents (B, C, h, w) as the VAE has them, in its dtype → pictures (B, 3, H, W) in about [-1, 1]."""
 
     def __call__(self, latents: Tensor, /) -> Tensor: ...
 

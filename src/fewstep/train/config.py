@@ -165,6 +165,6 @@ def _check_size(made: TrainConfig, about: Model) -> None:
     if type(made.size) is not int or made.size % 8 or not low <= made.size <= high:
         what = "crops for the VAE" if made.stage == "vae" else "this model"
         raise RequestError(
-            f"size={made.size!r}: {what} may have {low} to {high} pixels, in eights; type "
+            f"size={made.size!r}: {what} may have {low} to {high} pixels, in multiples of 8; type "
             f"size={min(256, about.size) if made.stage == 'vae' else about.size}"
         )

@@ -3,7 +3,6 @@
 One UNet serves as student, running average and teacher: the three differ in the small matrices alone,
 which are put in for a call. A distillation of SDXL so holds 5 GB of UNet, not 15.
 """
-# MERGED: """A style LoRA: plain denoising of pictures in a new style, by an adapter on a model that stays as it is."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""`run.json`: what was run, on what, with which versions, and what came of it."""
-# MERGED: """Tensors on disk, whole or not at all, and networks told apart by their weights."""
+"""What a run leaves: `run.json`, which says what was run on what, and tensors, whole or not at all."""
 
 from __future__ import annotations
 

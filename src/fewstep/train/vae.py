@@ -1,5 +1,6 @@
-"""The picture autoencoder (Rombach et al. 2022, arXiv:2112.10752), without adversary."""
-# MERGED: """Fine-tune a VAE's decoder on a user's pictures.
+"""The picture autoencoder (Rombach et al. 2022, arXiv:2112.10752), without adversary: trained anew, and its
+decoder fine-tuned on a user's pictures.
+"""
 
 from __future__ import annotations
 
