@@ -202,7 +202,7 @@ def pipeline(width: int | None = None) -> Any:
 
 def lora(unet: Any, path: Path, *, kohya: bool) -> Path:
     """Factors for attention and convolutions, made of each layer's own shape."""
-    generator, tensors = torch.Generator().manual_seed(8), {}
+    generator, tensors = torch.Generator().manual_seed(8), dict[str, torch.Tensor]()
     for name, weight in unet.named_parameters():
         layer = name.removesuffix(".weight")
         if not name.endswith((".to_q.weight", ".to_k.weight", ".to_out.0.weight", ".conv1.weight")):

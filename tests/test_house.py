@@ -18,7 +18,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # Imports go down only: files and folders of the package, from the ground up.
 FLOORS = (
-    "errors", "cancel", "progress", "noise",
+    "errors", "cancel", "progress", "noise_process",
     "files",  # untrusted bytes
     "schedulers", "samplers", "recipe", "prompts", "images",
     "catalog", "modes", "inspection", "request",  # words
@@ -42,7 +42,9 @@ SMALL = {
     "progress.py",  # a bar
     "runtimes/eager.py",  # the runtime that all others are held to
     "architectures/sdxl.py", "architectures/sd.py",  # one small table each
-    "evaluation/measures.py", "train/outputs.py", "catalog/runtimes.py",
+    "evaluation/measures.py", "train/outputs.py",
+    "catalog/runtimes.py",
+    "cli/inspect.py",  # three commands that ask and print
 }  # fmt: skip
 # Public calls name every choice: an editor completes from them.
 MANY_PARAMETERS = {"generate", "load", "check", "_move"}

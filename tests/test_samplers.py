@@ -21,7 +21,7 @@ from diffusers import (
 from torch import Tensor
 
 from fewstep.denoiser import Conditioning, Denoiser
-from fewstep.noise import VariancePreserving
+from fewstep.noise_process import VariancePreserving
 from fewstep.samplers import SAMPLERS
 from fewstep.schedulers import SCHEDULERS, Schedule, explicit
 

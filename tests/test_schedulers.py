@@ -14,7 +14,7 @@ from diffusers import EulerDiscreteScheduler, LCMScheduler, TCDScheduler
 from diffusers.schedulers import AysSchedules
 
 from fewstep.errors import RequestError
-from fewstep.noise import SDXL_SIGMAS, sigma_of, timestep_of
+from fewstep.noise_process import SDXL_SIGMAS, sigma_of, timestep_of
 from fewstep.schedulers import (
     AYS_SIGMAS,
     SCHEDULERS,

@@ -53,13 +53,13 @@ class Codec:
         fp32. `say` is told. `FloatingPointError` where that does not help either.
         """
         with self._lock:
-            decoded = self._sparing(self._vae, lambda vae: self._decode(vae, latents), say)
+            decoded = self._run_or_tile(self._vae, lambda vae: self._decode(vae, latents), say)
             if not is_finite(decoded) and self._placement.vae_dtype != torch.float32:
                 # SDXL's own VAE overflows in fp16, on some pictures.
                 say("the VAE gave numbers that are not finite, and decoded once more in fp32")
                 with raise_as_memory_error("beside the VAE, for its copy in fp32"):
                     precise = self._in_fp32()
-                decoded = self._sparing(precise, lambda vae: self._decode(vae, latents), say)
+                decoded = self._run_or_tile(precise, lambda vae: self._decode(vae, latents), say)
         if not is_finite(decoded):
             raise FloatingPointError("the VAE gave numbers that are not finite")
         return to_pixels(decoded)[0].cpu()
@@ -68,7 +68,7 @@ class Codec:
     def encode(self, picture: Tensor, noise: Tensor, say: Notify = ignore) -> Tensor:
         """Picture (1, 3, H, W) in [-1, 1] → latents; `noise` (1, 4, h, w) picks the sample."""
         with self._lock:
-            return self._sparing(self._vae, lambda vae: self._encode(vae, picture, noise), say)
+            return self._run_or_tile(self._vae, lambda vae: self._encode(vae, picture, noise), say)
 
     @torch.no_grad()
     def preview(self, latents: Tensor) -> Tensor:
@@ -79,17 +79,17 @@ class Codec:
         latents = latents.nan_to_num()  # what is wrong with them is said when the picture is made
         if self._cheap:
             with self._lock:
-                seen = self._sparing(self._vae, lambda vae: self._decode(vae, latents), ignore)
+                seen = self._run_or_tile(self._vae, lambda vae: self._decode(vae, latents), ignore)
             return to_pixels(seen.nan_to_num())[0].cpu()
         with self._lock:
             if self._colours is None:
-                self._colours = self._fitted()
+                self._colours = self._fit_colours()
         rows = latents.movedim(1, -1)
         small = (rows @ self._colours[:4] + self._colours[4]).movedim(-1, 1)
         large = F.interpolate(small.clamp(-1, 1), scale_factor=8, mode="bilinear")
         return to_pixels(large)[0].cpu()
 
-    def _sparing(self, vae: Any, run: Callable[[Any], Tensor], say: Notify) -> Tensor:
+    def _run_or_tile(self, vae: Any, run: Callable[[Any], Tensor], say: Notify) -> Tensor:
         """Run on the VAE; where memory runs out, once more by tiles."""
         if not self._placement.tiling:
             try:
@@ -126,7 +126,7 @@ class Codec:
         precise.load_state_dict(exact, assign=True)
         return precise.eval().to(memory_format=self._placement.memory_format)
 
-    def _fitted(self) -> Tensor:
+    def _fit_colours(self) -> Tensor:
         """The linear map from latents to colours, (5, 3): 27 flat pictures, least squares."""
         levels = torch.linspace(-1, 1, 3)
         flat = torch.cartesian_prod(levels, levels, levels)

@@ -1,7 +1,7 @@
 """A network as `denoise(x, sigma) -> x0`: the one contract that samplers and training share.
 
 Latents are (B, 4, H/8, W/8), fp32 whatever the network's dtype. Guidance lives here and nowhere else;
-input scaling and what is predicted are the noise process's (`fewstep.noise`).
+input scaling and what is predicted are the noise process's (`fewstep.noise_process`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fewstep.noise import SDXL_NOISE, NoiseProcess
+from fewstep.noise_process import SDXL_NOISE, NoiseProcess
 from fewstep.prompts import WINDOW
 
 
@@ -69,7 +69,7 @@ class Network(Protocol):
 
     x (B, 4, h, w), timestep (B,), the conditioning and the embedded guidance (B, E) or None, in the
     network's dtype except `timestep` and the size ids; returns the prediction (B, 4, h, w). A network
-    takes rows of one length only: `fewstep.runtimes.sharing` sees to that.
+    takes rows of one length only: `fewstep.runtimes.shared_network` sees to that.
     """
 
     def __call__(

@@ -21,7 +21,7 @@ from fewstep.addons.lora_apply import EngineLoras
 from fewstep.cancel import CancelToken
 from fewstep.catalog import vaes
 from fewstep.catalog.licences import join_licences
-from fewstep.catalog.runtimes import choose_runtime
+from fewstep.catalog.runtimes import RuntimeInfo, choose_runtime
 from fewstep.codec import Codec
 from fewstep.devices import Placement
 from fewstep.devices.memory import free_memory
@@ -41,10 +41,10 @@ from fewstep.loop import Call, Networks, Step
 from fewstep.progress import Notify, Progress, show_progress
 from fewstep.prompts import Embedding
 from fewstep.request import Job
-from fewstep.request.choose import EngineChoice, licences_of_call
+from fewstep.request.choose import EngineChoice, features_of_call, licences_of_call
 from fewstep.request.schema import EngineKey
 from fewstep.result import Result
-from fewstep.runtimes import Runtime, load_runtime
+from fewstep.runtimes import load_runtime
 
 _log = logging.getLogger("fewstep")
 
@@ -54,7 +54,7 @@ class _Loaded:
     """What an open engine holds."""
 
     parts: Parts
-    networks: Networks
+    networks: dict[str, Networks]  # by runtime: those that calls so far ran on
     loras: EngineLoras
     addons: AddonCache
 
@@ -71,19 +71,13 @@ class Engine(EngineBase[Step]):
         """Use `fewstep.load`."""
         self.choice: EngineChoice = choice
         self.placement: Placement = placement
-        self.runtime: Runtime = load_runtime(choose_runtime(choice.key.options["runtime"]).name)
+        self._runtime = choose_runtime(choice.key.options["runtime"])  # of calls without add-ons
         self._process = os.getpid()
-        networks = Networks(
-            text=parts.text,
-            network=self.runtime.network(parts.unet),
-            codec=Codec(parts.vae, placement, parts.lock, self.runtime),
-            process=parts.process,
-            guidance_width=parts.guidance_width,
-            placement=placement,
-            lock=parts.lock,
-        )
+        # The mode's own adapter goes on first: a runtime may take the weights as they are.
+        loras = EngineLoras(parts)
+        networks = {self._runtime.name: _networks_on(self._runtime, parts, placement)}
         self._state: _Loaded | None = _Loaded(
-            parts=parts, networks=networks, loras=EngineLoras(parts), addons=AddonCache(parts.unet, placement)
+            parts=parts, networks=networks, loras=loras, addons=AddonCache(parts.unet, placement)
         )
 
     @classmethod
@@ -104,26 +98,29 @@ class Engine(EngineBase[Step]):
     def embed(self, prompt: str) -> Embedding:
         """Encode a prompt, to keep or to change; it may stand for a prompt in every call on this model."""
         loaded = self._loaded
-        with loaded.networks.lock:
+        with loaded.parts.lock:
             loaded.loras.apply(())
-            return loaded.networks.text.embed(prompt)
+            return loaded.parts.text.embed(prompt)
 
     def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
         started = time.perf_counter()
         loaded, notes = self._loaded, dict[str, None]()  # in order, each sentence once
-        call = self._call(loaded, job, cancel, notes.setdefault)
+        networks, call = self._call(loaded, job, cancel, notes.setdefault)
         with show_progress(progress, job.request.steps) as tell:
-            for step in loop.run_steps(loaded.networks, call):
+            for step in loop.run_steps(networks, call):
                 tell(step)
         stepped = time.perf_counter()
-        pictures = loop.decode_pictures(loaded.networks, call, step.latents)
+        pictures = loop.decode_pictures(networks, call, step.latents)
         ended = time.perf_counter()
         timings = {"steps": stepped - started, "decode": ended - stepped, "total": ended - started}
-        return self._result(loaded.parts, job, pictures, timings, (*job.plan.warnings, *notes))
+        return self._result(
+            loaded.parts, networks.runtime, job, pictures, timings, (*job.plan.warnings, *notes)
+        )
 
     def _result(
         self,
         parts: Parts,
+        runtime: str,
         job: Job,
         pictures: Sequence[Image.Image | Failure],
         timings: Mapping[str, float],
@@ -149,7 +146,7 @@ class Engine(EngineBase[Step]):
             revision=parts.revision,
             device=str(self.placement.device),
             precision=str(self.placement.dtype).removeprefix("torch."),
-            runtime=self.runtime.name,
+            runtime=runtime,
             edited=job.image is not None,
             places=tuple(images) if failures else (),
         )
@@ -193,22 +190,25 @@ class Engine(EngineBase[Step]):
         return self._state
 
     def _stream(self, job: Job, cancel: CancelToken | None) -> Iterator[Step]:
-        loaded = self._loaded
-        return loop.run_steps(loaded.networks, self._call(loaded, job, cancel, _log.warning))
+        return loop.run_steps(*self._call(self._loaded, job, cancel, _log.warning))
 
-    def _call(self, loaded: _Loaded, job: Job, cancel: CancelToken | None, notify: Notify) -> Call:
-        """Return a job under way; what of its prompts will not be read is refused or said."""
+    def _call(
+        self, loaded: _Loaded, job: Job, cancel: CancelToken | None, notify: Notify
+    ) -> tuple[Networks, Call]:
+        """Return what a job runs on, and it under way; what of its prompts is not read is refused or said."""
         if not isinstance(cancel, CancelToken | None):
             raise RequestError(f"cancel={cancel!r}: give a fewstep.CancelToken()")
-        for sentence in loaded.networks.text.check((*job.prompts, job.negative), job.request.long_prompt):
+        for sentence in loaded.parts.text.check((*job.prompts, job.negative), job.request.long_prompt):
             notify(sentence)
-        loras = job.request.loras
+        loras, networks = job.request.loras, loaded.networks[self._runtime.name]
+        if loras or job.control or job.reference:
+            networks = self._networks_for_addons(loaded, job, notify)
         controls: tuple[Control, ...] = ()
         references: tuple[Reference, ...] = ()
         if job.control or job.reference:
             with raise_as_memory_error("while ControlNets or IP-Adapters were loaded"):
                 controls, references = loaded.addons.controls(job), loaded.addons.references(job)
-        return Call(
+        call = Call(
             job=job,
             recipe=self.choice.recipe,
             token=CancelToken() if cancel is None else cancel,
@@ -218,6 +218,33 @@ class Engine(EngineBase[Step]):
             controls=controls,
             references=references,
         )
+        return networks, call
+
+    def _networks_for_addons(self, loaded: _Loaded, job: Job, notify: Notify) -> Networks:
+        """Return the parts on the engine's runtime, or on one that can run this call, and say so."""
+        features = features_of_call(job.request)
+        runtime = choose_runtime(self.choice.key.options["runtime"], features)
+        if runtime is not self._runtime:
+            lacking = ", ".join(sorted({*features} - self._runtime.features))
+            notify(f"the {self._runtime.name} runtime cannot run {lacking}: this call ran on {runtime.name}")
+        if runtime.name not in loaded.networks:
+            loaded.networks[runtime.name] = _networks_on(runtime, loaded.parts, self.placement)
+        return loaded.networks[runtime.name]
+
+
+def _networks_on(info: RuntimeInfo, parts: Parts, placement: Placement) -> Networks:
+    """Return a model's parts as the loop calls them, run by this runtime."""
+    runtime = load_runtime(info)
+    return Networks(
+        text=parts.text,
+        network=runtime.network(parts.unet),
+        codec=Codec(parts.vae, placement, parts.lock, runtime),
+        runtime=info.name,
+        process=parts.process,
+        guidance_width=parts.guidance_width,
+        placement=placement,
+        lock=parts.lock,
+    )
 
 
 def load_engine(choice: EngineChoice) -> Engine:

@@ -80,7 +80,7 @@ def inspect(path: str | Path) -> Inspection:
     obstacle = _obstacle(kind, header.path)
     whys = {mode: _why_it_fits(recipe, kind, mode in own) for mode, recipe in recipes.items()}
     modes = {mode: why for mode, why in whys.items() if why and not obstacle}
-    mode, doubt = _mode(header, kind, {mode: recipes[mode] for mode in modes}, own)
+    mode, doubt = _proven_mode(header, kind, {mode: recipes[mode] for mode in modes}, own)
     entries, length = _SHOWN
     return Inspection(
         **vars(kind),
@@ -171,7 +171,7 @@ def _why_it_fits(recipe: Recipe, kind: FileKind, own: bool) -> str:
     return {"adapter": BESIDE, "checkpoint": AT_WORD, kind.what: AT_WORD}.get(attach, "")
 
 
-def _mode(
+def _proven_mode(
     header: Header, kind: FileKind, fitting: Mapping[str, Recipe], own: list[str]
 ) -> tuple[str, list[str]]:
     """What mode=None should take, "" for none; and a note where it must be named."""

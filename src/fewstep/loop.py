@@ -25,11 +25,11 @@ from fewstep.denoiser import Cfg, Denoiser, Network, guidance_embedding
 from fewstep.devices import Placement
 from fewstep.errors import BackendError, DeviceMemoryError, Failure
 from fewstep.images import image_to_tensor, mask_to_tensor
-from fewstep.noise import NoiseProcess
+from fewstep.noise_process import NoiseProcess
 from fewstep.progress import Notify
 from fewstep.recipe import Recipe
 from fewstep.request import Job
-from fewstep.runtimes.sharing import SharedNetwork
+from fewstep.runtimes.shared_network import SharedNetwork
 from fewstep.samplers import Denoise
 
 
@@ -56,6 +56,7 @@ class Networks:
     text: TextEncoder
     network: Network
     codec: Codec
+    runtime: str  # that of network and codec
     process: NoiseProcess
     guidance_width: int  # of LCM's guidance embedding; 0 is none
     placement: Placement

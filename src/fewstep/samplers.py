@@ -9,9 +9,9 @@ answer. It knows nothing of UNets, prompts or devices, and never reads a device 
 levels are Python numbers, and `noise[i]` (same shape as x) was drawn before the loop.
 
 All need arithmetic only, not torch. Levels are numbers, sigma in x = x0 + sigma * noise; where a
-level has another signal than 1 (`fewstep.noise.Level`, flow matching), x = signal * x0 + sigma * noise.
+level has another signal than 1 (`fewstep.noise_process.Level`), x = signal * x0 + sigma * noise.
 Sources are given as paper and equation; each agrees with its diffusers scheduler under the same
-noise (tests/test_samplers.py, tests/test_noise.py).
+noise (tests/test_samplers.py, tests/test_noise_process.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from fewstep.errors import RequestError
-from fewstep.noise import signal_of
+from fewstep.noise_process import signal_of
 from fewstep.schedulers import Schedule
 
 if TYPE_CHECKING:  # arithmetic only: tensors pass through, torch itself is not needed

@@ -8,7 +8,7 @@ level is (almost) pure noise. HOW to move between the levels is a sampler's busi
 Levels are given twice: as a timestep t of the 1000 that a model was trained on, and as the
 standard deviation sigma of the noise beside a picture of scale one,
 `x = x0 + sigma * noise`. With SDXL's betas, sigma(999) = 14.615 and sigma(0) = 0.029. Which sigma
-a timestep has is the noise process's to say (`fewstep.noise`); fewstep's own schedulers take one
+a timestep has is the noise process's to say (`fewstep.noise_process`); fewstep's own schedulers take one
 as `process`.
 """
 
@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fewstep.errors import RequestError
-from fewstep.noise import SDXL_NOISE, TRAIN_STEPS, NoiseProcess, signal_of
+from fewstep.noise_process import SDXL_NOISE, TRAIN_STEPS, NoiseProcess, signal_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ Scheduler = Callable[[int, float], Schedule]
 
 def trailing(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Evenly spaced, counted back from the noisiest (Lin et al. 2023, arXiv:2305.08891, table 2)."""
-    top = _top(strength)
+    top = _top_timestep(strength)
     if steps > top:
         raise _too_many("trailing", steps, strength, top)
     return explicit([round(top * (1 - i / steps)) - 1 for i in range(steps)], process)
@@ -71,7 +71,7 @@ def leading(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOIS
 
     Its first level is far from pure noise when steps are few; one step is t = 1.
     """
-    top = _top(strength)
+    top = _top_timestep(strength)
     if steps >= top:
         raise _too_many("leading", steps, strength, top - 1)
     return explicit([i * (top // steps) + 1 for i in reversed(range(steps))], process)
@@ -87,7 +87,7 @@ def lcm(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -
 
 def turbo(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """The grid of SDXL Turbo's official demo: 999, 899, 799, ... one level per step."""
-    top = _top(strength)
+    top = _top_timestep(strength)
     if steps > -(-top // 100):
         raise _too_many("turbo", steps, strength, -(-top // 100))
     return explicit([top - 1 - 100 * i for i in range(steps)], process)
@@ -95,13 +95,13 @@ def turbo(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE)
 
 def karras(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Evenly spaced in sigma^(1/7) over the trained range (arXiv:2206.00364, eq. 5)."""
-    high, low = (s ** (1 / 7) for s in _range("karras", steps, strength, process))
+    high, low = (s ** (1 / 7) for s in _sigma_range("karras", steps, strength, process))
     return _from_sigmas([(high + (low - high) * f) ** 7 for f in _ramp(steps)], process)
 
 
 def exponential(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Evenly spaced in log sigma over the trained range."""
-    high, low = map(math.log, _range("exponential", steps, strength, process))
+    high, low = map(math.log, _sigma_range("exponential", steps, strength, process))
     return _from_sigmas([math.exp(high + (low - high) * f) for f in _ramp(steps)], process)
 
 
@@ -113,7 +113,7 @@ AYS_SIGMAS = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.
 def ays(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """The AYS table; other lengths are interpolated in log sigma, as its authors advise."""
     table = [math.log(s) for s in AYS_SIGMAS]
-    start = math.log(min(process.level(_top(strength) - 1), AYS_SIGMAS[0]))
+    start = math.log(min(process.level(_top_timestep(strength) - 1), AYS_SIGMAS[0]))
     after = next(i for i, s in enumerate(table) if s < start)
     first = after - 1 + (table[after - 1] - start) / (table[after - 1] - table[after])
     places = [first + (len(table) - 1 - first) * i / steps for i in range(steps)]
@@ -150,14 +150,14 @@ SCHEDULERS: MappingProxyType[str, Scheduler] = MappingProxyType(
 )
 
 
-def _top(strength: float) -> int:
+def _top_timestep(strength: float) -> int:
     """How many of the 1000 training steps lie at or below the starting level."""
     return max(1, round(TRAIN_STEPS * strength))
 
 
-def _range(name: str, steps: int, strength: float, process: NoiseProcess) -> tuple[float, float]:
+def _sigma_range(name: str, steps: int, strength: float, process: NoiseProcess) -> tuple[float, float]:
     """The highest and the lowest sigma; more than one step needs them apart."""
-    top = _top(strength)
+    top = _top_timestep(strength)
     if steps > 1 and top == 1:
         raise _too_many(name, steps, strength, top)
     return process.level(top - 1), process.level(0)

@@ -217,7 +217,6 @@ def test_a_single_file_is_its_folder(
         "original",
         ("unet", "text_encoder", "vae"),
     )
-    where = {"seed": 3, "width": 256, "height": 256}
     with fewstep.load(path, device="cpu", precision="fp32") as engine:
         assert engine.recipe.mode == mode
         expected = engines(which, mode)
@@ -229,7 +228,7 @@ def test_a_single_file_is_its_folder(
             assert mine.keys() == other.keys()
             assert all(torch.equal(mine[name], other[name]) for name in mine)
         assert engine.parts.process == expected.parts.process
-        picture = engine.generate("a red fox", 2, **where)[0]
+        picture = engine.generate("a red fox", 2, seed=3, width=256, height=256)[0]
         x = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
         tokens = engine.parts.text.encode(["a red fox"], (96, 96)).tokens
         assert torch.equal(tokens, expected.parts.text.encode(["a red fox"], (96, 96)).tokens)

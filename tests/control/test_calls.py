@@ -21,7 +21,7 @@ from fewstep.addons import cache, ip_adapter
 from fewstep.catalog import addons
 from fewstep.denoiser import Network
 from fewstep.runtimes import offload
-from fewstep.runtimes.sharing import SharedNetwork
+from fewstep.runtimes.shared_network import SharedNetwork
 from fewstep.testing import FakeEngine
 from tests.control.conftest import PLUS, SUMMARY
 

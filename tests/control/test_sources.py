@@ -84,8 +84,8 @@ def test_known_names() -> None:
     assert addons.locate_ip_adapter("ip-adapter").file == "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"
     where = addons.locate_ip_adapter("h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors")
     assert where == addons.AddonPlace(root="h94/IP-Adapter", file="sdxl_models/ip-adapter_sdxl.safetensors")
-    assert addons.split_view("union:depth") == ("union", "depth")
-    assert addons.split_view("C:/nets/canny") == ("C:/nets/canny", "")
+    assert addons.split_controlnet_view("union:depth") == ("union", "depth")
+    assert addons.split_controlnet_view("C:/nets/canny") == ("C:/nets/canny", "")
 
 
 CONTROL: dict[str, tuple[Callable[[Path], Path | str], type[FewstepError], str]] = {

@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from fewstep import Engine
-from fewstep.addons import lora_layers
+from fewstep.addons import lora_targets
 from fewstep.addons.lora import LoraDelta
 from fewstep.addons.lora_apply import merge_weight
 from fewstep.devices import Placement, place
@@ -33,8 +33,8 @@ def sdxl() -> Any:
         return UNet2DConditionModel(**made.SDXL)
 
 
-def named(unet: Any) -> Mapping[tuple[str, str], lora_layers.LoraLayer]:
-    return lora_layers.find_layers({"unet": unet}, unet.config)
+def named(unet: Any) -> Mapping[tuple[str, str], lora_targets.LoraTarget]:
+    return lora_targets.find_lora_targets({"unet": unet}, unet.config)
 
 
 def test_every_layer_of_sdxl_has_its_original_name(sdxl: Any) -> None:

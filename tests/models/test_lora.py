@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import fewstep
 from fewstep import CorruptModelError, Engine, ModelNotFoundError, RequestError
 from fewstep.addons import lora
-from fewstep.addons.lora_layers import LoraLayer
+from fewstep.addons.lora_targets import LoraTarget
 
 Load = Callable[..., Engine]
 
@@ -104,7 +104,7 @@ def test_an_adapter_of_another_width(sdxl_folder: Path, lora_file: Path, tmp_pat
 
 
 LAYER = "down_blocks_1_attentions_0_proj_in"
-PLACES = {("unet", LAYER): LoraLayer("down_blocks.1.attentions.0.proj_in.weight", torch.Size((4, 4)))}
+PLACES = {("unet", LAYER): LoraTarget("down_blocks.1.attentions.0.proj_in.weight", torch.Size((4, 4)))}
 
 
 def with_alpha(path: Path, alpha: torch.Tensor) -> Path:

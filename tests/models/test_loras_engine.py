@@ -278,7 +278,8 @@ def test_close_lets_go(sdxl_folder: Path, styles: list[Path]) -> None:
         weakref.ref(one)
         for one in (
             engine.parts.unet, engine.parts.text, engine.parts.unet.conv_in.weight,
-            engine._loaded.loras, read, lora_apply._loras_by_network[engine.parts.unet]._loaded["conv_in.weight"],
+            engine._loaded.loras, read,
+            lora_apply._loras_by_network[engine.parts.unet]._loaded["conv_in.weight"],
         )
     ]  # fmt: skip
     del read

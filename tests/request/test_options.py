@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+from PIL.Image import Image
+from PIL.Image import new as new_image
 
 import fewstep
-from fewstep import RequestError, api
+from fewstep import RequestError, api, progress, result
 from fewstep.cli import _parser
+from fewstep.prompts import Embedding
+from fewstep.request import options
 from fewstep.request.options import ALIASES, OPTIONS, EngineOptions, File, PictureOptions, scoped
 from fewstep.testing import FakeEngine, fake
 
@@ -28,14 +32,17 @@ def test_generate_has_every_option_and_its_default() -> None:
     signature = parameters(fewstep.generate)
     assert {*signature} == {*POSITIONAL, *OPTIONS, *RUN}
     assert {name: signature[name].default for name in OPTIONS} == {n: o.default for n, o in OPTIONS.items()}
-    types = get_type_hints(fewstep.generate, {**vars(api), "Image": PictureOptions.__module__ and _image()})
+    known = {
+        **vars(options),
+        **vars(api),
+        **vars(progress),
+        **vars(result),
+        "Image": Image,
+        "Embedding": Embedding,
+        "Engine": Any,
+    }
+    types = get_type_hints(fewstep.generate, known)
     assert {name: types[name] for name in OPTIONS} == {name: option.type for name, option in OPTIONS.items()}
-
-
-def _image() -> Any:
-    from PIL.Image import Image
-
-    return Image
 
 
 def test_load_has_every_option_of_an_engine() -> None:
@@ -74,17 +81,11 @@ def test_bounds_are_refused_with_what_to_type(name: str) -> None:
     whole = int in getattr(option.type, "__args__", (option.type,))
     beyond: Sequence[Any] = (option.low - 1, option.high + 1, *((option.low,) if option.above else ()))
     engine = FakeEngine("base")
-    image = {"image": _image_of(8)} if name == "strength" else {}
+    image = {"image": new_image("RGB", (128, 128))} if name == "strength" else {}
     for value in beyond:
         given = int(value) if whole else float(value)
         with pytest.raises(RequestError, match=re.escape(f"{name}={given!r}: {option.advice}")):
             engine.plan("a fox", **{name: given}, **image)  # type: ignore[arg-type]
-
-
-def _image_of(side: int) -> Any:
-    from PIL import Image
-
-    return Image.new("RGB", (side * 16, side * 16))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import fewstep
 from fewstep import RequestError
 from fewstep.catalog import runtimes
 from fewstep.catalog.runtimes import RUNTIMES, RuntimeInfo, choose_runtime
-from fewstep.runtimes import load_runtime
+from fewstep.runtimes import eager, load_runtime
 
 
 @pytest.fixture
@@ -36,17 +36,42 @@ def test_a_named_one_that_cannot_is_refused() -> None:
         choose_runtime("bare", ["loras"])
 
 
+@pytest.mark.usefixtures("bare")
+def test_a_call_that_the_usual_one_cannot_run_takes_another_and_says_so() -> None:
+    with fewstep.load("tiny", "turbo", device="cpu", precision="fp32") as engine:
+        plain, styled = engine.generate("a fox", seed=1), engine.generate("a fox", seed=1, loras=["fx"])
+        again = engine.generate("a fox", seed=1)
+    assert (plain.runtime, styled.runtime, again.runtime) == ("bare", "eager", "bare")
+    assert "the bare runtime cannot run loras: this call ran on eager" in styled.warnings
+    assert again[0].tobytes() == plain[0].tobytes() != styled[0].tobytes()
+
+
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_each_says_what_it_supports(name: str) -> None:
-    runtime = load_runtime(name)
-    assert runtime.name == name
-    for feature in runtimes.FEATURES:
-        assert runtime.supports(feature) == (feature in RUNTIMES[name].features)
+def test_each_can_be_loaded(name: str) -> None:
+    runtime = load_runtime(RUNTIMES[name])
+    assert callable(runtime.network)
+    assert callable(runtime.decoder)
+
+
+def test_the_modes_adapter_is_on_before_a_runtime_sees_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    real = eager.Eager.network
+
+    def network(self: eager.Eager, module: Any, /) -> Any:
+        seen.append({name: weight.detach().clone() for name, weight in module.named_parameters()})
+        return real(self, module)
+
+    monkeypatch.setattr(eager.Eager, "network", network)
+    with fewstep.load("tiny", "lcm-lora", device="cpu", precision="fp32") as engine:
+        now = dict(engine.parts.unet.named_parameters())
+        assert all(torch.equal(weight, now[name]) for name, weight in seen[0].items())
+    with fewstep.load("tiny", "base", device="cpu", precision="fp32"):
+        assert any(not torch.equal(weight, seen[0][name]) for name, weight in seen[1].items())
 
 
 def test_eager_is_the_module_itself() -> None:
     with fewstep.load("tiny", "turbo", device="cpu", precision="fp32") as engine, torch.no_grad():
-        runtime, parts = load_runtime("eager"), engine.parts
+        runtime, parts = load_runtime(RUNTIMES["eager"]), engine.parts
         latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
         told = parts.text.encode(["a fox"], (128, 128))
         extra: Any = dict(told.added)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.architectures.text import TextEncoder
 from fewstep.denoiser import Cfg, Conditioning, Denoiser, Network
 from fewstep.runtimes.eager import eager_network
-from fewstep.runtimes.sharing import SharedNetwork, group_rows
+from fewstep.runtimes.shared_network import SharedNetwork, group_rows
 
 from .sentences import LONG, SIZE, foxes
 

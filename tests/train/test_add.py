@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from fewstep.noise import SDXL_SIGMAS
+from fewstep.noise_process import SDXL_SIGMAS
 from fewstep.train import add, base, loop
 from fewstep.train.bundled.latents import Latents
 from fewstep.train.loop import Draw, Hyper

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from fewstep.denoiser import Conditioning, Denoiser
-from fewstep.noise import SDXL_SIGMAS
+from fewstep.noise_process import SDXL_SIGMAS
 from fewstep.train import base, loop
 from fewstep.train.bundled.latents import Latents
 from fewstep.train.loop import Draw, Hyper

@@ -23,6 +23,7 @@ def test_a_grid_is_what_generate_draws(stage: str, mode: str) -> None:
         parts, recipe = engine.parts, grids.stage_recipe(stage, "tiny")
         networks = Networks(
             text=parts.text, network=eager_network(parts.unet), codec=Codec(parts.vae, engine.placement),
+            runtime="eager",
             process=parts.process, guidance_width=parts.guidance_width, placement=engine.placement,
             lock=parts.lock,
         )  # fmt: skip

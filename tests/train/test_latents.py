@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fewstep.train.bundled import latents
-from fewstep.train.bundled.augment import COLOURS
 from fewstep.train.bundled.data import Caption
+from fewstep.train.bundled.sprite_pictures import COLOURS
 from fewstep.train.loop import Draw
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from fewstep.train import loop, vae
-from fewstep.train.bundled import augment
+from fewstep.train.bundled import sprite_pictures
 from fewstep.train.loop import Draw, Hyper
 
 
@@ -79,7 +79,7 @@ def test_measure_takes_sprites_from_all_over(count: int, monkeypatch: pytest.Mon
         seen.append(sprites[:, 0, 0, 0])
         return torch.zeros(len(sprites), 3, 16, 16), [None] * len(sprites)
 
-    monkeypatch.setattr(augment, "make_pictures", remember)
+    monkeypatch.setattr(sprite_pictures, "make_pictures", remember)
     sprites = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 16, 16)
     assert math.isfinite(vae.measure_psnr(vae.round_trip(vae.build_vae()), sprites, pictures=4))
     assert seen[0].tolist() == ([0, 1, 2] if count == 3 else [0, 2, 4, 6])

@@ -34,7 +34,9 @@ class AddonCache:
     def controls(self, job: Job) -> tuple[Control, ...]:
         """The job's ControlNets, each with its picture."""
         pairs = zip(job.request.control, job.control, strict=True)
-        asked = [(*addons.split_view(source), image, scale) for (source, scale), image in pairs if scale]
+        asked = [
+            (*addons.split_controlnet_view(source), image, scale) for (source, scale), image in pairs if scale
+        ]
         nets = self._nets(name for name, *_ in asked)
         return tuple(
             controlnet.make_control(nets[name], image, scale, (name, view))

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.addons.lora_layers import LORA_NETWORKS, LoraLayer, LoraLayers, underscored
+from fewstep.addons.lora_targets import LORA_NETWORKS, LoraTarget, LoraTargets, underscored
 from fewstep.catalog.addons import require_lora
 from fewstep.errors import CorruptModelError
 from fewstep.files import identify, safetensors, tensor_names, untrusted
@@ -49,7 +49,7 @@ class Lora:
     deltas: Mapping[tuple[str, str], LoraDelta]
 
 
-def read_lora(path: Path, layers: LoraLayers) -> Lora:
+def read_lora(path: Path, layers: LoraTargets) -> Lora:
     """A LoRA for these layers; `CorruptModelError` says what else it is, or what of it does not fit."""
     found = safetensors.read_header(path)
     require_lora(found)
@@ -107,7 +107,7 @@ def _tensors(path: Path, found: Header) -> dict[str, Tensor]:
     return tensors
 
 
-def _find_layer(network: str, module: str, factors: _Factors, layers: LoraLayers) -> tuple[str, str] | None:
+def _find_layer(network: str, module: str, factors: _Factors, layers: LoraTargets) -> tuple[str, str] | None:
     """Which layer is meant. PEFT does not write of which network: the first that has such a one."""
     name = underscored(module)
     places = [(each, name) for each in ((network,) if network else LORA_NETWORKS)]
@@ -115,7 +115,7 @@ def _find_layer(network: str, module: str, factors: _Factors, layers: LoraLayers
     return next((place for place in known if _fits(factors, layers[place])), known[0] if known else None)
 
 
-def _fits(factors: _Factors, layer: LoraLayer) -> bool:
+def _fits(factors: _Factors, layer: LoraTarget) -> bool:
     """up (out, r), down (r, in): with convolutions, every input of the kernel is in `down`."""
     if not {"up", "down"} <= factors.keys() or any(factors[role].ndim < 2 for role in ("up", "down")):
         return False
@@ -124,7 +124,7 @@ def _fits(factors: _Factors, layer: LoraLayer) -> bool:
     return up[0] == layer.shape[0] and math.prod(up[1:]) == down[0] > 0 and math.prod(down[1:]) == inputs
 
 
-def _require_fit(found: Header, factors: _Factors, layer: LoraLayer) -> None:
+def _require_fit(found: Header, factors: _Factors, layer: LoraTarget) -> None:
     lacking = [role for role in ("up", "down") if role not in factors]
     if lacking:
         raise CorruptModelError(f"{printable_path(found.path)} has no {lacking[0]} factor for {layer.weight}")
@@ -151,7 +151,7 @@ def _misfit_message(found: Header) -> str:
     return f"{printable_path(found.path)} does not fit this model: it was made for {base}"
 
 
-def _make_delta(found: Header, factors: _Factors, layer: LoraLayer, config: Mapping[str, Any]) -> LoraDelta:
+def _make_delta(found: Header, factors: _Factors, layer: LoraTarget, config: Mapping[str, Any]) -> LoraDelta:
     """alpha is in a tensor beside the factors, or in PEFT's configuration; none at all is a scale of 1."""
     up, down = factors["up"], factors["down"]
     rank, root = len(down), False
@@ -181,7 +181,7 @@ def _scalar(tensor: Tensor) -> float:
         return math.nan
 
 
-def _peft_alpha(found: Header, config: Mapping[str, Any], layer: LoraLayer, rank: int) -> float:
+def _peft_alpha(found: Header, config: Mapping[str, Any], layer: LoraTarget, rank: int) -> float:
     """Of a layer, by its name in PEFT's `alpha_pattern`, or else for all."""
     patterns = config.get("alpha_pattern") or {}
     alpha: object = config.get("lora_alpha", rank)

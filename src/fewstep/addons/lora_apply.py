@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fewstep.addons import lora, lora_layers
+from fewstep.addons import lora, lora_targets
 from fewstep.addons.lora import Lora, LoraDelta
 from fewstep.catalog import addons
 from fewstep.errors import raise_as_memory_error
@@ -38,13 +38,13 @@ class EngineLoras:
     def __init__(self, parts: Parts):
         """The mode's own adapter is put on for good: what calls change, and put back, has it on."""
         networks = (getattr(n, "_orig_mod", n) for n in (parts.unet, *parts.text.encoders))  # if compiled
-        self._networks: dict[str, nn.Module] = dict(zip(lora_layers.LORA_NETWORKS, networks, strict=False))
+        self._networks: dict[str, nn.Module] = dict(zip(lora_targets.LORA_NETWORKS, networks, strict=False))
         self._text, self._config = parts.text, parts.unet.config
         # Only a pipeline's networks have such a lock: they are its owner's, who may change them too.
         self._borrowed = parts.lock if isinstance(parts.lock, JointLock) else None
         self._files: OrderedDict[tuple[Any, ...], Lora] = OrderedDict()
         self._reading = threading.Lock()
-        self._layers: lora_layers.LoraLayers | None = None
+        self._layers: lora_targets.LoraTargets | None = None
         if parts.accelerator is not None:
             with parts.lock:
                 self.apply(self.read((parts.accelerator,)))
@@ -69,7 +69,7 @@ class EngineLoras:
         with self._text.lock, raise_as_memory_error("while LoRAs were put on"):
             for name, network in self._networks.items():
                 changed = _loras_of(network).change(network, loras, name)
-                if (changed and name != lora_layers.UNET) or self._borrowed is not None:
+                if (changed and name != lora_targets.UNET) or self._borrowed is not None:
                     self._text.forget()
 
     def restore(self) -> None:
@@ -89,7 +89,7 @@ class EngineLoras:
         key = (path, now.st_size, now.st_mtime_ns)
         known = self._files.pop(key, None)
         if self._layers is None:
-            self._layers = lora_layers.find_layers(self._networks, self._config)
+            self._layers = lora_targets.find_lora_targets(self._networks, self._config)
         self._files[key] = known = lora.read_lora(path, self._layers) if known is None else known
         while len(self._files) > MAX_READ:
             self._files.popitem(last=False)

@@ -1,4 +1,4 @@
-"""SDXL (Podell et al. 2023, arXiv:2307.01952): two text encoders, size ids. SSD-1B and the bundled model too."""
+"""SDXL (Podell et al. 2023, arXiv:2307.01952): two text encoders, size ids. SSD-1B and tiny are of it."""
 
 from __future__ import annotations
 

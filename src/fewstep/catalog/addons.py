@@ -46,7 +46,7 @@ VIEWS: MappingProxyType[str, int] = MappingProxyType(
 )  # fmt: skip
 
 
-def split_view(source: str) -> tuple[str, str]:
+def split_controlnet_view(source: str) -> tuple[str, str]:
     """`union:depth` → "union" and the view that it asks for; "" is none."""
     name, colon, view = source.rpartition(":")
     return (name, view) if colon and view in VIEWS else (source, "")
@@ -55,14 +55,14 @@ def split_view(source: str) -> tuple[str, str]:
 def check_guides(control: Iterable[str], reference: Iterable[str]) -> None:
     """Is each a name, or a place where one may be?"""
     for source in control:
-        locate_controlnet(split_view(source)[0])
+        locate_controlnet(split_controlnet_view(source)[0])
     for source in reference:
         locate_ip_adapter(source)
 
 
 def licences_of_guides(control: Iterable[str], reference: Iterable[str]) -> dict[str, str]:
     """Each → its licence; of others than the named ones it is not known."""
-    named = [split_view(source)[0] for source in control] + list(reference)
+    named = [split_controlnet_view(source)[0] for source in control] + list(reference)
     return {repr(name): assets.ASSETS[name].licence if name in GUIDE_NAMES else "unknown" for name in named}
 
 

@@ -110,7 +110,7 @@ def family_of_config(architecture: ArchitectureInfo, unet: Mapping[str, Any]) ->
     return "ssd-1b" if small and middle == "UNetMidBlock2D" else "sdxl"
 
 
-def family_of_targets(targets: Sequence[str]) -> str:
+def family_of_networks(targets: Sequence[str]) -> str:
     """Return the family where only the networks of a single file tell: SDXL's has two text encoders."""
     return SDXL.families[0] if "text_encoder_2" in targets else SD.families[0]
 

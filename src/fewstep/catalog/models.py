@@ -138,7 +138,7 @@ def _folder_model(name: str, folder: Path, source: str = "") -> Model:
 
 
 def _hub_model(name: str) -> Model:
-    """Return the model of a hub id that fewstep has no name for: what its copy here says, else one like SDXL."""
+    """Return the model of a hub id without a name here: what its copy here says, else one like SDXL."""
     revision = pinned_revision(name)
     config = hub.cached_file(name, "unet/config.json", revision)
     if config is not None and hub.cached_file(name, "model_index.json", revision) is not None:
@@ -163,7 +163,7 @@ def _file_model(name: str, path: Path) -> Model:
     family = (
         kind.family
         if kind.family in architectures.DRAWABLE
-        else architectures.family_of_targets(kind.targets)
+        else architectures.family_of_networks(kind.targets)
     )
     return Model(
         name=name, family=family, source=str(path), size=architectures.architecture_of(family).side,
@@ -180,7 +180,7 @@ def obstacle(kind: FileKind, *, folder: bool) -> str:
         return f"fewstep does not draw with {architectures.title_of(kind.family)}"
     if kind.quantised:
         return "its weights are quantised (scaled fp8 or whole numbers): choose one in fp32, fp16 or bf16"
-    family = architectures.family_of_targets(kind.targets) if kind.family == UNKNOWN else kind.family
+    family = architectures.family_of_networks(kind.targets) if kind.family == UNKNOWN else kind.family
     missing = [part for part in architectures.architecture_of(family).encoders if part not in kind.targets]
     if missing:
         return f"it holds no {' and no '.join(missing)}: choose one that holds all"

@@ -10,9 +10,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewstep.checking.active_loras import check_loras
 from fewstep.checking.call import call_line, check_call
 from fewstep.checking.case import Check, Finding, PlannedCall, Report, case_of
-from fewstep.checking.loras import check_loras
 from fewstep.checking.networks import check_dtypes, check_rest, check_unet, check_vae, check_whole
 from fewstep.checking.pipeline import read_pipeline
 from fewstep.checking.scheduler import check_scheduler

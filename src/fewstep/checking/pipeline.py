@@ -75,7 +75,7 @@ def _from_object(pipe: Any) -> Pipeline:
         dtypes={name: str(network.dtype).removeprefix("torch.") for name, network in networks.items()},
         device="" if hasattr(pipe.unet, "_hf_hook") else str(getattr(pipe.unet, "device", "")),
         gpu=_gpu() if networks else "",
-        adapters=tuple(_adapters(pipe)),
+        adapters=tuple(_loras_on_unet(pipe)),
         padding=str(padding or ""),
         watermark=getattr(pipe, "watermark", None) is not None,
     )
@@ -97,7 +97,7 @@ def _gpu() -> str:
     return "cuda" if torch is not None and torch.cuda.is_available() else ""
 
 
-def _adapters(pipe: Any) -> Iterator[ActiveAdapter]:
+def _loras_on_unet(pipe: Any) -> Iterator[ActiveAdapter]:
     """The UNet's LoRAs, as peft's layers have them; those fused and unloaded are known by name only."""
     modules = pipe.unet.modules() if hasattr(pipe.unet, "modules") else ()
     layers = [each for each in modules if hasattr(each, "lora_A") and hasattr(each, "scaling")]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.checking.case import LEVELS, Case, Finding, Severity
-from fewstep.noise import BETA_END, BETA_START, TRAIN_STEPS
+from fewstep.noise_process import BETA_END, BETA_START, TRAIN_STEPS
 from fewstep.schedulers import leading
 
 CONSISTENCY = ("LCMScheduler", "TCDScheduler")
@@ -57,7 +57,7 @@ FIELDS = (
 def check_scheduler(case: Case) -> Iterator[Finding]:
     """Class, levels, and what it makes of them."""
     misfits = list(_class(case))
-    yield from misfits or _levels(case)
+    yield from misfits or _check_levels(case)
     config = case.pipeline.parts["scheduler"]
     for field in FIELDS:
         value = config.get(field.key, field.right)
@@ -89,22 +89,24 @@ def _class(case: Case) -> Iterator[Finding]:
         )
 
 
-def _levels(case: Case) -> Iterator[Finding]:
+def _check_levels(case: Case) -> Iterator[Finding]:
     config = case.pipeline.parts["scheduler"]
-    made = _made(case.pipeline.scheduler, config)
+    made = _our_scheduler_name(case.pipeline.scheduler, config)
     steps = case.asked.steps or case.recipe.steps.default
     if case.distilled and case.level and made not in case.recipe.schedulers:
-        first = f": with {steps} steps it starts at timestep {_first(made, steps)}, not 999"
+        first = f": with {steps} steps it starts at timestep {_first_timestep(made, steps)}, not 999"
         yield Finding(
             what=f"the scheduler's levels are {made!r}, and mode {case.mode!r} was made on "
             f"{' or '.join(map(repr, case.recipe.schedulers))}{first * (made in STARTS)}; noise stays in the "
             "picture, or it blurs",
-            mend=case.rescheduled(**{**dict.fromkeys(_shapes(config), False), **LEVELS[case.level]}),
+            mend=case.rescheduled(
+                **{**dict.fromkeys(_active_sigma_switches(config), False), **LEVELS[case.level]}
+            ),
         )
     elif not case.distilled and made == "leading" and steps < ENOUGH:
         yield Finding(
             what=f"the scheduler's levels are 'leading': with {steps} steps it starts at timestep "
-            f"{_first(made, steps)}, not 999, on latents of pure noise: grey pictures, or noise",
+            f"{_first_timestep(made, steps)}, not 999, on latents of pure noise: grey pictures, or noise",
             mend=case.rescheduled(timestep_spacing="trailing"),
         )
     elif made == "leading" and config.get("steps_offset", 0) != 1:
@@ -116,24 +118,24 @@ def _levels(case: Case) -> Iterator[Finding]:
         )
 
 
-def _first(made: str, steps: int) -> int:
+def _first_timestep(made: str, steps: int) -> int:
     """The first timestep; of "linspace" (numpy's), one step is the last."""
     if made == "linspace":
         return 999 if steps > 1 else 0
     return round(leading(steps).timesteps[0])
 
 
-def _made(name: str, config: Mapping[str, Any]) -> str:
+def _our_scheduler_name(name: str, config: Mapping[str, Any]) -> str:
     """Which of our schedulers a configuration amounts to, or the name of another."""
     if name in CONSISTENCY:
         return "lcm"  # these read no timestep_spacing
-    for shape in _shapes(config):
+    for shape in _active_sigma_switches(config):
         return shape.removeprefix("use_").removesuffix("_sigmas")
     spacing = "leading" if name == "DDIMScheduler" else "linspace"  # where a folder's file is silent
     return str(config.get("timestep_spacing", spacing))
 
 
-def _shapes(config: Mapping[str, Any]) -> list[str]:
+def _active_sigma_switches(config: Mapping[str, Any]) -> list[str]:
     """The switches, of those that bend levels whatever their spacing, that are on."""
     return [f"use_{shape}_sigmas" for shape in SHAPES if config.get(f"use_{shape}_sigmas")]
 
@@ -155,7 +157,7 @@ def _betas(case: Case, config: Mapping[str, Any]) -> Iterator[Finding]:
 def _prediction(case: Case, config: Mapping[str, Any]) -> Iterator[Finding]:
     """What the UNet answers with must be what the scheduler takes it for."""
     own, needed = config.get("prediction_type", "epsilon"), case.recipe.prediction
-    velocity = any(sign in _names(case) for sign in ("v-pred", "v_pred", "vpred"))
+    velocity = any(sign in _source_names(case) for sign in ("v-pred", "v_pred", "vpred"))
     adapter = case.weights is not None and case.weights.attach == "adapter"
     if needed and own != needed:
         yield _predicted(case, own, needed, f"the UNet of mode {case.mode!r} answers with {needed!r}")
@@ -183,6 +185,6 @@ def _predicted(case: Case, own: object, needed: str, why: str, severity: Severit
     )
 
 
-def _names(case: Case) -> str:
+def _source_names(case: Case) -> str:
     unet = case.pipeline.parts["unet"].get("_name_or_path", "")
     return f"{case.pipeline.source} {unet}".lower()

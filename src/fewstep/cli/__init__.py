@@ -17,12 +17,13 @@ import fewstep
 from fewstep.cli.arguments import Parser, parse_words
 from fewstep.cli.evaluate import add_evaluate
 from fewstep.cli.generate import add_generate
-from fewstep.cli.info import add_inspect, add_listings
+from fewstep.cli.inspect import add_inspections
 from fewstep.cli.models import add_models
+from fewstep.cli.modes import add_modes
 from fewstep.cli.train import add_train
 from fewstep.errors import FewstepError
 
-COMMANDS = (add_generate, add_listings, add_models, add_inspect, add_train, add_evaluate)
+COMMANDS = (add_generate, add_modes, add_models, add_inspections, add_train, add_evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

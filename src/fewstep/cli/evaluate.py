@@ -64,7 +64,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 def add_evaluate(commands: Any) -> None:
     """The command."""
-    evaluation = add_command(commands, "eval", _evaluate, "measure quality and speed of the modes")
+    evaluation = add_command(commands, "eval", _run_eval, "measure quality and speed of the modes")
     evaluation.add_argument(
         "--work", default="fewstep-train", type=Path,
         help="folder of `fewstep train data`; unfinished evaluations go on from it",
@@ -75,7 +75,7 @@ def add_evaluate(commands: Any) -> None:
     evaluation.add_argument("--plot", type=Path, help="PNG of quality against time to write")
 
 
-def _evaluate(asked: argparse.Namespace) -> int:
+def _run_eval(asked: argparse.Namespace) -> int:
     try:
         return _measure(asked)
     except ModuleNotFoundError as error:

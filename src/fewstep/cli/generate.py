@@ -33,13 +33,13 @@ _READ: dict[Any, dict[str, Any]] = {
 
 def add_generate(commands: Any) -> None:
     """Both commands."""
-    generate = add_command(commands, "generate", _generate, "make pictures")
+    generate = add_command(commands, "generate", _run_generate, "make pictures")
     _add_options(generate)
     generate.add_argument("-o", "--output", default="fewstep.png", help="PNG to write (fewstep.png)")
     generate.add_argument("--overwrite", action="store_true", help="replace files that exist")
     generate.add_argument("-q", "--quiet", action="store_true", help="print nothing on success")
 
-    plan = add_command(commands, "plan", _plan, "show what would run; loads no weights")
+    plan = add_command(commands, "plan", _run_plan, "show what would run; loads no weights")
     _add_options(plan)
 
 
@@ -53,12 +53,12 @@ def _add_options(command: Any) -> None:
     for option in OPTIONS.values():
         flag = f"--{(option.flag or option.name).replace('_', '-')}"
         command.add_argument(
-            flag, dest=option.name, default=NOT_GIVEN, help=option.help, **_how_to_read(option.type)
+            flag, dest=option.name, default=NOT_GIVEN, help=option.help, **_argparse_type(option.type)
         )
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _how_to_read(kind: Any) -> dict[str, Any]:
+def _argparse_type(kind: Any) -> dict[str, Any]:
     """Return argparse's words for a type; a number, or a list of numbers, counts as the one."""
     if kind in _READ:
         return _READ[kind]
@@ -69,7 +69,7 @@ def _given_options(asked: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(asked, name) for name in ("steps", "mode", *OPTIONS) if hasattr(asked, name)}
 
 
-def _generate(asked: argparse.Namespace) -> int:
+def _run_generate(asked: argparse.Namespace) -> int:
     from fewstep import metadata
 
     pictures = fewstep.plan(asked.prompt, **_given_options(asked)).request.prompts
@@ -106,7 +106,7 @@ def _report(result: Result, asked: argparse.Namespace) -> None:
         )
 
 
-def _plan(asked: argparse.Namespace) -> int:
+def _run_plan(asked: argparse.Namespace) -> int:
     plan = fewstep.plan(asked.prompt, **_given_options(asked))
     if asked.json:
         print(json.dumps(plan.to_dict()))

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 def add_models(commands: Any) -> None:
     """`fewstep models`, `fewstep models NAME...`, `fewstep models pull NAME...`"""
     models = add_command(
-        commands, "models", _models, "list model files and licences; `models pull NAME` gets them"
+        commands, "models", _run_models, "list model files and licences; `models pull NAME` gets them"
     )
     models.add_argument("names", nargs="*", metavar="[pull] NAME", help="tell more of these, or get them")
     models.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _models(asked: argparse.Namespace) -> int:
+def _run_models(asked: argparse.Namespace) -> int:
     from fewstep.catalog.assets import ASSETS
 
     pull = asked.names[:1] == ["pull"]
@@ -36,7 +36,7 @@ def _models(asked: argparse.Namespace) -> int:
         raise RequestError("the name is missing: type fewstep models pull sdxl")
     chosen = [_asset(name) for name in names] or [*ASSETS.values()]
     if pull:
-        return _pull(chosen)
+        return _run_pull(chosen)
     facts = [_facts(asset) for asset in chosen]
     if asked.json:
         print(json.dumps(facts))
@@ -117,7 +117,7 @@ def _details(one: dict[str, Any]) -> str:
     return "\n".join([one["name"], *(f"  {name:11} {text}" for name, text in rows.items() if text)])
 
 
-def _pull(chosen: Sequence[Asset]) -> int:
+def _run_pull(chosen: Sequence[Asset]) -> int:
     from fewstep.catalog.hub import fetch_folder, format_size
     from fewstep.catalog.models import bundled_folder
 

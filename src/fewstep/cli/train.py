@@ -65,7 +65,7 @@ _OFTEN = 25  # steps to a line
 
 def add_train(commands: Any) -> None:
     """The command."""
-    train = add_command(commands, "train", _train, "train on your pictures, or the bundled model")
+    train = add_command(commands, "train", _run_train, "train on your pictures, or the bundled model")
     train.description, train.formatter_class = _TEXT, RawDescriptionHelpFormatter
     train.add_argument("stage", metavar="STAGE", help="one of the above")
     train.add_argument(
@@ -79,7 +79,7 @@ def add_train(commands: Any) -> None:
     )  # fmt: skip
 
 
-def _train(asked: argparse.Namespace) -> int:
+def _run_train(asked: argparse.Namespace) -> int:
     given = {f.name: getattr(asked, f.name) for f in fields(TrainConfig) if hasattr(asked, f.name)}
     own = hasattr(asked, "images")
     check_stage(asked.stage, *([] if own else [BUNDLED_STAGES]))  # before torch is imported
@@ -90,12 +90,12 @@ def _train(asked: argparse.Namespace) -> int:
     try:
         if not own:
             return _bundled(asked.stage, getattr(asked, "work", Path("fewstep-train")))
-        return _own(_order(given), dry=hasattr(asked, "dry_run"))
+        return _own(_training_config(given), dry=hasattr(asked, "dry_run"))
     except ModuleNotFoundError as error:
         raise FewstepError(f"training needs {error.name}: pip install 'fewstep[train]'") from error
 
 
-def _order(given: dict[str, Any]) -> TrainConfig:
+def _training_config(given: dict[str, Any]) -> TrainConfig:
     """The words of the command line → an order."""
     if "out" not in given:
         raise RequestError("--out is missing: give a folder for state and result, such as --out trained")

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from fewstep.errors import CorruptModelError
-from fewstep.noise import PREDICTIONS
+from fewstep.noise_process import PREDICTIONS
 
 DEFAULT_LATENT_SIDE = 128  # a UNet's sample_size where its configuration is silent: SDXL's
 MAX_LATENT_SIDE = 1024  # latents a side, 8192 pixels: 8 times SDXL's

@@ -18,7 +18,7 @@ from fewstep.catalog.mode_weights import check_guidance_embedding
 from fewstep.catalog.models import ALIASES, TINY, Model
 from fewstep.errors import RequestError
 from fewstep.files.config import trained_size
-from fewstep.noise import PREDICTIONS, VariancePreserving
+from fewstep.noise_process import PREDICTIONS, VariancePreserving
 from fewstep.recipe import Recipe
 
 if TYPE_CHECKING:

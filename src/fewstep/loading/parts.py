@@ -31,7 +31,7 @@ from fewstep.files import config
 from fewstep.loading import single_file, textual_inversion
 from fewstep.loading.build import Blueprint, ModelBlueprint, build_network
 from fewstep.loading.folder import read_folder, read_network
-from fewstep.noise import NoiseProcess, VariancePreserving
+from fewstep.noise_process import NoiseProcess, VariancePreserving
 from fewstep.recipe import Recipe, Weights
 from fewstep.request.schema import EngineKey
 from fewstep.runtimes import offload

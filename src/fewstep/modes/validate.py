@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from fewstep.errors import describe_error
-from fewstep.noise import PREDICTIONS
+from fewstep.noise_process import PREDICTIONS
 from fewstep.recipe import Guidance, Recipe, Steps, Weights
 from fewstep.samplers import SAMPLERS, Sampler
 from fewstep.schedulers import SCHEDULERS

@@ -1,4 +1,4 @@
-"""Which engine serves a call, and what it is to draw: names → model, recipe, weights. torch is not imported."""
+"""Which engine serves a call, and what it is to draw: names → model, recipe, weights. No torch."""
 
 from __future__ import annotations
 
@@ -73,16 +73,16 @@ def choose_engine(mode: str | None, steps: int | None, options: EngineOptions) -
 def resolve_call(
     choice: EngineChoice, prompt: Prompts, steps: int | None, options: PictureOptions, commercial: bool
 ) -> Job:
-    """Return the job of a call: what needs no weights is checked, given pictures are read, nothing is computed.
+    """Return the job of a call: what needs no weights is checked, and given pictures are read.
 
     Raises `RequestError` or `ModelError`.
     """
     job = resolve_job(choice.model, choice.recipe, prompt, steps, options)
     request = job.request
-    features = [name for name in runtimes.FEATURES if getattr(request, name)]
     if request.prompts_2:
         _check_features(["prompt_2"], choice.model)
-    if features:
+    if request.loras or request.control or request.reference:
+        features = features_of_call(request)
         _check_features(features, choice.model)
         runtimes.choose_runtime(choice.key.options["runtime"], features)
         addons.check_loras(request.loras, choice.model)
@@ -90,6 +90,11 @@ def resolve_call(
         if commercial:
             licences.check_commercial(licences_of_call(request))
     return job
+
+
+def features_of_call(request: Request) -> list[str]:
+    """Return which of `fewstep.catalog.runtimes.FEATURES` a call uses."""
+    return [name for name in runtimes.FEATURES if getattr(request, name)]
 
 
 def _check_features(features: Sequence[str], model: Model) -> None:

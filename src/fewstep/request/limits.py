@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fewstep.errors import RequestError
-from fewstep.noise import PREDICTIONS
+from fewstep.noise_process import PREDICTIONS
 from fewstep.recipe import Recipe
 from fewstep.request.options import DEVICES, OPTIONS, EngineOptions
 
@@ -114,7 +114,7 @@ def _check_guidance(request: Request, recipe: Recipe) -> None:
 
 
 def size_fits(width: int, height: int, size: int) -> bool:
-    """Return whether both sides are multiples of 8, half to twice the trained one, the area at most 2.25 times."""
+    """Return whether sides are multiples of 8, half to twice the trained one, the area at most 2.25 times."""
     sides = all(size // 2 <= side <= 2 * size and side % 8 == 0 for side in (width, height))
     return sides and width * height <= 2.25 * size * size
 

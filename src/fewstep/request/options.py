@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args, get_
 from PIL.Image import Image
 
 from fewstep.catalog import runtimes
-from fewstep.noise import PREDICTIONS
+from fewstep.noise_process import PREDICTIONS
 from fewstep.prompts import Embedding
 
 Prompts: TypeAlias = str | Embedding | Sequence[str | Embedding]

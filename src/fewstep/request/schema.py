@@ -1,4 +1,4 @@
-"""`EngineKey`: which engine; `Request`: one checked order; `Plan`: what it resolves to; `Job`: its pictures."""
+"""`EngineKey`: which engine; `Request`: a checked order; `Plan`: what it resolves to; `Job`: its pictures."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fewstep.catalog.runtimes import RUNTIMES
+from fewstep.catalog.runtimes import RuntimeInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +20,7 @@ class Decoder(Protocol):
 
 
 class Runtime(Protocol):
-    """The seam: loaded modules of torch → what the loop calls."""
-
-    name: str
+    """The seam: loaded modules of torch → what the loop calls; what it can run is in its `RuntimeInfo`."""
 
     def network(self, module: Any, /) -> Network:
         """Return a UNet as the denoiser calls it."""
@@ -30,11 +28,8 @@ class Runtime(Protocol):
     def decoder(self, vae: Any, /) -> Decoder:
         """Return a VAE's decoder."""
 
-    def supports(self, feature: str, /) -> bool:
-        """Return whether calls with this option can run (`fewstep.catalog.runtimes.FEATURES`)."""
 
-
-def load_runtime(name: str) -> Runtime:
-    """Return the runtime of this name, one of `RUNTIMES`."""
-    runtime: Runtime = import_module(RUNTIMES[name].module).RUNTIME
+def load_runtime(info: RuntimeInfo) -> Runtime:
+    """Return the code of a runtime, one of `fewstep.catalog.runtimes.RUNTIMES`."""
+    runtime: Runtime = import_module(info.module).RUNTIME
     return runtime

@@ -7,15 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.catalog.runtimes import RUNTIMES
 from fewstep.denoiser import Conditioning, Network
 from fewstep.runtimes import Decoder, Runtime
 
 
 class Eager:
     """Runs modules as they are."""
-
-    name = "eager"
 
     def network(self, module: Any, /) -> Network:
         """Return a diffusers `UNet2DConditionModel` (or a compiled one) behind the seam."""
@@ -29,10 +26,6 @@ class Eager:
             return pictures.float()
 
         return decode
-
-    def supports(self, feature: str, /) -> bool:
-        """Return True for all there is: weights and hooks may change between calls."""
-        return feature in RUNTIMES[self.name].features
 
 
 RUNTIME: Runtime = Eager()

@@ -17,7 +17,7 @@ import numpy as np
 
 from fewstep.errors import RequestError, describe_error
 from fewstep.modes.validate import recipe_faults
-from fewstep.noise import TRAIN_STEPS, timestep_of
+from fewstep.noise_process import TRAIN_STEPS, timestep_of
 from fewstep.recipe import Recipe
 from fewstep.samplers import Sampler
 from fewstep.schedulers import Schedule

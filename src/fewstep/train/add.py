@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fewstep.denoiser import Conditioning, Network
-from fewstep.noise import SDXL_SIGMAS, TRAIN_STEPS
+from fewstep.noise_process import SDXL_SIGMAS, TRAIN_STEPS
 from fewstep.runtimes.eager import eager_network
 from fewstep.train.discriminator import (
     Features,

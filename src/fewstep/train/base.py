@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from fewstep.architectures.text import TextEncoder
 from fewstep.denoiser import Denoiser
-from fewstep.noise import SDXL_SIGMAS, NoiseProcess, VariancePreserving
+from fewstep.noise_process import SDXL_SIGMAS, NoiseProcess, VariancePreserving
 from fewstep.runtimes.eager import eager_network
 from fewstep.samplers import Denoise
 from fewstep.train.bundled.data import PICTURE_SIZE

@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from fewstep.denoiser import Conditioning
-from fewstep.noise import timestep_of
+from fewstep.noise_process import timestep_of
 from fewstep.train.source import level_column
 
 

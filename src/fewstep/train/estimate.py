@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fewstep.architectures.text import Size, size_ids
 from fewstep.denoiser import Conditioning
 from fewstep.devices import probe
-from fewstep.noise import SDXL_NOISE
+from fewstep.noise_process import SDXL_NOISE
 from fewstep.prompts import WINDOW
 from fewstep.train import stages
 from fewstep.train.config import TrainConfig

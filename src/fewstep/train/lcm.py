@@ -17,7 +17,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from fewstep.denoiser import Network, guidance_embedding
-from fewstep.noise import sigma_of
+from fewstep.noise_process import sigma_of
 from fewstep.runtimes.eager import eager_network
 from fewstep.samplers import Denoise
 from fewstep.train import lora

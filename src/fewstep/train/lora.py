@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fewstep.denoiser import Network
-from fewstep.noise import SDXL_SIGMAS
+from fewstep.noise_process import SDXL_SIGMAS
 from fewstep.runtimes.eager import eager_network
 from fewstep.train.base import EMPTY, denoising_loss
 from fewstep.train.loop import Draw, Hyper, Learning

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.architectures.text import Size, TextEncoder
 from fewstep.denoiser import Cfg, Conditioning, Denoiser, Network
-from fewstep.noise import NoiseProcess
+from fewstep.noise_process import NoiseProcess
 from fewstep.train.loop import Draw
 
 

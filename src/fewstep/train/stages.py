@@ -66,7 +66,7 @@ def unet_run(order: TrainConfig, parts: Parts, source: Source, place: Placement)
         torch.manual_seed(order.seed)  # of what starts at random: an adapter's first factors, and heads
         task, unet, width = make_task(order, parts, source)
     networks = Networks(
-        text=parts.text, network=unet, codec=Codec(parts.vae, place), process=parts.process,
+        text=parts.text, network=unet, codec=Codec(parts.vae, place), runtime="eager", process=parts.process,
         guidance_width=width, placement=place, lock=parts.lock,
     )  # fmt: skip
     sitting = _sitting(order, networks, source)

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from fewstep.train import loop
-from fewstep.train.bundled import augment
+from fewstep.train.bundled import sprite_pictures
 from fewstep.train.loop import Draw, Hyper
 from fewstep.train.pictures import TrainingPicture
 
@@ -73,7 +73,7 @@ class VaeTask:
 def crops(sprites: Tensor, batch: int, draw: Draw) -> Tensor:
     """Pieces of placed sprites, (B, 3, `CROP`, `CROP`) in [-1, 1]."""
     index = torch.randint(len(sprites), (batch,), generator=draw.torch)
-    pictures, _ = augment.make_pictures(sprites[index], draw.python)
+    pictures, _ = sprite_pictures.make_pictures(sprites[index], draw.python)
     top, left = (draw.python.randrange(pictures.shape[-1] - CROP + 1) for _ in range(2))
     return pictures[:, :, top : top + CROP, left : left + CROP].contiguous()
 
@@ -99,7 +99,7 @@ def measure_psnr(
 ) -> float:
     """PSNR in dB of `pictures` sprites from all over the set, placed at random, that went that way."""
     stride = max(1, len(sprites) // pictures)
-    real, _ = augment.make_pictures(sprites[::stride][:pictures], random.Random(seed))
+    real, _ = sprite_pictures.make_pictures(sprites[::stride][:pictures], random.Random(seed))
     return psnr(torch.cat([way(part) for part in real.split(32)]), real)
 
 

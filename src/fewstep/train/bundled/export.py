@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTokenizer
 
 from fewstep.architectures.text import TextEncoder
-from fewstep.noise import BETA_END, BETA_START, TRAIN_STEPS
+from fewstep.noise_process import BETA_END, BETA_START, TRAIN_STEPS
 from fewstep.train.base import PROCESS
 from fewstep.train.bundled.data import sha256
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.train import loop
-from fewstep.train.bundled import augment, data, features
+from fewstep.train.bundled import data, features, sprite_pictures
 from fewstep.train.bundled.data import Caption
 from fewstep.train.bundled.features import SIDE, WIDTH, FeatureNetwork
 from fewstep.train.loop import Draw, Hyper, Progress
@@ -80,7 +80,7 @@ class FeaturesTask:
 
     def loss(self, draw: Draw) -> Tensor:
         index = torch.randint(len(self.sprites), (self.batch,), generator=draw.torch)
-        pictures, _ = augment.make_pictures(self.sprites[index], draw.python)
+        pictures, _ = sprite_pictures.make_pictures(self.sprites[index], draw.python)
         feature = self.network(soften(pictures, draw))
         styles = self.modules["styles"](SCALE * feature).float()
         centres = self.modules["names"].get_parameter("weight")
@@ -111,7 +111,7 @@ def measure_features(
     known = features.describe_sprites(network, sprites)
     draw = Draw(torch.Generator().manual_seed(seed), random.Random(seed))
     made = [
-        network(soften(augment.make_pictures(part, draw.python)[0], draw))
+        network(soften(sprite_pictures.make_pictures(part, draw.python)[0], draw))
         for part in shrink_sprites(sprites).split(128)
     ]
     names = [caption.label for caption in captions]

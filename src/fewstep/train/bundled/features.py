@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fewstep.catalog.models import TINY
 from fewstep.errors import ModelNotFoundError
 from fewstep.files.untrusted import raise_as_corrupt
-from fewstep.train.bundled import augment
+from fewstep.train.bundled import sprite_pictures
 from fewstep.train.bundled.data import sha256
 
 SHIPPED = TINY / "features" / "features.safetensors"
@@ -111,7 +111,7 @@ _SPRITE_BATCH = 128  # sprites
 
 def describe_sprites(network: FeatureNetwork, sprites: Tensor) -> Tensor:
     """Features (P, 3, D) of uint8 sprites (P, 4, H, W) on each of `BACKDROPS`."""
-    colours = torch.tensor([augment.COLOURS[name] for name in BACKDROPS]).view(-1, 1, 3, 1, 1) / 255
+    colours = torch.tensor([sprite_pictures.COLOURS[name] for name in BACKDROPS]).view(-1, 1, 3, 1, 1) / 255
     views = []
     for part in sprites.split(_SPRITE_BATCH):
         layers = part.float() / 255

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.train import outputs
-from fewstep.train.bundled import augment
+from fewstep.train.bundled import sprite_pictures
 from fewstep.train.bundled.data import Caption
 from fewstep.train.loop import Draw, Progress
 
 VARIANTS = 6  # placements of each sprite
 HELD_OUT = 20  # one in so many (name, style) pairs is never trained on
-_NAMES = (None, *augment.COLOURS)
+_NAMES = (None, *sprite_pictures.COLOURS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Latents:
         """`size` random latents, fp32, each with a way of saying what it shows; "" at the rate `empty`."""
         index = self.shown[torch.randint(len(self.shown), (size,), generator=draw.torch)]
         prompts = [
-            augment.make_prompt(
+            sprite_pictures.make_prompt(
                 self.captions[i % len(self.captions)], _NAMES[int(self.backdrops[i])], draw.python, empty
             )
             for i in index.tolist()
@@ -78,7 +78,7 @@ def encode_sprites(
     with torch.no_grad(), torch.autocast(vae.device.type, torch.bfloat16):
         for _ in range(VARIANTS):
             for part in sprites.split(128):
-                pictures, names = augment.make_pictures(part, rng)
+                pictures, names = sprite_pictures.make_pictures(part, rng)
                 values.append(vae.encode(pictures.to(vae.device)).latent_dist.sample(noise).float().cpu())
                 backdrops += [_NAMES.index(name) for name in names]
                 yield Progress(len(backdrops), 0.0, 0.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from fewstep.train.bundled import augment
+from fewstep.train.bundled import sprite_pictures
 from fewstep.train.bundled.data import Caption
 
 VOCABULARY_SIZE = 3000  # entries, the two special ones included
@@ -43,7 +43,7 @@ def build_tokenizer(captions: list[Caption], folder: Path, *, seed: int = 0) -> 
 def _lines(captions: list[Caption], seed: int) -> Iterator[str]:
     rng = random.Random(seed)
     for caption in captions:
-        yield augment.make_prompt(caption, rng.choice(list(augment.COLOURS)), rng, empty=0)
+        yield sprite_pictures.make_prompt(caption, rng.choice(list(sprite_pictures.COLOURS)), rng, empty=0)
         yield " ".join(caption.tags)
 
 

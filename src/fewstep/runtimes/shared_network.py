@@ -1,4 +1,4 @@
-"""One network for many calls: they take turns; rows of one length go together, fewer where memory runs out."""
+"""One network for many calls: they take turns; rows of one length together, fewer where memory is out."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ LORA_NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 UNET = LORA_NETWORKS[0]
 
 
-class LoraLayer(NamedTuple):
+class LoraTarget(NamedTuple):
     """A weight that an adapter can change."""
 
     weight: str  # its name in the network
     shape: Size  # (out, in) or (out, in, kernel, kernel)
 
 
-LoraLayers = Mapping[tuple[str, str], LoraLayer]  # by network and name
+LoraTargets = Mapping[tuple[str, str], LoraTarget]  # by network and name
 
 # Outside the blocks: diffusers → original.
 _OUTSIDE_BLOCKS = {
@@ -55,11 +55,11 @@ _FORMER_ENDINGS = {
 }
 
 
-def find_layers(networks: Mapping[str, nn.Module], config: Any) -> LoraLayers:
+def find_lora_targets(networks: Mapping[str, nn.Module], config: Any) -> LoraTargets:
     """Every layer of these networks; the configuration is the UNet's."""
     per_block = config.layers_per_block  # residual ones, on the way down; no SDXL has several numbers of them
     each = 1 + (per_block if isinstance(per_block, int) else per_block[0])
-    found: dict[tuple[str, str], LoraLayer] = {}
+    found: dict[tuple[str, str], LoraTarget] = {}
     for network, module in networks.items():
         own = dict(_own_layers(module))
         attended = {name.partition("_attentions_")[0] for name in own if "_attentions_" in name}
@@ -76,11 +76,11 @@ def underscored(name: str) -> str:
     return name.replace(".base_layer", "").replace(".", "_").removeprefix("text_model_")
 
 
-def _own_layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def _own_layers(network: nn.Module) -> Iterator[tuple[str, LoraTarget]]:
     """Matrices and convolutions."""
     for name, weight in network.named_parameters():
         if name.endswith(".weight") and weight.ndim in (2, 4):
-            yield underscored(name.removesuffix(".weight")), LoraLayer(name, weight.shape)
+            yield underscored(name.removesuffix(".weight")), LoraTarget(name, weight.shape)
 
 
 def _former_names(name: str) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.train.bundled import augment
+from fewstep.train.bundled import sprite_pictures
 from fewstep.train.bundled.data import Caption
 
 SIDE = 32
@@ -24,7 +24,7 @@ def sprites(count: int) -> Tensor:
 
 def prompts(caption: Caption, backdrop: str | None, empty: float = 0.1) -> list[str]:
     rng = random.Random(0)
-    return [augment.make_prompt(caption, backdrop, rng, empty) for _ in range(4000)]
+    return [sprite_pictures.make_prompt(caption, backdrop, rng, empty) for _ in range(4000)]
 
 
 def share(prompts: list[str], part: str) -> float:
@@ -32,9 +32,9 @@ def share(prompts: list[str], part: str) -> float:
 
 
 def test_pictures_are_in_range_and_deterministic() -> None:
-    one, names = augment.make_pictures(sprites(64), random.Random(3))
-    again, names_again = augment.make_pictures(sprites(64), random.Random(3))
-    other, _ = augment.make_pictures(sprites(64), random.Random(4))
+    one, names = sprite_pictures.make_pictures(sprites(64), random.Random(3))
+    again, names_again = sprite_pictures.make_pictures(sprites(64), random.Random(3))
+    other, _ = sprite_pictures.make_pictures(sprites(64), random.Random(4))
     assert one.shape == (64, 3, SIDE, SIDE)
     assert one.dtype == torch.float32
     assert -1 <= float(one.min()) < -0.9
@@ -45,22 +45,22 @@ def test_pictures_are_in_range_and_deterministic() -> None:
 
 
 def test_backgrounds_are_named_right() -> None:
-    pictures, names = augment.make_pictures(sprites(400), random.Random(0))
+    pictures, names = sprite_pictures.make_pictures(sprites(400), random.Random(0))
     corners = (pictures[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] + 1) * 127.5  # (B, 3, 4)
-    assert set(names) == {None, *augment.COLOURS}
+    assert set(names) == {None, *sprite_pictures.COLOURS}
     for corner, name in zip(corners, names, strict=True):
         spread = float((corner - corner[:, :1]).abs().max())
         if name is None:
             assert spread > 1
             continue
-        wanted = torch.tensor(augment.COLOURS[name]).float()
+        wanted = torch.tensor(sprite_pictures.COLOURS[name]).float()
         assert spread < 1e-3
         assert float((corner[:, 0] - wanted).abs().max()) < (1e-3 if name == "white" else 36)  # 4.5 sigma
 
 
 def test_half_of_the_backgrounds_are_white_and_an_eighth_are_ramps() -> None:
     rng = random.Random(1)
-    names = [augment.make_background(rng, 2)[1] for _ in range(4000)]
+    names = [sprite_pictures.make_background(rng, 2)[1] for _ in range(4000)]
     assert names.count("white") / 4000 == pytest.approx(0.5, abs=0.03)
     assert names.count(None) / 4000 == pytest.approx(0.12, abs=0.02)
 
@@ -68,14 +68,14 @@ def test_half_of_the_backgrounds_are_white_and_an_eighth_are_ramps() -> None:
 def test_sprites_lie_over_the_background_by_their_alpha() -> None:
     half = torch.zeros(64, 4, SIDE, SIDE, dtype=torch.uint8)
     half[:, [0, 3]] = 102  # red at 40 %, premultiplied
-    pictures, names = augment.make_pictures(half, random.Random(0))
+    pictures, names = sprite_pictures.make_pictures(half, random.Random(0))
     middle = pictures[:, :, SIDE // 2, SIDE // 2][[name == "white" for name in names]]
     expected = torch.tensor([1.0, 0.2, 0.2])  # 0.4 red + 0.6 white, in [-1, 1]
     torch.testing.assert_close(middle, expected.expand_as(middle), atol=1e-5, rtol=0)
 
 
 def test_sprites_stay_inside_at_78_to_100_percent() -> None:
-    placed = augment.place_sprites(sprites(200).float() / 255, random.Random(0))
+    placed = sprite_pictures.place_sprites(sprites(200).float() / 255, random.Random(0))
     sides = placed[:, 3].sum(dim=(1, 2)).sqrt() / (SIDE / 2)
     assert float(sides.min()) > 0.75
     assert float(sides.max()) < 1.02
