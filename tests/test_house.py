@@ -47,7 +47,7 @@ SMALL = {
     "cli/inspect.py",  # three commands that ask and print
 }  # fmt: skip
 # Public calls name every choice: an editor completes from them.
-MANY_PARAMETERS = {"generate", "load", "check", "_move"}
+MANY_PARAMETERS = {"generate", "load", "check", "_step_to_level"}
 
 
 def module(path: Path) -> str:

@@ -18,7 +18,7 @@ from fewstep import Recipe, Weights, modes
 from fewstep.catalog import addons
 from fewstep.catalog.addons import LORA_NAME
 from fewstep.catalog.assets import ACCELERATORS, BASES
-from fewstep.catalog.hub import is_hub_id, local_path
+from fewstep.catalog.hub import existing_path, is_hub_id
 from fewstep.catalog.mode_weights import adapter_file, choose_weights, unet_file, unet_folder
 from fewstep.catalog.models import describe_model
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
@@ -192,7 +192,7 @@ def test_no_hub_ids(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", 5000 * "x", "a\0b", "~nobody/x", "\ud800"])
 def test_names_of_nothing(name: str) -> None:
-    assert local_path(name) is None
+    assert existing_path(name) is None
     with pytest.raises(ModelNotFoundError) as caught:
         describe_model(name)
     assert "\n" not in str(caught.value)
@@ -200,7 +200,7 @@ def test_names_of_nothing(name: str) -> None:
 
 def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert local_path("~/model") == folder
+    assert existing_path("~/model") == folder
     assert describe_model(os.path.join("~", "model")).local
 
 

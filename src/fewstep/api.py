@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from fewstep.cancel import CancelToken, run_in_thread
 from fewstep.request import File, Job, Plan, Prompts, limits
-from fewstep.request.choose import EngineChoice, choose_engine, count_steps, resolve_call, split_options
+from fewstep.request.engine_choice import (
+    EngineChoice,
+    choose_engine,
+    count_steps,
+    resolve_call,
+    split_options,
+)
 from fewstep.request.options import OPTIONS, EngineOptions, GenerateOptions, Guide
 from fewstep.request.schema import EngineKey
 

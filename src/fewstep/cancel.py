@@ -47,7 +47,7 @@ async def run_in_thread(call: Callable[[CancelToken], T], token: CancelToken | N
     import asyncio
 
     own = CancelToken(*([] if token is None else [token]))
-    started = _pool().submit(copy_context().run, call, own)
+    started = _thread_pool().submit(copy_context().run, call, own)
     work = asyncio.wrap_future(started)
     try:
         return await asyncio.shield(work)
@@ -60,5 +60,5 @@ async def run_in_thread(call: Callable[[CancelToken], T], token: CancelToken | N
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
+def _thread_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(32, "fewstep")

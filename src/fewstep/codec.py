@@ -53,13 +53,13 @@ class Codec:
         fp32. `say` is told. `FloatingPointError` where that does not help either.
         """
         with self._lock:
-            decoded = self._run_or_tile(self._vae, lambda vae: self._decode(vae, latents), say)
+            decoded = self._run_or_tile(self._vae, lambda vae: self._decode_raw(vae, latents), say)
             if not is_finite(decoded) and self._placement.vae_dtype != torch.float32:
                 # SDXL's own VAE overflows in fp16, on some pictures.
                 say("the VAE gave numbers that are not finite, and decoded once more in fp32")
                 with raise_as_memory_error("beside the VAE, for its copy in fp32"):
                     precise = self._in_fp32()
-                decoded = self._run_or_tile(precise, lambda vae: self._decode(vae, latents), say)
+                decoded = self._run_or_tile(precise, lambda vae: self._decode_raw(vae, latents), say)
         if not is_finite(decoded):
             raise FloatingPointError("the VAE gave numbers that are not finite")
         return to_pixels(decoded)[0].cpu()
@@ -68,7 +68,7 @@ class Codec:
     def encode(self, picture: Tensor, noise: Tensor, say: Notify = ignore) -> Tensor:
         """Picture (1, 3, H, W) in [-1, 1] → latents; `noise` (1, 4, h, w) picks the sample."""
         with self._lock:
-            return self._run_or_tile(self._vae, lambda vae: self._encode(vae, picture, noise), say)
+            return self._run_or_tile(self._vae, lambda vae: self._encode_raw(vae, picture, noise), say)
 
     @torch.no_grad()
     def preview(self, latents: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Codec:
         latents = latents.nan_to_num()  # what is wrong with them is said when the picture is made
         if self._cheap:
             with self._lock:
-                seen = self._run_or_tile(self._vae, lambda vae: self._decode(vae, latents), ignore)
+                seen = self._run_or_tile(self._vae, lambda vae: self._decode_raw(vae, latents), ignore)
             return to_pixels(seen.nan_to_num())[0].cpu()
         with self._lock:
             if self._colours is None:
@@ -102,12 +102,12 @@ class Codec:
         with raise_as_memory_error("in the VAE, though it worked in tiles"):
             return run(with_tiles(vae))
 
-    def _decode(self, vae: Any, latents: Tensor) -> Tensor:
+    def _decode_raw(self, vae: Any, latents: Tensor) -> Tensor:
         raw = (latents * self._std / self._scale + self._mean).to(self._placement.device, vae.dtype)
         decoder = self._decoder if vae is self._vae else self._runtime.decoder(vae)
         return decoder(raw.contiguous(memory_format=self._format))
 
-    def _encode(self, vae: Any, picture: Tensor, noise: Tensor) -> Tensor:
+    def _encode_raw(self, vae: Any, picture: Tensor, noise: Tensor) -> Tensor:
         picture = picture.to(self._placement.device, vae.dtype).contiguous(memory_format=self._format)
         encoded = vae.encode(picture)
         if hasattr(encoded, "latents"):  # AutoencoderTiny has no posterior
@@ -132,7 +132,7 @@ class Codec:
         flat = torch.cartesian_prod(levels, levels, levels)
         noise = torch.zeros(1, 4, 8, 8)
         seen = [
-            self._encode(self._vae, colour.view(1, 3, 1, 1).expand(1, 3, 64, 64), noise).mean(dim=(2, 3))
+            self._encode_raw(self._vae, colour.view(1, 3, 1, 1).expand(1, 3, 64, 64), noise).mean(dim=(2, 3))
             for colour in flat
         ]
         latents = torch.cat(seen).cpu()

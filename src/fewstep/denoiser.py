@@ -111,8 +111,8 @@ class Denoiser:
     def __call__(self, x: Tensor, sigma: float | Sequence[float]) -> Tensor:
         """Return x0, (B, C, h, w) in fp32; `sigma` is one level for the batch, or one per row."""
         process, levels = self._process, [sigma] if isinstance(sigma, float | int) else list(sigma)
-        skip, out = (_column(c, x) for c in zip(*map(process.x0_weights, levels), strict=True))
-        seen = (x * _column([*map(process.input_scale, levels)], x)).to(self._conditioning.tokens.dtype)
+        skip, out = (_per_row(c, x) for c in zip(*map(process.x0_weights, levels), strict=True))
+        seen = (x * _per_row([*map(process.input_scale, levels)], x)).to(self._conditioning.tokens.dtype)
         times = torch.tensor([*map(process.network_time, levels)], dtype=torch.float32, device=x.device)
         times = times.expand(len(x))
         if self._cfg is None:
@@ -139,7 +139,7 @@ def guidance_embedding(w: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def _column(values: Sequence[float], x: Tensor) -> float | Tensor:
+def _per_row(values: Sequence[float], x: Tensor) -> float | Tensor:
     """One number as it is; several as (B, 1, 1, 1) beside x."""
     if len(values) == 1:
         return values[0]

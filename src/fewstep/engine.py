@@ -41,7 +41,7 @@ from fewstep.loop import Call, Networks, Step
 from fewstep.progress import Notify, Progress, show_progress
 from fewstep.prompts import Embedding
 from fewstep.request import Job
-from fewstep.request.choose import EngineChoice, features_of_call, licences_of_call
+from fewstep.request.engine_choice import EngineChoice, features_of_call, licences_of_call
 from fewstep.request.schema import EngineKey
 from fewstep.result import Result
 from fewstep.runtimes import load_runtime
@@ -113,11 +113,11 @@ class Engine(EngineBase[Step]):
         pictures = loop.decode_pictures(networks, call, step.latents)
         ended = time.perf_counter()
         timings = {"steps": stepped - started, "decode": ended - stepped, "total": ended - started}
-        return self._result(
+        return self._make_result(
             loaded.parts, networks.runtime, job, pictures, timings, (*job.plan.warnings, *notes)
         )
 
-    def _result(
+    def _make_result(
         self,
         parts: Parts,
         runtime: str,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack
 
 from fewstep.cancel import CancelToken, run_in_thread
 from fewstep.request import Job, PictureOptions, Plan, Prompts
-from fewstep.request.choose import EngineChoice, resolve_call
+from fewstep.request.engine_choice import EngineChoice, resolve_call
 from fewstep.result import Result
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class EngineBase(ABC, Generic[S]):
 
     @abstractmethod
     def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
-        """Make the pictures of a job that `fewstep.request.choose` checked for this model and mode."""
+        """Make the pictures of a job that `fewstep.request.engine_choice` checked for this model and mode."""
 
     @abstractmethod
     def close(self) -> None:

@@ -62,22 +62,22 @@ class Inspection(FileKind):
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: _plain(value) for name, value in given.items()}
+        return {name: _as_plain_data(value) for name, value in given.items()}
 
     def __str__(self) -> str:
         """A few lines for the command line."""
-        return "\n".join(_lines(self))
+        return "\n".join(_text_lines(self))
 
 
 def inspect(path: str | Path) -> Inspection:
     """Look at a model file, an index of shards or a diffusers folder; reads headers only."""
     if not isinstance(path, str | Path) or path == "":
         raise RequestError(f"path={path!r}: give a .safetensors file, or a folder")
-    header = _header(Path(os.path.expanduser(path)))
+    header = _read_any_header(Path(os.path.expanduser(path)))
     kind = identify.identify(header)
-    recipes = dict(_recipes())
+    recipes = dict(_sound_recipes())
     own = [mode for mode, recipe in recipes.items() if _is_own_file(recipe, kind, header.path)]
-    obstacle = _obstacle(kind, header.path)
+    obstacle = _obstacle_as_list(kind, header.path)
     whys = {mode: _why_it_fits(recipe, kind, mode in own) for mode, recipe in recipes.items()}
     modes = {mode: why for mode, why in whys.items() if why and not obstacle}
     mode, doubt = _proven_mode(header, kind, {mode: recipes[mode] for mode in modes}, own)
@@ -97,7 +97,7 @@ def inspect(path: str | Path) -> Inspection:
     )
 
 
-def _header(path: Path) -> Header:
+def _read_any_header(path: Path) -> Header:
     """Of a file; or of all the files of a folder or index, as if they were one."""
     if path.is_dir():
         return _folder_header(path)
@@ -132,7 +132,7 @@ def _join_headers(path: Path, found: Mapping[str, list[Path]]) -> Header:
     )
 
 
-def _recipes() -> Iterator[tuple[str, Recipe]]:
+def _sound_recipes() -> Iterator[tuple[str, Recipe]]:
     for mode in mode_names():
         try:
             yield mode, find_recipe(mode)
@@ -192,7 +192,7 @@ def _proven_mode(
     return ("base" if "base" in fitting else ""), []
 
 
-def _obstacle(kind: FileKind, path: Path) -> list[str]:
+def _obstacle_as_list(kind: FileKind, path: Path) -> list[str]:
     """Why a checkpoint cannot be a model=, in a sentence; [] is fine."""
     fault = obstacle(kind, folder=path.is_dir()) if kind.what == "checkpoint" else ""
     return [fault] if fault and kind.family in DRAWABLE else []
@@ -216,7 +216,7 @@ def _mode_in_name(header: Header) -> str:
 def name_doubt(name: str) -> str:
     """Why a model of this name needs its mode named, in a sentence; "" where its name speaks of none."""
     word, plain = mode_in_text(name), FileKind(what="checkpoint", family="sdxl")
-    fitting = {mode: recipe for mode, recipe in _recipes() if _why_it_fits(recipe, plain, False)}
+    fitting = {mode: recipe for mode, recipe in _sound_recipes() if _why_it_fits(recipe, plain, False)}
     choice = [mode for mode, recipe in fitting.items() if _may_be(recipe, plain, word)]
     return f"its name says {word}: name the mode, one of {', '.join(choice)}" if word else ""
 
@@ -267,7 +267,7 @@ def _lora_notes(kind: FileKind, title: str) -> Iterator[str]:
         yield f"LoRA of kind {name} is not supported: choose one of kind LoRA or LoCon"
 
 
-def _lines(seen: Inspection) -> Iterator[str]:
+def _text_lines(seen: Inspection) -> Iterator[str]:
     layout = f"{seen.layout} layout, " if seen.layout else ""
     size = f"{hub.format_size(seen.bytes)}, {seen.parameters:,} parameters, {', '.join(seen.dtypes)}"
     yield f"{printable_path(seen.path)}: {seen.what} of {FAMILY_TITLES[seen.family]}, {layout}{size}"
@@ -291,7 +291,7 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _plain(value: Any) -> Any:
+def _as_plain_data(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value

@@ -89,7 +89,7 @@ def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
     request, schedule, image = call.job.request, call.job.plan.schedule, call.job.image
     sampler, device = call.recipe.sampler(request.sampler), networks.placement.device
     try:
-        denoise: Denoise = _denoiser(networks, call)
+        denoise: Denoise = _make_denoiser(networks, call)
         shape = (1, 4, request.height // 8, request.width // 8)
         draws = 2 + schedule.steps * sampler.draws
         posterior, first, *noise = draw_noise(request.seeds, shape, draws, image is None)
@@ -146,7 +146,7 @@ def _encode_image(codec: Codec, image: Image.Image, posterior: Tensor, call: Cal
     return torch.cat(latents)
 
 
-def _denoiser(networks: Networks, call: Call) -> Denoiser:
+def _make_denoiser(networks: Networks, call: Call) -> Denoiser:
     """Return the network of this call, told its prompts and guidance; add-ons only where the call has any."""
     request, placement = call.job.request, networks.placement
     pictures, guidance, cfg, embedding = len(request.prompts), request.guidance, None, None

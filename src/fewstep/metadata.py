@@ -60,7 +60,7 @@ def write(image: Image.Image, path: Path, facts: dict[str, object], *, edited: b
         if overwrite:
             scratch.replace(path)
         else:
-            _publish(scratch, path)
+            _give_final_name(scratch, path)
     except FileExistsError:
         raise OutputError(f"{str(path)!r} exists: choose another name, or overwrite=True") from None
     except OSError as error:
@@ -70,7 +70,7 @@ def write(image: Image.Image, path: Path, facts: dict[str, object], *, edited: b
             scratch.unlink()
 
 
-def _publish(scratch: Path, path: Path) -> None:
+def _give_final_name(scratch: Path, path: Path) -> None:
     """Give the finished file its name; unlike a rename, `FileExistsError` where that is taken."""
     try:
         os.link(scratch, path)

@@ -107,7 +107,7 @@ class VariancePreserving:
     sigmas: tuple[float, ...] = SDXL_SIGMAS  # by timestep, rising
 
     @cached_property
-    def _logs(self) -> tuple[float, ...]:
+    def _log_sigmas(self) -> tuple[float, ...]:
         return tuple(map(math.log, self.sigmas))
 
     def level(self, timestep: float, /) -> float:
@@ -116,7 +116,7 @@ class VariancePreserving:
         part = timestep - low
         if part == 0:
             return self.sigmas[low]
-        return math.exp((1 - part) * self._logs[low] + part * self._logs[low + 1])
+        return math.exp((1 - part) * self._log_sigmas[low] + part * self._log_sigmas[low + 1])
 
     def timestep(self, level: float, /) -> float:
         """Return the timestep of a sigma; exact on whole ones."""
@@ -125,7 +125,7 @@ class VariancePreserving:
             return at - 1
         if at == 0 or self.sigmas[at] == level:
             return at
-        low, high = self._logs[at - 1], self._logs[at]
+        low, high = self._log_sigmas[at - 1], self._log_sigmas[at]
         return at - 1 + (math.log(level) - low) / (high - low)
 
     network_time = timestep

@@ -23,7 +23,7 @@ def show_progress(progress: Progress, steps: int) -> Iterator[Callable[[Any], ob
     elif progress is False or (progress is None and not _is_watched()):
         yield lambda _: None
     else:
-        with _bar(steps) as bar:
+        with _progress_bar(steps) as bar:
             yield lambda _: bar.update()
 
 
@@ -31,7 +31,7 @@ def ignore(sentence: str) -> None:
     """Tell nobody; a `Notify`."""
 
 
-def _bar(steps: int) -> Any:
+def _progress_bar(steps: int) -> Any:
     if find_spec("ipywidgets") is not None:
         from tqdm.auto import tqdm  # a widget in a notebook
     else:

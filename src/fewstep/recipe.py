@@ -150,11 +150,16 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; of own schedulers and samplers the names."""
         own = {"own_schedulers": list(self.own_schedulers), "own_samplers": list(self.own_samplers)}
-        return {**{f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in own}, **own}
+        return {
+            **{f.name: _as_plain_data(getattr(self, f.name)) for f in fields(self) if f.name not in own},
+            **own,
+        }
 
 
-def _plain(value: Any) -> Any:
+def _as_plain_data(value: Any) -> Any:
     """Dataclasses and mappings of any kind → dicts."""
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    return {name: _plain(each) for name, each in value.items()} if isinstance(value, Mapping) else value
+        return {f.name: _as_plain_data(getattr(value, f.name)) for f in fields(value)}
+    return (
+        {name: _as_plain_data(each) for name, each in value.items()} if isinstance(value, Mapping) else value
+    )

@@ -60,7 +60,7 @@ def euler_ancestral(
     """
     for i, (sigma, target) in enumerate(pairwise(schedule.sigmas)):
         x0 = denoise(x, sigma)
-        x = _move(x, x0, sigma, target, *_split(sigma, target, eta), noise[i : i + 1])
+        x = _step_to_level(x, x0, sigma, target, *_split_noise(sigma, target, eta), noise[i : i + 1])
         yield x, x0
 
 
@@ -71,7 +71,7 @@ def lcm(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Tensor]
     """
     for i, (sigma, target) in enumerate(pairwise(schedule.sigmas)):
         x0 = denoise(x, sigma)
-        x = _move(x, x0, sigma, target, 0.0, target, noise[i : i + 1])
+        x = _step_to_level(x, x0, sigma, target, 0.0, target, noise[i : i + 1])
         yield x, x0
 
 
@@ -90,7 +90,7 @@ def tcd(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Tensor]
             schedule.process.level(math.floor((1 - eta) * timestep)),
         )
         up = math.sqrt(max(0.0, target**2 - down**2))
-        x = _move(x, x0, sigma, target, down, up, noise[i : i + 1])
+        x = _step_to_level(x, x0, sigma, target, down, up, noise[i : i + 1])
         x = x / math.hypot(1, target) if i + 1 == schedule.steps else x
         yield x, x0
 
@@ -102,9 +102,11 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Te
     for sigma, target in pairwise(schedule.sigmas):
         x0 = denoise(x, sigma)
         if before is not None:
-            slope = (x0 - before[0]) / math.log(_ratio(before[1], sigma))
-        ahead = x0 + 0.5 * math.log(_ratio(sigma, target)) * slope if target and before is not None else x0
-        x = _move(x, ahead, sigma, target, target, 0.0, ())
+            slope = (x0 - before[0]) / math.log(_noise_ratio(before[1], sigma))
+        ahead = (
+            x0 + 0.5 * math.log(_noise_ratio(sigma, target)) * slope if target and before is not None else x0
+        )
+        x = _step_to_level(x, ahead, sigma, target, target, 0.0, ())
         before = (x0, sigma) if signal_of(sigma) else None
         yield x, x0
 
@@ -121,24 +123,26 @@ def dpmpp_sde(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[T
         if target:
             middle = math.sqrt(sigma * target)
             draw = noise[2 * i : 2 * i + 1]
-            x0 = denoise(_move(x, x0, sigma, middle, *_split(sigma, middle, eta), draw), middle)
+            x0 = denoise(
+                _step_to_level(x, x0, sigma, middle, *_split_noise(sigma, middle, eta), draw), middle
+            )
         draw = noise[2 * i + 1 : 2 * i + 2]
-        x = _move(x, x0, sigma, target, *_split(sigma, target, eta), draw)
+        x = _step_to_level(x, x0, sigma, target, *_split_noise(sigma, target, eta), draw)
         yield x, x0
 
 
-def _split(sigma: float, target: float, eta: float) -> tuple[float, float]:
+def _split_noise(sigma: float, target: float, eta: float) -> tuple[float, float]:
     """Return (down, up), down^2 + up^2 = target^2: how far to step, how much fresh noise to add."""
-    up = min(target, eta * target * math.sqrt(max(0.0, 1 - _ratio(target, sigma) ** 2)))
+    up = min(target, eta * target * math.sqrt(max(0.0, 1 - _noise_ratio(target, sigma) ** 2)))
     return math.sqrt(target**2 - up**2), up
 
 
-def _ratio(level: float, other: float) -> float:
+def _noise_ratio(level: float, other: float) -> float:
     """Return how many times the noise beside the picture is that of another level."""
     return (level * signal_of(other)) / (other * signal_of(level))
 
 
-def _move(  # noqa: PLR0913  seven numbers and tensors make one formula
+def _step_to_level(  # noqa: PLR0913  seven numbers and tensors make one formula
     x: Tensor, x0: Tensor, sigma: float, target: float, down: float, up: float, noise: Sequence[Tensor]
 ) -> Tensor:
     """Along the line to x0 from `sigma` to deviation `down` at `target`'s signal; then fresh noise, `up`."""

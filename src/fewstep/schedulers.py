@@ -96,13 +96,13 @@ def turbo(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE)
 def karras(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Evenly spaced in sigma^(1/7) over the trained range (arXiv:2206.00364, eq. 5)."""
     high, low = (s ** (1 / 7) for s in _sigma_range("karras", steps, strength, process))
-    return _from_sigmas([(high + (low - high) * f) ** 7 for f in _ramp(steps)], process)
+    return _from_sigmas([(high + (low - high) * f) ** 7 for f in _evenly_to_one(steps)], process)
 
 
 def exponential(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Evenly spaced in log sigma over the trained range."""
     high, low = map(math.log, _sigma_range("exponential", steps, strength, process))
-    return _from_sigmas([math.exp(high + (low - high) * f) for f in _ramp(steps)], process)
+    return _from_sigmas([math.exp(high + (low - high) * f) for f in _evenly_to_one(steps)], process)
 
 
 # "Align your steps" (Sabour et al. 2024, arXiv:2404.14507): SDXL's 10-step table, as sigmas
@@ -117,7 +117,7 @@ def ays(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -
     after = next(i for i, s in enumerate(table) if s < start)
     first = after - 1 + (table[after - 1] - start) / (table[after - 1] - table[after])
     places = [first + (len(table) - 1 - first) * i / steps for i in range(steps)]
-    return _from_sigmas([_lerp(table, p) for p in places], process)
+    return _from_sigmas([_interpolate_log(table, p) for p in places], process)
 
 
 def explicit(timesteps: Sequence[float], process: NoiseProcess = SDXL_NOISE) -> Schedule:
@@ -163,7 +163,7 @@ def _sigma_range(name: str, steps: int, strength: float, process: NoiseProcess) 
     return process.level(top - 1), process.level(0)
 
 
-def _ramp(steps: int) -> list[float]:
+def _evenly_to_one(steps: int) -> list[float]:
     """0 to 1 in `steps` points; one point is 0."""
     return [i / max(1, steps - 1) for i in range(steps)]
 
@@ -179,7 +179,7 @@ def _from_sigmas(sigmas: Sequence[float], process: NoiseProcess) -> Schedule:
     return Schedule(tuple(map(process.timestep, sigmas)), (*sigmas, 0.0), process)
 
 
-def _lerp(table: Sequence[float], place: float) -> float:
+def _interpolate_log(table: Sequence[float], place: float) -> float:
     """exp of `table` at a fractional index."""
     low = min(int(place), len(table) - 2)
     return math.exp(table[low] + (table[low + 1] - table[low]) * (place - low))

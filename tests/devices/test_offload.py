@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewstep import Engine, modes
 from fewstep.devices import Placement, place
 from fewstep.loading.parts import Parts, load_parts
-from fewstep.request.choose import choose_engine
+from fewstep.request.engine_choice import choose_engine
 from fewstep.request.schema import EngineKey
 from fewstep.runtimes import offload
 

@@ -186,7 +186,7 @@ def test_looking_changes_nothing() -> None:
 def test_measuring_bf16_leaves_other_threads_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """While it runs on one thread, the caller's number is what it was."""
     seen: list[int] = []
-    operands = probing._operands
+    operands = probing._convolution_operands
 
     def note(dtype: torch.dtype) -> object:
         seen.append(torch.get_num_threads())
@@ -195,7 +195,7 @@ def test_measuring_bf16_leaves_other_threads_theirs(monkeypatch: pytest.MonkeyPa
         return operands(dtype)
 
     release, looked = Event(), Event()
-    monkeypatch.setattr(probing, "_operands", note)
+    monkeypatch.setattr(probing, "_convolution_operands", note)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -222,7 +222,7 @@ def test_bf16_is_measured_once_and_only_with_instructions(monkeypatch: pytest.Mo
         return 2.0
 
     probing.bf16_speedup.cache_clear()
-    monkeypatch.setattr(probing, "_speedup", speedup)
+    monkeypatch.setattr(probing, "_measure_speedup", speedup)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for there, wanted in ((False, 0.0), (True, 2.0), (True, 2.0)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda there=there: there)

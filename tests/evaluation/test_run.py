@@ -205,19 +205,19 @@ def test_an_interrupted_evaluation_goes_on(
 
 
 def test_modes_take_the_steps_that_their_recipes_allow() -> None:
-    assert run._cells(Settings(modes=("base", "lcm", "turbo", "lcm-lora"))) == [
+    assert run._modes_with_steps(Settings(modes=("base", "lcm", "turbo", "lcm-lora"))) == [
         ("base", (1, 2, 4, 8, 10, 25, 50)),
         ("lcm", (1, 2, 4, 8)),
         ("turbo", (1, 2, 4)),
         ("lcm-lora", (2, 4, 8)),
     ]
-    assert run._cells(Settings(modes=("lightning",))) == [  # an engine for each
+    assert run._modes_with_steps(Settings(modes=("lightning",))) == [  # an engine for each
         ("lightning", (2,)), ("lightning", (4,)), ("lightning", (8,))
     ]  # fmt: skip
 
 
 def test_the_models_own_modes_are_the_default() -> None:
-    assert {"base", "lcm"} <= {mode for mode, _ in run._cells(Settings())} <= set(evaluation.MODES)
+    assert {"base", "lcm"} <= {mode for mode, _ in run._modes_with_steps(Settings())} <= set(evaluation.MODES)
 
 
 @pytest.mark.parametrize(

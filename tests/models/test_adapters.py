@@ -17,7 +17,7 @@ from fewstep.addons.lora import LoraDelta
 from fewstep.addons.lora_apply import merge_weight
 from fewstep.devices import Placement, place
 from fewstep.loading import parts
-from fewstep.request.choose import choose_engine
+from fewstep.request.engine_choice import choose_engine
 
 from ..devices.machines import TINY, machine
 from . import headers as made

@@ -23,7 +23,7 @@ from fewstep.train import encode, stages
 from fewstep.train.config import TrainConfig, make_config
 from fewstep.train.encode import EncodingProgress
 from fewstep.train.loop import Draw, Progress
-from fewstep.train.run import _loaded, _placement, run_training
+from fewstep.train.run import _load_undistilled, _placement, run_training
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "orange", "purple", "grey")
 Make = Callable[..., TrainConfig]
@@ -160,7 +160,7 @@ def test_long_captions_are_told(
 
 def gradients(asked: TrainConfig) -> tuple[float, list[Tensor]]:
     """Of one batch."""
-    parts = _loaded(asked, _placement(asked, torch.device("cpu")))
+    parts = _load_undistilled(asked, _placement(asked, torch.device("cpu")))
     values = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     source = encode.EncodedPictures(values=values.half(), captions=["a", "b", "c", "d"])
     with torch.random.fork_rng():

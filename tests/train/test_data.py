@@ -185,10 +185,10 @@ def test_sprites_are_premultiplied(folder: Path) -> None:
       "1f468-200d-2764-200d-1f468"), ("1f600", "1f600")],
 )  # fmt: skip
 def test_codes_have_no_variation_selector(hexcode: str, code: str) -> None:
-    assert data._code(hexcode) == code
+    assert data._code_points(hexcode) == code
 
 
 def test_a_missing_member_is_named(tmp_path: Path) -> None:
     pack(tmp_path / "empty.tgz", {})
     with pytest.raises(KeyError, match=r"package/icons\.json"):
-        data._member(tmp_path / "empty.tgz", "package/icons.json")
+        data._read_member(tmp_path / "empty.tgz", "package/icons.json")

@@ -22,9 +22,9 @@ def test_activations_are_those_of_a_real_pass(tmp_path: Path, checkpointing: boo
     """fp32 on the CPU, every tensor of loss and backward pass counted while it lives."""
     asked = make_config("lcm-lora", tmp_path, "elsewhere", bf16=False, batch=4, checkpointing=checkpointing)
     draft = meta_networks.build_meta_networks(asked)
-    told = estimate.peak(asked, estimate._task(asked, draft))
+    told = estimate.peak(asked, estimate._task_on_meta(asked, draft))
 
-    parts = run._loaded(asked, run._placement(asked, torch.device("cpu")))
+    parts = run._load_undistilled(asked, run._placement(asked, torch.device("cpu")))
     values = torch.zeros(4, 4, 16, 16).half()
     source = encode.EncodedPictures(values=values, captions=["a", "b", "c", "d"])
     task, *_ = stages.make_task(asked, parts, source)
@@ -38,7 +38,7 @@ def test_activations_are_those_of_a_real_pass(tmp_path: Path, checkpointing: boo
 def test_recomputing_spares(tmp_path: Path) -> None:
     def told(**given: Any) -> int:
         asked = make_config("lcm", tmp_path, "elsewhere", batch=4, **given)
-        return estimate.peak(asked, estimate._task(asked, meta_networks.build_meta_networks(asked)))
+        return estimate.peak(asked, estimate._task_on_meta(asked, meta_networks.build_meta_networks(asked)))
 
     assert told(checkpointing=True) < 0.7 * told() < told()
 
@@ -63,6 +63,6 @@ def test_sdxl_is_known_without_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_it_says_whether_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, cpu = SimpleNamespace(device="cuda:0", free=2**30), SimpleNamespace(device="cpu", free=2**40)
     monkeypatch.setattr(estimate, "probe", lambda: SimpleNamespace(cuda=[gpu], mps=None, cpu=cpu))
-    assert list(estimate._free()) == [("cuda:0", 2**30)]
+    assert list(estimate._free_memory()) == [("cuda:0", 2**30)]
     made = estimate.Estimate(title="a", rows=(("weights", 2**31),), free=(("cuda:0", 2**30),))
     assert "free on cuda:0: too little" in str(made)

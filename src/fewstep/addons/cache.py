@@ -14,7 +14,7 @@ from fewstep.addons.controlnet import Control
 from fewstep.addons.ip_adapter import Reference
 from fewstep.catalog import addons
 from fewstep.catalog.addons import AddonPlace
-from fewstep.catalog.hub import local_path
+from fewstep.catalog.hub import existing_path
 from fewstep.devices import Placement
 from fewstep.files import safetensors
 from fewstep.request import Job
@@ -90,7 +90,7 @@ def keep_loaded(
 
 def _file_state(guide: AddonPlace) -> FileState:
     """Which weights on disk, and as of when; those of a hub's repository are taken to stay."""
-    here = local_path(guide.root)
+    here = existing_path(guide.root)
     if here is None:
         return ()
     paths = [here / guide.file] if guide.file else safetensors.weight_files(here)

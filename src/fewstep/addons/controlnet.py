@@ -48,11 +48,11 @@ class Control:
         down, middle = self.net(
             x, timestep, conditioning.tokens,
             conditioning_scale=self.scale, added_cond_kwargs=dict(conditioning.added) or None,
-            return_dict=False, **self._shown(len(x)),
+            return_dict=False, **self._summary_of_config(len(x)),
         )  # fmt: skip
         return (*down, middle)
 
-    def _shown(self, rows: int) -> Mapping[str, Any]:
+    def _summary_of_config(self, rows: int) -> Mapping[str, Any]:
         if self.view < 0:
             return {"controlnet_cond": self.picture}
         views = torch.zeros((rows, self.net.config.num_control_type)).to(self.picture)

@@ -87,7 +87,7 @@ class Reference:
 def with_ip_adapters(unet: Network, references: Sequence[Reference]) -> Network:
     """`unet` with these adapters beside its cross-attention while it runs, and as it was after."""
     every = zip(*(reference.adapter.layers for reference in references), strict=True)
-    processors = [(same[0].attention, _processor(same, references)) for same in every]
+    processors = [(same[0].attention, _make_attention_processor(same, references)) for same in every]
 
     def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
         with _with_processors(processors):
@@ -102,18 +102,18 @@ def load_ip_adapter(unet: Any, placement: Placement, source: str) -> IpAdapter:
     path = hub.fetch_file(where.root, where.file, where.revision)
     shapes = {name: entry.shape for name, entry in safetensors.read_header(path).tensors.items()}
     what, width = _encoder_output(shapes, path)
-    encoder = _encoder(where, what, width, placement)
-    attentions = _attentions(unet, shapes, path)
-    tensors = _tensors(path)
-    projection = _projection(unet, tensors, path).to(placement.device, placement.dtype)
+    encoder = _find_image_encoder(where, what, width, placement)
+    attentions = _cross_attentions(unet, shapes, path)
+    tensors = _read_tensors(path)
+    projection = _make_image_projection(unet, tensors, path).to(placement.device, placement.dtype)
     layers = tuple(
-        IpAdapterLayer(attention, *(_linear(tensors[name], placement) for name in names))
+        IpAdapterLayer(attention, *(_make_linear(tensors[name], placement) for name in names))
         for attention, names in attentions
     )
     return IpAdapter(encoder=encoder, projection=projection, layers=layers)
 
 
-def _processor(layers: Sequence[IpAdapterLayer], references: Sequence[Reference]) -> Any:
+def _make_attention_processor(layers: Sequence[IpAdapterLayer], references: Sequence[Reference]) -> Any:
     """diffusers' attention to text and pictures, with the weights of these adapters."""
     from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 
@@ -167,7 +167,7 @@ def _encoder_output(shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[
     raise CorruptModelError(f"{path} is no IP-Adapter: it has no image_proj")
 
 
-def _attentions(
+def _cross_attentions(
     unet: Any, shapes: Mapping[str, tuple[int, ...]], path: Path
 ) -> list[tuple[Any, tuple[str, str]]]:
     """The UNet's cross-attentions, each with the names of its key and value in the file.
@@ -199,21 +199,21 @@ def _attentions(
     return found
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     with raise_as_corrupt(path):
         return load_file(path)
 
 
-def _linear(weight: Tensor, placement: Placement) -> nn.Linear:
+def _make_linear(weight: Tensor, placement: Placement) -> nn.Linear:
     with torch.device("meta"):
         made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     made.weight = nn.Parameter(weight.to(placement.device, placement.dtype), requires_grad=False)
     return made
 
 
-def _projection(unet: Any, tensors: Mapping[str, Tensor], path: Path) -> Any:
+def _make_image_projection(unet: Any, tensors: Mapping[str, Tensor], path: Path) -> Any:
     """The network between encoder and UNet, by diffusers' own table of names."""
     prefix = "image_proj."
     own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -223,7 +223,7 @@ def _projection(unet: Any, tensors: Mapping[str, Tensor], path: Path) -> Any:
     return made.requires_grad_(False).eval()
 
 
-def _encoder(where: addons.AddonPlace, what: str, width: int, placement: Placement) -> Any:
+def _find_image_encoder(where: addons.AddonPlace, what: str, width: int, placement: Placement) -> Any:
     """The first CLIP encoder of that width near the adapter: beside it, or as h94/IP-Adapter has ViT-H."""
     beside = (str(PurePosixPath(where.file).parent / "image_encoder"), "models/image_encoder")
     for place in beside:

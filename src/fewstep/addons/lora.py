@@ -54,7 +54,7 @@ def read_lora(path: Path, layers: LoraTargets) -> Lora:
     found = safetensors.read_header(path)
     require_lora(found)
     modules = _tensors_by_module(found)
-    tensors, configs = _tensors(path, found), _peft_configs(found, modules)
+    tensors, configs = _read_tensors(path, found), _peft_configs(found, modules)
     deltas: dict[tuple[str, str], LoraDelta] = {}
     strange: list[str] = []
     for (network, module), names in modules.items():
@@ -91,7 +91,7 @@ def _tensors_by_module(found: Header) -> dict[tuple[str, str], dict[str, str]]:
     return modules
 
 
-def _tensors(path: Path, found: Header) -> dict[str, Tensor]:
+def _read_tensors(path: Path, found: Header) -> dict[str, Tensor]:
     """All of them; they stay mapped to the file."""
     from safetensors import safe_open
 
@@ -112,10 +112,12 @@ def _find_layer(network: str, module: str, factors: _Factors, layers: LoraTarget
     name = underscored(module)
     places = [(each, name) for each in ((network,) if network else LORA_NETWORKS)]
     known = [place for place in places if place in layers]
-    return next((place for place in known if _fits(factors, layers[place])), known[0] if known else None)
+    return next(
+        (place for place in known if _factors_fit(factors, layers[place])), known[0] if known else None
+    )
 
 
-def _fits(factors: _Factors, layer: LoraTarget) -> bool:
+def _factors_fit(factors: _Factors, layer: LoraTarget) -> bool:
     """up (out, r), down (r, in): with convolutions, every input of the kernel is in `down`."""
     if not {"up", "down"} <= factors.keys() or any(factors[role].ndim < 2 for role in ("up", "down")):
         return False
@@ -128,7 +130,7 @@ def _require_fit(found: Header, factors: _Factors, layer: LoraTarget) -> None:
     lacking = [role for role in ("up", "down") if role not in factors]
     if lacking:
         raise CorruptModelError(f"{printable_path(found.path)} has no {lacking[0]} factor for {layer.weight}")
-    if not _fits(factors, layer):
+    if not _factors_fit(factors, layer):
         up, down = (tuple(factors[role].shape) for role in ("up", "down"))
         raise CorruptModelError(
             f"{_misfit_message(found)}; {layer.weight} is {tuple(layer.shape)}, "
@@ -156,7 +158,7 @@ def _make_delta(found: Header, factors: _Factors, layer: LoraTarget, config: Map
     up, down = factors["up"], factors["down"]
     rank, root = len(down), False
     if "alpha" in factors:
-        alpha = _scalar(factors["alpha"])
+        alpha = _only_number(factors["alpha"])
     else:
         alpha = _peft_alpha(found, config, layer, rank)
         root = config.get("use_rslora") is True  # rsLoRA, arXiv:2312.03732, eq. 4: alpha / sqrt(r)
@@ -171,7 +173,7 @@ def _make_delta(found: Header, factors: _Factors, layer: LoraTarget, config: Map
     return LoraDelta(up, down, alpha / (math.sqrt(rank) if root else rank))
 
 
-def _scalar(tensor: Tensor) -> float:
+def _only_number(tensor: Tensor) -> float:
     """The one number in a tensor, of whatever real dtype: float8 cannot add."""
     if tensor.numel() != 1 or tensor.is_complex():
         return math.nan

@@ -56,7 +56,7 @@ class EngineLoras:
     def read(self, loras: Sequence[tuple[str, float]]) -> ActiveLoras:
         """Files and their weights, read where they are not known; `ModelError` where one does not fit."""
         with self._reading:
-            return tuple((self._file(source), weight) for source, weight in loras if weight != 0)
+            return tuple((self._read_cached(source), weight) for source, weight in loras if weight != 0)
 
     @torch.no_grad()
     def apply(self, loras: ActiveLoras) -> None:
@@ -82,7 +82,7 @@ class EngineLoras:
             with self._borrowed:
                 self.apply(())
 
-    def _file(self, source: str) -> Lora:
+    def _read_cached(self, source: str) -> Lora:
         """From those kept, where the file is the same still."""
         path = addons.addon_file(source) or addons.fetch_addon(source)
         now = os.stat(path)
@@ -110,14 +110,14 @@ class _NetworkLoras:
             return False
         before = dict(self._on)
         try:
-            changed = self._put(network, _deltas_by_weight(loras, name))
+            changed = self._set_deltas(network, _deltas_by_weight(loras, name))
         except BaseException:
-            self._put(network, before)
+            self._set_deltas(network, before)
             raise
         self._active = loras
         return changed
 
-    def _put(self, network: nn.Module, wanted: Mapping[str, _Deltas]) -> bool:
+    def _set_deltas(self, network: nn.Module, wanted: Mapping[str, _Deltas]) -> bool:
         names = [name for name in {**self._on, **wanted} if self._on.get(name) != wanted.get(name)]
         if names:
             offload.bring_home(network)

@@ -79,12 +79,12 @@ class TextEncoder:
         """Encode everything anew: the encoders' weights are others."""
         with self.lock:
             self._cache.clear()
-            self.__dict__.pop("_blank", None)
+            self.__dict__.pop("_encode_empty_prompt", None)
 
     def encode(self, said: Sequence[PromptLike], size: Size, long_prompt: str = "chunk") -> Conditioning:
         """Encode without gradients, each distinct prompt once; `size` is the target's."""
         with self.lock:
-            return self._batch_rows([self._row(one, long_prompt) for one in said], size)
+            return self._batch_rows([self._encode_cached(one, long_prompt) for one in said], size)
 
     def encode_pairs(
         self,
@@ -96,7 +96,9 @@ class TextEncoder:
         """Both sides of classifier-free guidance, each picture's two with as many windows."""
         with self.lock:
             pairs = [
-                self._even(self._row(negative, long_prompt), self._row(positive, long_prompt))
+                self._pad_to_longest(
+                    self._encode_cached(negative, long_prompt), self._encode_cached(positive, long_prompt)
+                )
                 for negative, positive in zip(negatives, positives, strict=True)
             ]
         one, other = zip(*pairs, strict=True)
@@ -106,7 +108,7 @@ class TextEncoder:
         """What `encode` makes of a prompt, all of it, to keep or to change; in RAM."""
         check_prompt(prompt)
         with self.lock:
-            tokens, pooled = self._row(prompt, "chunk")
+            tokens, pooled = self._encode_cached(prompt, "chunk")
         return Embedding(tokens=tokens.to("cpu", copy=True), pooled=pooled.to("cpu", copy=True), text=prompt)
 
     def check(self, said: Iterable[PromptLike], long_prompt: str) -> tuple[str, ...]:
@@ -116,7 +118,7 @@ class TextEncoder:
             if isinstance(prompt, Embedding):
                 self._check_shape(prompt)
             elif long_prompt != "chunk":
-                sentences |= dict.fromkeys(self._unread(prompt, long_prompt))
+                sentences |= dict.fromkeys(self._unread_ends(prompt, long_prompt))
         return tuple(sentences)
 
     def batch(self, prompts: Sequence[str], size: Size) -> Conditioning:
@@ -148,7 +150,7 @@ class TextEncoder:
             )  # fmt: skip
         return first, second
 
-    def _unread(self, prompt: str | Prompt, long_prompt: str) -> Iterator[str]:
+    def _unread_ends(self, prompt: str | Prompt, long_prompt: str) -> Iterator[str]:
         """Yield a sentence for each end of a prompt that is beyond one window, or refuse it."""
         for tokenizer, text in zip(self.tokenizers, _as_prompt(prompt), strict=True):
             with self.lock:
@@ -159,46 +161,46 @@ class TextEncoder:
                 rest = repr(reading.rest)
                 yield f"the prompt is longer than {WINDOW} tokens; this end of it was not read: {rest}"
 
-    def _row(self, one: PromptLike, long_prompt: str) -> _Row:
+    def _encode_cached(self, one: PromptLike, long_prompt: str) -> _Row:
         """Tokens and summary, from the cache, which is kept to its limit."""
         if isinstance(one, Embedding):
             self._check_shape(one)
-            like = self._blank[0]
+            like = self._encode_empty_prompt[0]
             return one.tokens.to(like), one.pooled.to(like)
         key = (one if isinstance(one, Prompt) else _as_prompt(one), long_prompt)
         row = self._cache.pop(key, None)
-        self._cache[key] = row = self._encoded(*key) if row is None else row
+        self._cache[key] = row = self._encode_row(*key) if row is None else row
         while len(self._cache) > self._limit:
             self._cache.popitem(last=False)
         return row
 
     @torch.no_grad()
-    def _encoded(self, prompt: Prompt, long_prompt: str) -> _Row:
+    def _encode_row(self, prompt: Prompt, long_prompt: str) -> _Row:
         """Return the encoders' answers side by side, as long as the longest of them."""
         if self.zero_empty and prompt == ("", ""):
-            tokens, pooled = self._blank
+            tokens, pooled = self._encode_empty_prompt
             return torch.zeros_like(tokens), torch.zeros_like(pooled)
         with raise_as_memory_error("while prompts were encoded"):
             sides = [
-                self._side(which, text, long_prompt)
+                self._encode_by_windows(which, text, long_prompt)
                 for which, (text, _) in enumerate(zip(prompt, self.encoders, strict=False))
             ]
         end, first = max(len(tokens) for tokens, _ in sides), 0
         filled = []
         for tokens, _ in sides:
             columns = slice(first, first + tokens.shape[1])
-            filled.append(self._filled(tokens, end, columns))
+            filled.append(self._pad_row(tokens, end, columns))
             first = columns.stop
         return torch.cat(filled, dim=-1), sides[-1][1]
 
-    def _side(self, which: int, text: str, long_prompt: str) -> _Row:
+    def _encode_by_windows(self, which: int, text: str, long_prompt: str) -> _Row:
         """One encoder's answer, window by window: the bits of one must not depend on its neighbours."""
         reading = tokenize_prompt(self.tokenizers[which], text)
         if long_prompt == "refuse":
             reading.refuse()
         cut = long_prompt == "cut"
         first, *others = (slice(0, WINDOW_TOKENS),) if cut else split_windows(reading.ends)
-        tokens, pooled = self._window(which, reading.ids[first])
+        tokens, pooled = self._encode_window(which, reading.ids[first])
         if reading.weighs:
             from fewstep.architectures.weighting import encode_weighted
 
@@ -207,9 +209,11 @@ class TextEncoder:
                 *tools, reading.fragments, penultimate=self.layout.penultimate, cut=cut, device=tokens.device
             )
             return weighted, pooled
-        return torch.cat([tokens, *(self._window(which, reading.ids[other])[0] for other in others)]), pooled
+        return torch.cat(
+            [tokens, *(self._encode_window(which, reading.ids[other])[0] for other in others)]
+        ), pooled
 
-    def _window(self, which: int, ids: list[int]) -> _Row:
+    def _encode_window(self, which: int, ids: list[int]) -> _Row:
         """One encoder's answer to at most 75 tokens."""
         tokenizer, encoder = self.tokenizers[which], self.encoders[which]
         padding = [tokenizer.pad_token_id] * (WINDOW_TOKENS - len(ids))
@@ -222,23 +226,23 @@ class TextEncoder:
         return tokens[0], pooled
 
     @cached_property
-    def _blank(self) -> _Row:
+    def _encode_empty_prompt(self) -> _Row:
         """The empty prompt, encoded whatever `zero_empty` says."""
         with torch.no_grad():
-            answers = [self._window(which, []) for which in range(len(self.encoders))]
+            answers = [self._encode_window(which, []) for which in range(len(self.encoders))]
         return torch.cat([tokens for tokens, _ in answers], dim=-1), answers[-1][1]
 
-    def _even(self, *rows: _Row) -> list[_Row]:
+    def _pad_to_longest(self, *rows: _Row) -> list[_Row]:
         """Rows made as long as the longest of them."""
         end = max(len(tokens) for tokens, _ in rows)
-        return [(self._filled(tokens, end), pooled) for tokens, pooled in rows]
+        return [(self._pad_row(tokens, end), pooled) for tokens, pooled in rows]
 
-    def _filled(self, tokens: Tensor, end: int, columns: slice = slice(None)) -> Tensor:
+    def _pad_row(self, tokens: Tensor, end: int, columns: slice = slice(None)) -> Tensor:
         """A row made `end` tokens long, by these columns of the empty prompt; zeros go on as zeros."""
         missing = (end - len(tokens)) // WINDOW
         if missing == 0:
             return tokens
-        blank = self._blank[0][:, columns] * bool(tokens.any())
+        blank = self._encode_empty_prompt[0][:, columns] * bool(tokens.any())
         return torch.cat([tokens, *[blank] * missing])
 
     def _batch_rows(self, rows: Sequence[_Row], size: Size) -> Conditioning:

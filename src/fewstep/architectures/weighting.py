@@ -14,7 +14,7 @@ from fewstep.prompts import Fragment
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _hidden_import_notes() -> Iterator[None]:
     """No notes on stderr about parts of transformers that compel imports and nobody here uses."""
     from transformers.utils import logging
 
@@ -26,7 +26,7 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-with _quietly():
+with _hidden_import_notes():
     from compel.embeddings_provider import EmbeddingsProvider, ReturnedEmbeddingsType, SplitLongTextMode
 
 _TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"

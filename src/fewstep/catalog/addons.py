@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 
 from fewstep.catalog import assets, hub
-from fewstep.catalog.hub import is_hub_id, local_path
+from fewstep.catalog.hub import existing_path, is_hub_id
 from fewstep.catalog.models import Model, bundled_folder
 from fewstep.errors import CorruptModelError, ModelNotFoundError
 from fewstep.files import identify, safetensors
@@ -70,7 +70,7 @@ def locate_controlnet(source: str) -> AddonPlace:
     """Where a ControlNet is; `source` without a view."""
     if source in CONTROLNETS:
         return CONTROLNETS[source]
-    here = local_path(source)
+    here = existing_path(source)
     if here is None and not is_hub_id(source):
         raise ModelNotFoundError(
             f"control has {source!r}, which is neither one of {', '.join(CONTROLNETS)}, nor a folder or file "
@@ -83,7 +83,7 @@ def locate_ip_adapter(source: str) -> AddonPlace:
     """Where an IP-Adapter is."""
     if source in IP_ADAPTERS:
         return IP_ADAPTERS[source]
-    here = local_path(source)
+    here = existing_path(source)
     if here is not None:
         return _file_place(_only_file(here) if here.is_dir() else here)
     owner, _, rest = source.partition("/")
@@ -147,7 +147,7 @@ def addon_file(source: str, name: str = "loras") -> Path | None:
     `name` is the argument that it was given as.
     """
     known = assets.style_asset(source) if name == "loras" else None
-    here = local_path(source) if known is None else bundled_folder(known)
+    here = existing_path(source) if known is None else bundled_folder(known)
     if here is None:
         if is_hub_id(source):
             return None

@@ -79,7 +79,7 @@ _LIGHTNING = "c9a24f48e1c025556787b0c58dd67a091ece2e44"
 _HYPER = "bc08d970a87c74c71209491d64e3525845698863"
 
 
-def _lightning() -> Iterator[Asset]:
+def _lightning_assets() -> Iterator[Asset]:
     repo, terms = "ByteDance/SDXL-Lightning", "openrail++"
     for n in (2, 4, 8):
         yield Asset(
@@ -100,7 +100,7 @@ def _lightning() -> Iterator[Asset]:
     )  # fmt: skip
 
 
-def _hyper() -> Iterator[Asset]:
+def _hyper_assets() -> Iterator[Asset]:
     files = {f"hyper-{n}": (f"Hyper-SDXL-{n}steps-lora", "hyper", f"LoRA for {n} steps") for n in (2, 4, 8)}
     files["hyper-unified"] = ("Hyper-SDXL-1step-lora", "hyper-unified", "LoRA for 1 to 8 steps")
     files |= {
@@ -120,7 +120,7 @@ def _hyper() -> Iterator[Asset]:
     )  # fmt: skip
 
 
-def _pcm() -> Iterator[Asset]:
+def _pcm_assets() -> Iterator[Asset]:
     files = {f"pcm-{n}": (f"smallcfg_{n}step", "pcm", f"for {n} steps") for n in (2, 4, 8, 16)}
     files |= {
         f"pcm-normal-{n}": (f"normalcfg_{n}step", "pcm-normal", f"with guidance for {n} steps")
@@ -215,8 +215,8 @@ ACCELERATORS = (
         repo="latent-consistency/lcm-lora-ssd-1b", files=LORA_FILES, licence="openrail++", bytes=210_000_000,
         modes=("lcm-lora",), family="ssd-1b",
     ),
-    *_lightning(),
-    *_hyper(),
+    *_lightning_assets(),
+    *_hyper_assets(),
     Asset(
         name="dmd2", title="DMD2's LoRA for 4 steps", kind="accelerator", repo="tianweiy/DMD2",
         files=("dmd2_sdxl_4step_lora_fp16.safetensors",), licence="cc-by-nc-4.0",
@@ -226,7 +226,7 @@ ACCELERATORS = (
         name="tcd", title="trajectory consistency LoRA", kind="accelerator", repo="h1t/TCD-SDXL-LoRA",
         files=LORA_FILES, licence="MIT", modes=("tcd",),
     ),
-    *_pcm(),
+    *_pcm_assets(),
     Asset(
         name="flash", title="Flash Diffusion's LoRA", kind="accelerator", repo="jasperai/flash-sdxl",
         files=LORA_FILES, licence="cc-by-nc-nd-4.0", modes=("flash",),

@@ -22,7 +22,7 @@ _HUB_ID = re.compile(r"(?!.{97})[\w-][\w.-]*/[\w.-]*[\w-]", re.ASCII)  # the hub
 _WEIGHTS = re.compile(r"(?P<stem>.*?)(?P<half>\.fp16)?(-\d{5}-of-\d{5})?\.safetensors")
 
 
-def local_path(name: str) -> Path | None:
+def existing_path(name: str) -> Path | None:
     """The file or folder of this name, "~" expanded; None where there is none."""
     path = os.path.expanduser(name)
     return Path(path) if os.path.exists(path) else None  # unlike Path's, these never raise
@@ -39,7 +39,7 @@ def fetch_folder(source: str, patterns: Sequence[str], revision: str = "") -> Pa
     Where a repository has weights in fp16 beside others, the fp16 ones are taken. `revision` "" is
     the catalog's, or else the newest.
     """
-    here = local_path(source)
+    here = existing_path(source)
     if here is not None:
         if not here.is_dir():
             raise ModelNotFoundError(f"{source!r} is a file, where a folder is needed")
@@ -53,7 +53,7 @@ def fetch_folder(source: str, patterns: Sequence[str], revision: str = "") -> Pa
 
 def fetch_file(source: str, name: str, revision: str = "") -> Path:
     """A file of a hub repository or a folder; `source` may be that file itself."""
-    here = local_path(source)
+    here = existing_path(source)
     if here is None:
         found = cached_file(source, name, revision)
         return found or _download(source, (name,), revision or assets.pinned_revision(source)) / name
@@ -66,7 +66,7 @@ def fetch_file(source: str, name: str, revision: str = "") -> Path:
 def fetch_one_of(source: str, names: Sequence[str]) -> Path:
     """The first of these files that a repository has, or else its only safetensors file."""
     version = assets.pinned_revision(source)
-    top = _snapshot(source, version)
+    top = _cached_snapshot(source, version)
     here = [] if top is None else [path.relative_to(top).as_posix() for path in top.rglob("*.safetensors")]
     chosen = _pick_file(here, names)
     # Of several files that fewstep knows, one may be here by chance.
@@ -106,13 +106,13 @@ def cached_file(source: str, name: str, revision: str = "") -> Path | None:
 
 def cached_folder(source: str, patterns: Sequence[str], revision: str = "") -> Path | None:
     """The folder of a hub repository in the cache, where it has files of each pattern, and weights."""
-    top = _snapshot(source, revision or assets.pinned_revision(source))
+    top = _cached_snapshot(source, revision or assets.pinned_revision(source))
     if top is None:
         return None
     names = [path.relative_to(top).as_posix() for path in top.rglob("*") if path.is_file()]
-    if any(not _matching(names, [pattern]) for pattern in patterns):
+    if any(not _matching_files(names, [pattern]) for pattern in patterns):
         return None
-    parts = [top / name for name in _matching(names, patterns) if name.endswith("config.json")]
+    parts = [top / name for name in _matching_files(names, patterns) if name.endswith("config.json")]
     networks = [part.parent for part in parts if part.name == "config.json"]
     return top if all(any(one.glob("*.safetensors")) for one in networks) else None
 
@@ -132,12 +132,12 @@ def revision_in_path(path: Path | str) -> str:
     return ""
 
 
-def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+def _matching_files(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     plain = (name for name in names if name.endswith(ALLOWED_ENDINGS))
     return [name for name in plain if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
-def _snapshot(source: str, revision: str) -> Path | None:
+def _cached_snapshot(source: str, revision: str) -> Path | None:
     """The folder of one commit in the cache, complete or not."""
     from huggingface_hub import constants
 
@@ -156,7 +156,7 @@ def _download(source: str, patterns: Sequence[str], revision: str) -> Path:
 
     try:
         names = _repository_files(source, revision)
-        wanted = prefer_fp16(_matching(names, patterns))
+        wanted = prefer_fp16(_matching_files(names, patterns))
         if wanted:
             return Path(snapshot_download(source, revision=revision or None, allow_patterns=wanted))
     except Exception as error:  # of the hub, of the HTTP library in use, of the disk

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fewstep.catalog import addons, assets, hub
-from fewstep.catalog.hub import is_hub_id, local_path
+from fewstep.catalog.hub import existing_path, is_hub_id
 from fewstep.catalog.models import Model
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.files.identify import identify
@@ -52,7 +52,7 @@ def check_revision(revision: object, model: Model, own: Weights | None) -> None:
     """Is this a commit, and the model one that is read at it? `own` is what `choose` chose."""
     if not isinstance(revision, str) or not hub.COMMIT.fullmatch(revision):
         raise RequestError(f"revision={revision!r}: give a commit of the hub, 40 hex digits")
-    if model.family == "tiny" or local_path(model.source) is not None:
+    if model.family == "tiny" or existing_path(model.source) is not None:
         raise RequestError(
             f"revision={revision!r} is of a model on the hub, and model={model.name!r} is here: "
             "leave revision out"
@@ -70,7 +70,7 @@ def _needs_embedding(recipe: Recipe) -> bool:
 
 def unet_folder(source: str, root: Path) -> Path | None:
     """A UNet on its own: inside the model's folder, or a folder of its own. None: on the hub."""
-    here = local_path(source)
+    here = existing_path(source)
     for folder in (root / source, *([here, here / "unet"] if here else [])):
         if (folder / "config.json").is_file():
             return folder
@@ -83,7 +83,7 @@ def unet_folder(source: str, root: Path) -> Path | None:
 
 def unet_file(weights: Weights) -> Path | None:
     """A UNet in one file. None: it is a folder, or on the hub."""
-    here = local_path(weights.source)
+    here = existing_path(weights.source)
     if here is None or here.is_file():
         return here
     inside = here / weights.file
@@ -95,7 +95,7 @@ def adapter_file(weights: Weights, root: Path) -> Path | None:
     inside = root / weights.source / weights.file
     if weights.file and inside.is_file():
         return inside
-    here = local_path(weights.source)
+    here = existing_path(weights.source)
     if weights.file and here is None and not is_hub_id(weights.source):
         raise ModelNotFoundError(
             f"{root} holds no {weights.source}/{weights.file}: give the mode's LoRA as accelerator="
@@ -117,7 +117,7 @@ def _given_weights(model: Model, recipe: Recipe, accelerator: str | Path) -> Wei
             f"accelerator={name!r}: mode={recipe.mode!r} has no weights of its own: "
             "leave accelerator out, or name the mode that these are for"
         )
-    here = local_path(name)
+    here = existing_path(name)
     if here is None and not is_hub_id(name):
         raise ModelNotFoundError(
             f"accelerator={name!r} is neither a file or folder here, nor a hub id such as 'owner/name'"
@@ -127,7 +127,7 @@ def _given_weights(model: Model, recipe: Recipe, accelerator: str | Path) -> Wei
             f"accelerator={name!r} is no .safetensors file, and fewstep reads no other: {_CONVERT}"
         )
     usual = recipe.weights.get(model.family) or next(iter(recipe.weights.values()))
-    attach = usual.attach if here is None else _attachment(name, here, usual.attach)
+    attach = usual.attach if here is None else _attachment_of_file(name, here, usual.attach)
     return Weights(attach=attach, source=name, scale=usual.scale)
 
 
@@ -139,7 +139,7 @@ _ATTACHMENTS: dict[str, Attachment] = {
 }  # by kind
 
 
-def _attachment(name: str, here: Path, usual: Attachment) -> Attachment:
+def _attachment_of_file(name: str, here: Path, usual: Attachment) -> Attachment:
     """What a file or folder would be in a mode, whatever the mode's own weights are."""
     if here.is_dir():
         signs: dict[str, Attachment] = {
@@ -241,6 +241,6 @@ def licences_of_files(sources: Sequence[str]) -> dict[str, str]:
 def _published_asset(source: str, file: str = "") -> Asset | None:
     """Files on the hub that fewstep has a name for."""
     from fewstep.catalog.assets import asset_for  # which reads the table above
-    from fewstep.catalog.hub import local_path
+    from fewstep.catalog.hub import existing_path
 
-    return asset_for(source, file) if local_path(source) is None else None
+    return asset_for(source, file) if existing_path(source) is None else None

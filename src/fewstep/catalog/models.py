@@ -20,7 +20,7 @@ from fewstep.catalog.assets import (
     asset_for,
     pinned_revision,
 )
-from fewstep.catalog.hub import is_hub_id, local_path
+from fewstep.catalog.hub import existing_path, is_hub_id
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.files import safetensors
 from fewstep.files.config import trained_size
@@ -84,7 +84,7 @@ def describe_model(model: str | Path) -> Model:
         return _named_model(BASES[0], name)
     if name in ALIASES:
         return ALIASES[name]
-    here = local_path(name)
+    here = existing_path(name)
     if here is not None:
         return _folder_model(name, here) if here.is_dir() else _file_model(name, here)
     if name.endswith(".safetensors") or name.startswith((".", "~", os.sep)):
@@ -99,11 +99,11 @@ def describe_model(model: str | Path) -> Model:
         return _hub_model(name)
     raise ModelNotFoundError(
         f"model={name!r} is neither an alias ({aliases}), nor a folder or file here, "
-        f"nor a hub id such as 'owner/name'{_suggestion(name)}"
+        f"nor a hub id such as 'owner/name'{_did_you_mean(name)}"
     )
 
 
-def _suggestion(name: str) -> str:
+def _did_you_mean(name: str) -> str:
     """A mode's name for a model's, or a name mistyped; "" where nothing is near."""
     bare = name.lower().removeprefix("sdxl-")
     if bare in ASSETS and ASSETS[bare].modes and bare not in ALIASES:

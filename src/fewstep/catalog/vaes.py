@@ -9,7 +9,7 @@ from typing import Any
 
 from fewstep.catalog import assets, hub
 from fewstep.catalog.architectures import SDXL, architecture_of
-from fewstep.catalog.hub import is_hub_id, local_path
+from fewstep.catalog.hub import existing_path, is_hub_id
 from fewstep.catalog.models import FP16_VAE, FP16_VAE_REVISION, Model
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.files import safetensors
@@ -144,7 +144,7 @@ def _local_vae(given: str, model: Model) -> Path | None:
     known = assets.vae_asset(given, model.family)
     if known is not None:
         return _named_vae(known, given, model)
-    path = local_path(given)
+    path = existing_path(given)
     if path is None:
         if is_hub_id(given):
             return None

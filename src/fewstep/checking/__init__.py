@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.checking.active_loras import check_loras
-from fewstep.checking.call import call_line, check_call
+from fewstep.checking.call_arguments import call_line, check_call
 from fewstep.checking.case import Check, Finding, PlannedCall, Report, case_of
 from fewstep.checking.networks import check_dtypes, check_rest, check_unet, check_vae, check_whole
 from fewstep.checking.pipeline import read_pipeline
@@ -58,10 +58,12 @@ def check(  # noqa: PLR0913  the words of a diffusers call
         strength=strength, timesteps=timesteps, eta=eta,
     )  # fmt: skip
     with raise_as_corrupt(Path(pipe_or_path)) if isinstance(pipe_or_path, str | Path) else nullcontext():
-        return _report(pipe_or_path, mode, asked)
+        return _make_report(pipe_or_path, mode, asked)
 
 
-def _report(pipe_or_path: DiffusionPipeline | str | Path, mode: str | None, asked: PlannedCall) -> Report:
+def _make_report(
+    pipe_or_path: DiffusionPipeline | str | Path, mode: str | None, asked: PlannedCall
+) -> Report:
     case = case_of(read_pipeline(pipe_or_path), mode, asked)
     lacking = tuple(check_whole(case))
     findings = lacking or tuple(finding for one in CHECKS for finding in one(case))

@@ -14,13 +14,13 @@ def check_loras(case: Case) -> Iterator[Finding]:
     active = [adapter for adapter in case.pipeline.adapters if adapter.active]
     named = [adapter for adapter in active if FEW_STEP.search(adapter.name)]
     if case.weights is None or case.weights.attach != "adapter":
-        yield from _surplus(case, named)
+        yield from _surplus_loras(case, named)
         return
-    own = _own(case, named or active)
+    own = _lora_of_mode(case, named or active)
     if own is None:
-        yield _missing(case)
+        yield _missing_lora(case)
         return
-    yield from _surplus(case, [adapter for adapter in named if adapter is not own])
+    yield from _surplus_loras(case, [adapter for adapter in named if adapter is not own])
     right = case.weights.scale
     if own.weight is not None and own.weight != right and not own.fused:
         names = [adapter.name for adapter in active]
@@ -33,13 +33,13 @@ def check_loras(case: Case) -> Iterator[Finding]:
         )
 
 
-def _own(case: Case, candidates: Sequence[ActiveAdapter]) -> ActiveAdapter | None:
+def _lora_of_mode(case: Case, candidates: Sequence[ActiveAdapter]) -> ActiveAdapter | None:
     """The mode's own among them: by its name, or the first."""
     family = case.mode.split("-")[0]
     return next((one for one in candidates if family in one.name.lower()), next(iter(candidates), None))
 
 
-def _surplus(case: Case, others: Sequence[ActiveAdapter]) -> Iterator[Finding]:
+def _surplus_loras(case: Case, others: Sequence[ActiveAdapter]) -> Iterator[Finding]:
     if others:
         names = [adapter.name for adapter in others]
         unfuse = "pipe.unfuse_lora(); " if any(adapter.fused for adapter in others) else ""
@@ -50,7 +50,7 @@ def _surplus(case: Case, others: Sequence[ActiveAdapter]) -> Iterator[Finding]:
         )
 
 
-def _missing(case: Case) -> Finding:
+def _missing_lora(case: Case) -> Finding:
     """Nothing is on; it may be loaded but off, or merged into the weights and not to be seen."""
     weights, off = case.weights, [adapter.name for adapter in case.pipeline.adapters]
     assert weights is not None

@@ -163,14 +163,14 @@ class Case:
         return next(iter([*own, *self.steppers]), None)
 
     @property
-    def level(self) -> str:
+    def scheduler_name(self) -> str:
         """The first of the mode's schedulers that this class can be configured to; "" is none."""
         known = self.stepper.levels if self.stepper else ()
         own = self.recipe.own_schedulers
         return next((name for name in self.recipe.schedulers if name in known and name not in own), "")
 
     @property
-    def size(self) -> int:
+    def trained_side(self) -> int:
         """Pixels: the side that the weights were trained at."""
         own, weights = trained_size(self.pipeline.parts["unet"], self.pipeline.source), self.weights
         return min(own, weights.size) if weights and weights.size else own
@@ -196,12 +196,12 @@ def case_of(pipeline: Pipeline, mode: str | None, asked: PlannedCall) -> Case:
     family = FAMILIES.get(pipeline.source, "sdxl")
     recipe = modes.find_recipe(name).on(family)
     only = recipe.steps.only
-    known = [*_counts(pipeline), asked.steps]
+    known = [*_steps_in_names(pipeline), asked.steps]
     recipe = recipe.for_steps(next((count for count in known if count in only), None))
     return Case(pipeline=pipeline, recipe=recipe, family=family, asked=asked)
 
 
-def _counts(pipeline: Pipeline) -> Iterator[int]:
+def _steps_in_names(pipeline: Pipeline) -> Iterator[int]:
     """Numbers of steps that the names of its weights say."""
     names = [adapter.name for adapter in pipeline.adapters if adapter.active]
     unet = str(pipeline.parts.get("unet", {}).get("_name_or_path", ""))

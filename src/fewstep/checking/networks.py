@@ -40,7 +40,7 @@ def check_whole(case: Case) -> Iterator[Finding]:
         if name not in parts:
             yield Finding(
                 what=f"{name} is missing: SDXL needs all of {', '.join(CLASSES)}",
-                mend=f"pipe.register_modules({name}={_fetched(kind, BASE, name)})",
+                mend=f"pipe.register_modules({name}={_expression_to_fetch(kind, BASE, name)})",
             )
 
 
@@ -78,7 +78,7 @@ def _is_base(unet: Mapping[str, Any]) -> bool:
 def check_vae(case: Case) -> Iterator[Finding]:
     """Its latents, their scale, and fp16."""
     vae, dtype = case.pipeline.parts["vae"], case.pipeline.dtypes.get("vae", "")
-    better = f"pipe.vae = {_fetched(CLASSES['vae'], FP16_VAE)}"
+    better = f"pipe.vae = {_expression_to_fetch(CLASSES['vae'], FP16_VAE)}"
     check_latent_scaling(vae, case.pipeline.source)
     channels = vae.get("latent_channels", 4)
     right, silent = SCALES.get(str(vae["_class_name"]), SCALES["AutoencoderKL"])
@@ -118,7 +118,7 @@ def check_dtypes(case: Case) -> Iterator[Finding]:
         return
     unet = pipeline.dtypes["unet"]
     for name in NETWORKS[1:]:
-        if pipeline.dtypes[name] not in (unet, *_upcast(case, name)):
+        if pipeline.dtypes[name] not in (unet, *_dtype_diffusers_upcasts(case, name)):
             yield Finding(
                 what=f"{name} is {pipeline.dtypes[name]} beside a UNet of {unet}: diffusers' pipeline stops "
                 "at the first layer that is given the other's numbers",
@@ -132,7 +132,7 @@ def check_dtypes(case: Case) -> Iterator[Finding]:
         )
 
 
-def _upcast(case: Case, name: str) -> tuple[str, ...]:
+def _dtype_diffusers_upcasts(case: Case, name: str) -> tuple[str, ...]:
     """The dtype that diffusers decodes in fp32 whatever the UNet's: a VAE's that says so."""
     forced = name == "vae" and case.pipeline.parts[name].get("force_upcast", True)
     return ("float16",) if forced else ()
@@ -161,12 +161,14 @@ def _unet_of(case: Case) -> str:
     """The UNet of the mode's weights where it has a folder, else SDXL's own, for what is put on it."""
     weights = case.weights
     if weights is not None and weights.attach == "unet" and not weights.file:
-        return _fetched(CLASSES["unet"], str(TINY / weights.source) if case.bundled else weights.source)
+        return _expression_to_fetch(
+            CLASSES["unet"], str(TINY / weights.source) if case.bundled else weights.source
+        )
     whole = weights is not None and weights.attach == "checkpoint"
-    return _fetched(CLASSES["unet"], weights.source if weights and whole else BASE, "unet")
+    return _expression_to_fetch(CLASSES["unet"], weights.source if weights and whole else BASE, "unet")
 
 
-def _fetched(kind: str, source: str, folder: str = "") -> str:
+def _expression_to_fetch(kind: str, source: str, folder: str = "") -> str:
     """The expression that loads a part from the hub, as the pipeline's UNet is."""
     within = f", subfolder={folder!r}" if folder else ""
     loaded = f"{kind}.from_pretrained({source!r}{within})"

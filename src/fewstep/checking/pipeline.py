@@ -63,7 +63,7 @@ def read_pipeline(pipe_or_path: Any) -> Pipeline:
 
 def _from_object(pipe: Any) -> Pipeline:
     there: dict[str, Any] = {name: getattr(pipe, name, None) for name in (*CONFIGS, *TOKENIZERS)}
-    parts = {name: _config(part) for name, part in there.items() if part is not None}
+    parts = {name: _config_of(part) for name, part in there.items() if part is not None}
     networks = {name: there[name] for name in NETWORKS if there[name] is not None}
     padding = getattr(there["tokenizer_2"], "pad_token", "")
     return Pipeline(
@@ -74,14 +74,14 @@ def _from_object(pipe: Any) -> Pipeline:
         parts=parts,
         dtypes={name: str(network.dtype).removeprefix("torch.") for name, network in networks.items()},
         device="" if hasattr(pipe.unet, "_hf_hook") else str(getattr(pipe.unet, "device", "")),
-        gpu=_gpu() if networks else "",
+        gpu=_name_of_gpu() if networks else "",
         adapters=tuple(_loras_on_unet(pipe)),
         padding=str(padding or ""),
         watermark=getattr(pipe, "watermark", None) is not None,
     )
 
 
-def _config(part: Any) -> Mapping[str, Any]:
+def _config_of(part: Any) -> Mapping[str, Any]:
     """diffusers' configurations are mappings, transformers' have a method; tokenizers have none."""
     part = getattr(part, "_orig_mod", part)  # what torch.compile wraps
     config = getattr(part, "config", {})
@@ -89,7 +89,7 @@ def _config(part: Any) -> Mapping[str, Any]:
     return {**plain, "_class_name": type(part).__name__}
 
 
-def _gpu() -> str:
+def _name_of_gpu() -> str:
     """A pipeline's networks are torch's, which is loaded then."""
     import sys
 
@@ -122,14 +122,14 @@ def _from_folder(root: Path) -> Pipeline:
             f"{root} is not a diffusers folder here: give one with a model_index.json, or a pipeline"
         )
     index = untrusted.read_json(root / "model_index.json")
-    named = {name for name in (*CONFIGS, *TOKENIZERS) if _class(root, index, name)}
+    named = {name for name in (*CONFIGS, *TOKENIZERS) if _class_in_index(root, index, name)}
     parts: dict[str, Mapping[str, Any]] = {
-        name: {"_class_name": _class(root, index, name)} | untrusted.read_json(root / name / file)
+        name: {"_class_name": _class_in_index(root, index, name)} | untrusted.read_json(root / name / file)
         for name, file in CONFIGS.items()
         if name in named and (root / name / file).is_file()
     }
     parts |= {name: {} for name in TOKENIZERS if name in named and (root / name).is_dir()}
-    dtypes = {name: _dtype(root / name) for name in NETWORKS if name in parts}
+    dtypes = {name: _dtype_of_weights(root / name) for name in NETWORKS if name in parts}
     return Pipeline(
         kind=str(index.get("_class_name")),
         source=str(root.resolve()),
@@ -137,11 +137,11 @@ def _from_folder(root: Path) -> Pipeline:
         config=index,
         parts=parts,
         dtypes=dtypes,
-        padding=_padding(root / "tokenizer_2"),
+        padding=_padding_token(root / "tokenizer_2"),
     )
 
 
-def _class(root: Path, index: Mapping[str, Any], name: str) -> str:
+def _class_in_index(root: Path, index: Mapping[str, Any], name: str) -> str:
     """transformers' configurations do not say their class; the index does. "" is no such part."""
     named = index.get(name)
     if not isinstance(named, list) or named == [None, None]:
@@ -153,7 +153,7 @@ def _class(root: Path, index: Mapping[str, Any], name: str) -> str:
     return str(named[1])
 
 
-def _dtype(folder: Path) -> str:
+def _dtype_of_weights(folder: Path) -> str:
     """Of the first weight with a fraction, as a safetensors header says; "" where there is no file."""
     for path in safetensors.weight_files(folder):
         for entry in safetensors.read_header(path).tensors.values():
@@ -162,7 +162,7 @@ def _dtype(folder: Path) -> str:
     return ""
 
 
-def _padding(folder: Path) -> str:
+def _padding_token(folder: Path) -> str:
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / file).is_file():
             token = untrusted.read_json(folder / file).get("pad_token", "")

@@ -56,7 +56,7 @@ FIELDS = (
 
 def check_scheduler(case: Case) -> Iterator[Finding]:
     """Class, levels, and what it makes of them."""
-    misfits = list(_class(case))
+    misfits = list(_check_class(case))
     yield from misfits or _check_levels(case)
     config = case.pipeline.parts["scheduler"]
     for field in FIELDS:
@@ -67,18 +67,18 @@ def check_scheduler(case: Case) -> Iterator[Finding]:
                 mend=case.rescheduled(**{field.key: field.right}),
                 severity=field.severity,
             )
-    yield from _betas(case, config)
-    yield from _prediction(case, config)
+    yield from _check_betas(case, config)
+    yield from _check_prediction(case, config)
 
 
-def _class(case: Case) -> Iterator[Finding]:
+def _check_class(case: Case) -> Iterator[Finding]:
     own, fitting = case.pipeline.scheduler, case.steppers
     if case.distilled and fitting and own not in [one.name for one in fitting]:
         names = " or ".join(one.name for one in fitting)
         yield Finding(
             what=f"the scheduler is {own}, and mode {case.mode!r} steps by {names}: pictures come out as "
             "noise, or blurred",
-            mend=case.rescheduled(**LEVELS.get(case.level, {})),
+            mend=case.rescheduled(**LEVELS.get(case.scheduler_name, {})),
         )
     elif not case.distilled and (own in CONSISTENCY or own.startswith("FlowMatch")):
         yield Finding(
@@ -93,14 +93,14 @@ def _check_levels(case: Case) -> Iterator[Finding]:
     config = case.pipeline.parts["scheduler"]
     made = _our_scheduler_name(case.pipeline.scheduler, config)
     steps = case.asked.steps or case.recipe.steps.default
-    if case.distilled and case.level and made not in case.recipe.schedulers:
+    if case.distilled and case.scheduler_name and made not in case.recipe.schedulers:
         first = f": with {steps} steps it starts at timestep {_first_timestep(made, steps)}, not 999"
         yield Finding(
             what=f"the scheduler's levels are {made!r}, and mode {case.mode!r} was made on "
             f"{' or '.join(map(repr, case.recipe.schedulers))}{first * (made in STARTS)}; noise stays in the "
             "picture, or it blurs",
             mend=case.rescheduled(
-                **{**dict.fromkeys(_active_sigma_switches(config), False), **LEVELS[case.level]}
+                **{**dict.fromkeys(_active_sigma_switches(config), False), **LEVELS[case.scheduler_name]}
             ),
         )
     elif not case.distilled and made == "leading" and steps < ENOUGH:
@@ -140,7 +140,7 @@ def _active_sigma_switches(config: Mapping[str, Any]) -> list[str]:
     return [f"use_{shape}_sigmas" for shape in SHAPES if config.get(f"use_{shape}_sigmas")]
 
 
-def _betas(case: Case, config: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_betas(case: Case, config: Mapping[str, Any]) -> Iterator[Finding]:
     silent = BETAS if case.pipeline.scheduler in CONSISTENCY else {**BETAS, **SILENT}
     given = {key: config.get(key, silent[key]) for key in BETAS}
     off = {key: value for key, value in given.items() if value != BETAS[key]}
@@ -154,20 +154,22 @@ def _betas(case: Case, config: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _prediction(case: Case, config: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_prediction(case: Case, config: Mapping[str, Any]) -> Iterator[Finding]:
     """What the UNet answers with must be what the scheduler takes it for."""
     own, needed = config.get("prediction_type", "epsilon"), case.recipe.prediction
     velocity = any(sign in _source_names(case) for sign in ("v-pred", "v_pred", "vpred"))
     adapter = case.weights is not None and case.weights.attach == "adapter"
     if needed and own != needed:
-        yield _predicted(case, own, needed, f"the UNet of mode {case.mode!r} answers with {needed!r}")
+        yield _wrong_prediction(case, own, needed, f"the UNet of mode {case.mode!r} answers with {needed!r}")
     elif not needed and velocity and own != "v_prediction":
-        yield _predicted(case, own, "v_prediction", "the model's name says v-prediction", "doubtful")
+        yield _wrong_prediction(case, own, "v_prediction", "the model's name says v-prediction", "doubtful")
     elif not needed and own == "v_prediction" and case.distilled and not velocity and not case.bundled:
         severity: Severity = "doubtful" if adapter or case.weights is None else "wrong"
-        yield _predicted(case, own, "epsilon", f"mode {case.mode!r} was distilled on epsilon", severity)
+        yield _wrong_prediction(
+            case, own, "epsilon", f"mode {case.mode!r} was distilled on epsilon", severity
+        )
     elif not needed and own not in ("epsilon", "v_prediction"):
-        yield _predicted(case, own, "epsilon", "SDXL's UNet answers with the noise, 'epsilon'")
+        yield _wrong_prediction(case, own, "epsilon", "SDXL's UNet answers with the noise, 'epsilon'")
     if config.get("rescale_betas_zero_snr") and own == "epsilon":
         yield Finding(
             what="the scheduler has rescale_betas_zero_snr=True with prediction_type='epsilon': at the first "
@@ -176,7 +178,9 @@ def _prediction(case: Case, config: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _predicted(case: Case, own: object, needed: str, why: str, severity: Severity = "wrong") -> Finding:
+def _wrong_prediction(
+    case: Case, own: object, needed: str, why: str, severity: Severity = "wrong"
+) -> Finding:
     return Finding(
         what=f"the scheduler has prediction_type={own!r}, and needs {needed!r}: {why}; taken for the other, "
         "it makes noise or burnt colours",

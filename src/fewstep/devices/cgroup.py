@@ -19,12 +19,12 @@ _MEMORY = (
 
 def cores(root: Path) -> float:
     """The CPU quota in cores, such as 1.5; infinite where there is none."""
-    return min((_quota(group) for group in _groups(root, "cpu")), default=math.inf)
+    return min((_cores_of_quota(group) for group in _group_folders(root, "cpu")), default=math.inf)
 
 
 def memory(root: Path) -> float:
     """Bytes that may still be had; infinite where there is no limit."""
-    return min((_left(group) for group in _groups(root, "memory")), default=math.inf)
+    return min((_memory_left(group) for group in _group_folders(root, "memory")), default=math.inf)
 
 
 def text(file: Path) -> str:
@@ -35,7 +35,7 @@ def text(file: Path) -> str:
         return ""
 
 
-def _groups(root: Path, controller: str) -> Iterator[Path]:
+def _group_folders(root: Path, controller: str) -> Iterator[Path]:
     """The folders of this process's groups, each followed by those above it."""
     mounts = root / "sys" / "fs" / "cgroup"
     for line in text(root / "proc" / "self" / "cgroup").splitlines():  # 4:cpu,cpuacct:/docker/1f, or 0::/
@@ -47,7 +47,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
         yield from (group, *(above for above in group.parents if above.is_relative_to(top)))
 
 
-def _quota(group: Path) -> float:
+def _cores_of_quota(group: Path) -> float:
     v1 = text(group / "cpu.cfs_quota_us") + text(group / "cpu.cfs_period_us")
     given = (text(group / "cpu.max") or v1).split()
     if len(given) < 2 or given[0] in ("max", "-1"):
@@ -55,7 +55,7 @@ def _quota(group: Path) -> float:
     return int(given[0]) / int(given[1])
 
 
-def _left(group: Path) -> float:
+def _memory_left(group: Path) -> float:
     for limit, usage, cache in _MEMORY:
         given, used = text(group / limit).strip(), text(group / usage)
         if given and used and given != "max":

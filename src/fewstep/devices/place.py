@@ -64,7 +64,7 @@ def place(
     try:
         return _place_on_first(probe, need, asked)
     except TooSmallError as error:
-        raise RequestError(f"{error}: {_advice(probe, need, asked)}") from None
+        raise RequestError(f"{error}: {_advice_to_fit(probe, need, asked)}") from None
 
 
 def _place_on_first(probe: Probe, need: ModelSize, asked: _Wishes) -> Placement:
@@ -126,7 +126,7 @@ def _place_on(spot: Device, cpu: Cpu, need: ModelSize, asked: _Wishes) -> Placem
     )
 
 
-def _advice(probe: Probe, need: ModelSize, asked: _Wishes) -> str:
+def _advice_to_fit(probe: Probe, need: ModelSize, asked: _Wishes) -> str:
     """What to type: the first change of the request with which the model fits."""
     changes = ({"offload": "auto"}, {"precision": "auto"}, {"precision": "bf16"}, {"device": "auto"})
     for change in changes:
@@ -168,9 +168,15 @@ def choose_precision(spot: Device, need: ModelSize, asked: str) -> tuple[torch.d
         return DTYPES[asked], f"{asked}: asked for"
     match spot:
         case Cuda(bf16=True):
-            return torch.bfloat16, f"bf16: computed by the GPU's own units (capability {_capability(spot)})"
+            return (
+                torch.bfloat16,
+                f"bf16: computed by the GPU's own units (capability {_cuda_capability(spot)})",
+            )
         case Cuda():
-            return torch.float16, f"fp16: bf16 needs capability 8.0, and this GPU has {_capability(spot)}"
+            return (
+                torch.float16,
+                f"fp16: bf16 needs capability 8.0, and this GPU has {_cuda_capability(spot)}",
+            )
         case Mps():
             return torch.float16, "fp16: half the memory of fp32, and faster on MPS"
     if need.small:
@@ -190,7 +196,7 @@ def _refuse_precision(spot: Device, asked: str) -> None:
         case Cuda(bf16=False), "bf16":
             raise RequestError(
                 f"precision='bf16' needs capability 8.0; {spot.device}, {spot.name}, has "
-                f"{_capability(spot)}: "
+                f"{_cuda_capability(spot)}: "
                 "choose fp16 or fp32"
             )
         case Mps(bf16=False), "bf16":
@@ -234,7 +240,7 @@ def choose_layout(spot: Device, need: ModelSize) -> tuple[bool, str]:
 def choose_offload(spot: Device, cpu: Cpu, size: Footprint, asked: str) -> tuple[str, bool, tuple[str, str]]:
     """Offload and tiling: the fastest way in which the model fits."""
     free, ram = _free_bytes(spot), _free_bytes(cpu)
-    ways = _offloads(spot, asked)
+    ways = _offloads_to_try(spot, asked)
     possible = [how for how in ways if how == "none" or size.weights <= ram]
     for how in possible:
         for tiling in (False, True):
@@ -255,7 +261,7 @@ def choose_offload(spot: Device, cpu: Cpu, size: Footprint, asked: str) -> tuple
     raise TooSmallError("; ".join(short))
 
 
-def _offloads(spot: Device, asked: str) -> tuple[str, ...]:
+def _offloads_to_try(spot: Device, asked: str) -> tuple[str, ...]:
     """The ways to try, the fastest first. Other devices share the CPU's memory, or are it."""
     if asked != "auto":
         return (asked,)
@@ -279,7 +285,7 @@ def _free_bytes(spot: Device) -> float:
     return math.inf if isinstance(spot, Cpu) and not spot.free else spot.free
 
 
-def _capability(gpu: Cuda) -> str:
+def _cuda_capability(gpu: Cuda) -> str:
     return ".".join(map(str, gpu.capability))
 
 

@@ -101,21 +101,21 @@ def probe(device: str = "auto", root: Path = Path("/")) -> Probe:
     return Probe(
         platform=platform.platform(),
         torch=torch.__version__,
-        cuda=tuple(_cudas()) if device != "cpu" and torch.cuda.is_available() else (),
-        mps=_mps() if torch.backends.mps.is_available() else None,
-        cpu=_cpu(root),
+        cuda=tuple(_probe_cudas()) if device != "cpu" and torch.cuda.is_available() else (),
+        mps=_probe_mps() if torch.backends.mps.is_available() else None,
+        cpu=_probe_cpu(root),
     )
 
 
-def _cudas() -> Iterator[Cuda]:
+def _probe_cudas() -> Iterator[Cuda]:
     for index in range(torch.cuda.device_count()):
         try:
-            yield _cuda(index)
+            yield _probe_cuda(index)
         except RuntimeError as error:  # in exclusive mode, and another process's
             _log.info("cuda:%d cannot be opened: %s", index, str(error).partition("\n")[0])
 
 
-def _cuda(index: int) -> Cuda:
+def _probe_cuda(index: int) -> Cuda:
     about = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
     # What torch's allocator keeps for later is ours as well.
@@ -125,7 +125,7 @@ def _cuda(index: int) -> Cuda:
     )
 
 
-def _mps() -> Mps:
+def _probe_mps() -> Mps:
     total = torch.mps.recommended_max_memory()
     return Mps(
         name=platform.processor() or "Apple GPU",
@@ -135,7 +135,7 @@ def _mps() -> Mps:
     )
 
 
-def _cpu(root: Path) -> Cpu:
+def _probe_cpu(root: Path) -> Cpu:
     # torch's own names for this are public from 2.13 on only; its floor here is 2.10.
     amx, avx512 = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
     return Cpu(
@@ -183,18 +183,18 @@ def bf16_speedup() -> float:
     once per process, in 0.1 s.
     """
     with _measuring, ThreadPoolExecutor(1) as alone:
-        return alone.submit(_speedup, torch.get_num_threads()).result()
+        return alone.submit(_measure_speedup, torch.get_num_threads()).result()
 
 
 @torch.no_grad()
-def _speedup(given: int) -> float:
+def _measure_speedup(given: int) -> float:
     """To be called in a thread of its own, where OpenMP's number of threads is that thread's own.
 
     One, because on a busy machine several wait for each other, and the waiting would be measured.
     """
     torch.set_num_threads(1)
     try:
-        operands = {dtype: _operands(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        operands = {dtype: _convolution_operands(dtype) for dtype in (torch.float32, torch.bfloat16)}
         best = dict.fromkeys(operands, math.inf)
         end = time.perf_counter() + 0.1
         while time.perf_counter() < end:
@@ -207,7 +207,7 @@ def _speedup(given: int) -> float:
     return best[torch.float32] / best[torch.bfloat16]
 
 
-def _operands(dtype: torch.dtype) -> list[Tensor]:
+def _convolution_operands(dtype: torch.dtype) -> list[Tensor]:
     """A picture of 32x32 with 128 channels and a 3x3 kernel: 1 ms, shorter than a turn of the scheduler's."""
     shapes = (1, 128, 32, 32), (128, 128, 3, 3)
     return [torch.ones(s, dtype=dtype).contiguous(memory_format=torch.channels_last) for s in shapes]

@@ -24,7 +24,7 @@ def device_report(seen: Probe, needs: Mapping[str, ModelSize]) -> dict[str, Any]
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": asdict(seen),
         "threads": {"torch": torch.get_num_threads(), "cores": seen.cpu.cores},
-        "models": {name: _decided(seen, need) for name, need in needs.items()},
+        "models": {name: _decisions(seen, need) for name, need in needs.items()},
     }
 
 
@@ -34,19 +34,19 @@ def report_as_text(found: Mapping[str, Any]) -> str:
     rows = [
         ("versions", ", ".join(f"{name} {number}" for name, number in found["versions"].items())),
         ("system", machine["platform"]),
-        ("cpu", _cpu(machine["cpu"])),
-        *(("cuda:" + str(gpu["index"]), _gpu(gpu)) for gpu in machine["cuda"]),
+        ("cpu", _cpu_text(machine["cpu"])),
+        *(("cuda:" + str(gpu["index"]), _gpu_text(gpu)) for gpu in machine["cuda"]),
     ]
     if machine["mps"] is not None:
-        rows.append(("mps", _memory(machine["mps"])))
-    rows.append(("threads", _threads(**found["threads"])))
+        rows.append(("mps", _memory_text(machine["mps"])))
+    rows.append(("threads", _threads_text(**found["threads"])))
     for name, model in found["models"].items():
-        rows += [("", ""), (name, model["error"] or _places(model))]
+        rows += [("", ""), (name, model["error"] or _places_text(model))]
         rows += [("", f"- {reason}") for reason in model["reasons"]]
     return "\n".join(f"{label:9} {text}".rstrip() for label, text in rows)
 
 
-def _decided(seen: Probe, need: ModelSize) -> dict[str, Any]:
+def _decisions(seen: Probe, need: ModelSize) -> dict[str, Any]:
     try:
         made = place(seen, need)
     except RequestError as error:
@@ -60,28 +60,28 @@ def _decided(seen: Probe, need: ModelSize) -> dict[str, Any]:
     return {**values, **names, "reasons": list(made.reasons), "error": ""}
 
 
-def _places(model: Mapping[str, Any]) -> str:
+def _places_text(model: Mapping[str, Any]) -> str:
     tiles = ", tiles" if model["tiling"] else ""
     offload = f", offload={model['offload']}" if model["offload"] != "none" else ""
     return f"{model['device']}, {model['dtype']}, VAE {model['vae_dtype']}{tiles}{offload}"
 
 
-def _cpu(cpu: Mapping[str, Any]) -> str:
+def _cpu_text(cpu: Mapping[str, Any]) -> str:
     bf16 = [name for name, there in (("AMX", cpu["amx_bf16"]), ("AVX-512", cpu["avx512_bf16"])) if there]
     gain = f", {cpu['bf16_speedup']:.2f} times as fast as fp32" if bf16 else ""
     memory = f"{gib_left(cpu['free'])} GiB free" if cpu["free"] else "free memory unknown"
     return f"{cpu['name']}, {cpu['cores']} cores, {memory}, bf16: {' and '.join(bf16) or 'none'}{gain}"
 
 
-def _gpu(gpu: Mapping[str, Any]) -> str:
+def _gpu_text(gpu: Mapping[str, Any]) -> str:
     major, minor = gpu["capability"]
-    return f"{_memory(gpu)}, capability {major}.{minor}"
+    return f"{_memory_text(gpu)}, capability {major}.{minor}"
 
 
-def _memory(device: Mapping[str, Any]) -> str:
+def _memory_text(device: Mapping[str, Any]) -> str:
     return f"{device['name']}, {gib_left(device['free'])} of {gib_left(device['total'])} GiB free"
 
 
-def _threads(torch: int, cores: int) -> str:
+def _threads_text(torch: int, cores: int) -> str:
     more = f"; loading on the CPU lowers torch's to {cores}" if torch > cores else ""
     return f"torch has {torch}, for {cores} cores{more}"

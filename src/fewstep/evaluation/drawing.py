@@ -116,14 +116,14 @@ def time_calls(engine: Engine, order: CellConfig, repeats: int) -> tuple[float, 
     distinct = list(dict.fromkeys(order.prompts))
     engine.parts.text.forget()
     took = []
-    for i, text in enumerate(_cycled(distinct, WARM_UP + repeats)):
+    for i, text in enumerate(_cycle_prompts(distinct, WARM_UP + repeats)):
         began = time.perf_counter()
         engine.generate(text, order.steps, progress=False, **order.options(order.seeds[0] + i))
         took.append(1000 * (time.perf_counter() - began))
     return _quartiles(took[WARM_UP:])
 
 
-def _cycled(words: Sequence[str], count: int) -> Iterator[str]:
+def _cycle_prompts(words: Sequence[str], count: int) -> Iterator[str]:
     return (words[i % len(words)] for i in range(count))
 
 

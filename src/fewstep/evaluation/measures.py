@@ -13,8 +13,8 @@ def frechet(made: Tensor, real: Tensor) -> float:
     """
     m, n = made.double().mean(dim=0), real.double().mean(dim=0)
     a, b = _covariance(made), _covariance(real)
-    root = _root(a)
-    shared = _root(root @ b @ root)
+    root = _matrix_root(a)
+    shared = _matrix_root(root @ b @ root)
     return float((m - n).square().sum() + (a.trace() + b.trace() - 2 * shared.trace()))
 
 
@@ -23,7 +23,7 @@ def _covariance(rows: Tensor) -> Tensor:
     return centred.T @ centred / max(1, len(rows) - 1)
 
 
-def _root(matrix: Tensor) -> Tensor:
+def _matrix_root(matrix: Tensor) -> Tensor:
     """The square root of a symmetric matrix without negative eigenvalues but by rounding."""
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T

@@ -88,7 +88,7 @@ def append_row(row: Row, path: Path) -> None:
 
 def table(rows: Sequence[Row]) -> str:
     """What matters of the rows, to be read on a terminal, with a note of what they were made on."""
-    lines = ["  ".join(f"{head:>{_width(form)}}" for head, _, form in _SHOWN)]
+    lines = ["  ".join(f"{head:>{_column_width(form)}}" for head, _, form in _SHOWN)]
     lines += ["  ".join(f"{getattr(row, name):>{form}}" for _, name, form in _SHOWN) for row in rows]
     return "\n".join([*lines, "", row_note(rows[0])] if rows else lines)
 
@@ -122,7 +122,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes = figure.subplots()
     modes = list(dict.fromkeys(row.mode for row in rows))
     for place, mode in enumerate(modes):
-        _line(axes, sorted((r for r in rows if r.mode == mode), key=lambda r: r.steps), place)
+        _plot_mode(axes, sorted((r for r in rows if r.mode == mode), key=lambda r: r.steps), place)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -133,11 +133,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.grid(visible=True, alpha=0.25)
     axes.legend(title="mode; points are steps", fontsize=11)
     if rows:
-        figure.supxlabel(_broken(row_note(rows[0])), size=8.5, color="0.35")
-    _save(figure, path)
+        figure.supxlabel(_in_two_lines(row_note(rows[0])), size=8.5, color="0.35")
+    _save_plot(figure, path)
 
 
-def _line(axes: Any, rows: Sequence[Row], place: int) -> None:
+def _plot_mode(axes: Any, rows: Sequence[Row], place: int) -> None:
     """One mode's points; the numbers of every second mode are below them, so that they do not meet."""
     times, right = [row.milliseconds for row in rows], [100 * row.name_1 for row in rows]
     low = [row.milliseconds - row.milliseconds_low for row in rows]
@@ -151,13 +151,13 @@ def _line(axes: Any, rows: Sequence[Row], place: int) -> None:
         )
 
 
-def _broken(line: str) -> str:
+def _in_two_lines(line: str) -> str:
     """A note in two lines."""
     parts = line.split("; ")
     return "; ".join(parts[:2]) + "\n" + "; ".join(parts[2:])
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save_plot(figure: Any, path: Path) -> None:
     """Whole or not at all."""
     scratch = path.with_name(f".{path.name}.partial")
     try:
@@ -167,6 +167,6 @@ def _save(figure: Any, path: Path) -> None:
         raise OutputError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
-def _width(form: str) -> int:
+def _column_width(form: str) -> int:
     """Of a column."""
     return int(form.rstrip("%gf").split(".")[0])

@@ -56,11 +56,11 @@ def watch(
 ) -> Iterator[DrawingProgress | Row]:
     """`evaluate`, with word of how far the pictures of each row are."""
     path = work / "eval" / "rows.csv" if csv is None else csv
-    cells = _cells(settings)
+    cells = _modes_with_steps(settings)
     finished = {row.key: row for row in report.read(path)}
     bench = _Bench(work, settings)
     for mode, counts in cells:
-        with _engine(settings, mode, counts[0]) as engine:
+        with _load_engine(settings, mode, counts[0]) as engine:
             weights = drawing.engine_digest(engine)
             for steps in counts:
                 order = bench.order(engine, steps)
@@ -71,7 +71,7 @@ def watch(
                 yield finished[key]
 
 
-def _cells(settings: Settings) -> list[tuple[str, tuple[int, ...]]]:
+def _modes_with_steps(settings: Settings) -> list[tuple[str, tuple[int, ...]]]:
     """Each mode with the step counts, of those asked for, that its recipe allows; those of one engine."""
     check_settings(settings)
     family = choose_mode(settings.model, None)[0].family
@@ -93,7 +93,7 @@ def _cells(settings: Settings) -> list[tuple[str, tuple[int, ...]]]:
     return cells
 
 
-def _engine(settings: Settings, mode: str, steps: int) -> Engine:
+def _load_engine(settings: Settings, mode: str, steps: int) -> Engine:
     """Loaded; `steps` counts where each number of them has weights of its own."""
     several = find_recipe(mode).steps.only
     return fewstep.load(
@@ -147,7 +147,7 @@ class _Bench:
     def row(self, engine: Engine, order: CellConfig, key: str) -> Generator[DrawingProgress, None, Row]:
         """Time, draw, compare."""
         middle, low, high = drawing.time_calls(engine, order, self.settings.repeats)
-        teacher = yield from self._taught()
+        teacher = yield from self._draw_with_teacher()
         pictures = teacher.pictures
         if (order.mode, order.steps) != REFERENCE_CELL:
             pictures = yield from drawing.draw_cell(engine, order)
@@ -159,7 +159,7 @@ class _Bench:
             guidance=order.guidance,
             pictures=len(pictures),
             prompts=len(pictures) // self.settings.seeds,
-            **self._retrieved(looks),
+            **self._retrieval_rates(looks),
             frechet=measures.frechet(looks, self.known.features.flatten(0, 1)),
             rmse=measures.rmse(pictures, teacher.pictures),
             feature_distance=measures.distance(looks, teacher.features),
@@ -167,12 +167,12 @@ class _Bench:
             milliseconds=middle,
             milliseconds_low=low,
             milliseconds_high=high,
-            **_machine(engine),
+            **_machine_facts(engine),
             loras=", ".join(f"{Path(file).name}:{weight:g}" for file, weight in order.loras),
             key=key,
         )
 
-    def _retrieved(self, looks: Tensor) -> dict[str, Any]:
+    def _retrieval_rates(self, looks: Tensor) -> dict[str, Any]:
         """How often what was asked for is found, by name and by style."""
         known, held = self.known, torch.tensor([one.held for one in self.asked])
         names, styles = [one.label for one in self.asked], [one.style for one in self.asked]
@@ -189,10 +189,10 @@ class _Bench:
             "held_out_1": measures.share_of_true(right[held]),
         }
 
-    def _taught(self) -> Generator[DrawingProgress, None, _Teacher]:
+    def _draw_with_teacher(self) -> Generator[DrawingProgress, None, _Teacher]:
         """The teacher's pictures, made once; the work folder keeps them."""
         if self._teacher is None:
-            with _engine(self.settings, *REFERENCE_CELL) as engine:
+            with _load_engine(self.settings, *REFERENCE_CELL) as engine:
                 order = self.order(engine, REFERENCE_CELL[1])
                 key = drawing.cell_key(drawing.engine_digest(engine), engine, order)
                 pictures = yield from drawing.draw_or_load(engine, order, key, self.cache)
@@ -206,7 +206,7 @@ def _reference_sets(folder: Path, style: str) -> tuple[str, ...]:
     return ("", style) if style and data.sprite_files(folder, style)[0].is_file() else ("",)
 
 
-def _machine(engine: Engine) -> dict[str, Any]:
+def _machine_facts(engine: Engine) -> dict[str, Any]:
     """What the times are of."""
     place = engine.placement
     gpu = place.device.type == "cuda"

@@ -41,14 +41,14 @@ def prediction_type(scheduler: Mapping[str, Any], source: str) -> str:
 def check_latent_scaling(vae: Mapping[str, Any], source: str) -> None:
     """What a VAE's latents are divided by, and moved by, is numbers that can be."""
     scale = vae.get("scaling_factor", 1.0)
-    if not _number(scale) or scale <= 0:
+    if not _is_number(scale) or scale <= 0:
         raise CorruptModelError(
             f"{source} has a VAE with scaling_factor={scale!r:.80}: it should be a number above 0"
         )
     for name, least in (("latents_mean", -float("inf")), ("latents_std", 0.0)):
         given = vae.get(name) or [1.0] * LATENT_CHANNELS
         fits = isinstance(given, list | tuple) and len(given) == LATENT_CHANNELS
-        if not fits or not all(_number(one) and one > least for one in given):
+        if not fits or not all(_is_number(one) and one > least for one in given):
             raise CorruptModelError(
                 f"{source} has a VAE with {name}={given!r:.80}: it should be {LATENT_CHANNELS} numbers"
                 + (" above 0" if least == 0 else "")
@@ -70,5 +70,5 @@ def check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any], source: str)
             )
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

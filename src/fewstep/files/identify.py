@@ -267,7 +267,7 @@ def _identify_networks(header: Header) -> FileKind | None:
     of_unet = transformer_family(unet) or family_of_unet(unet_anatomy(unet))
     return FileKind(
         what="checkpoint" if several else networks[0].removesuffix("_2"),
-        layout=_layout(groups),
+        layout=_layout_of_names(groups),
         family=of_unet if unet else family_of_part(found[networks[0]]),
         guidance_width=_guidance_width(header) if unet else 0,
         targets=networks,
@@ -282,7 +282,7 @@ def _is_quantised(header: Header) -> bool:
     return whole or any(name.endswith(scales) for name in header.tensors)
 
 
-def _layout(groups: Mapping[str, Iterable[str]]) -> str:
+def _layout_of_names(groups: Mapping[str, Iterable[str]]) -> str:
     """Of whole weights: tensors' names by their prefix."""
     ours = any(name.startswith(_ORIGINAL) for names in groups.values() for name in names)
     return "original" if ours or not _STABILITY.isdisjoint(groups) else "diffusers"

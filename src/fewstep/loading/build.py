@@ -87,7 +87,7 @@ def build_network(drawn: Blueprint, placement: Placement, dtype: torch.dtype, *,
 
     It is put where weights are between uses or, without `home`, on the device.
     """
-    module, place = _skeleton(drawn), placement.home if home else placement.device
+    module, place = _build_on_meta(drawn), placement.home if home else placement.device
     slots = dict(module.named_parameters())
     weights = _rename_weights(slots, drawn)
     _require_fit(slots, weights, drawn)
@@ -113,7 +113,7 @@ def network_config(drawn: Blueprint) -> dict[str, Any]:
         known = inspect.signature(getattr(diffusers, drawn.kind).__init__).parameters
         config = {n: drawn.config.get(n, one.default) for n, one in known.items() if n != "self"}
     for name, value in config.items():
-        flat, most = list(_flatten(value)), MAX_DEPTH if name in DEPTH_FIELDS else MAX_NUMBER
+        flat, most = list(_flatten_lists(value)), MAX_DEPTH if name in DEPTH_FIELDS else MAX_NUMBER
         large = any(isinstance(one, int | float) and not abs(one) <= most for one in flat)
         if large or len(flat) > MAX_ENTRIES:
             raise CorruptModelError(f"{drawn.source}: its configuration has {name}={value!r:.80}")
@@ -125,8 +125,8 @@ def network_config(drawn: Blueprint) -> dict[str, Any]:
 
 def _require_modest(config: Mapping[str, Any], source: str) -> None:
     """What multiplies: blocks before they are built, and pixels before a picture is made of them."""
-    levels = len(_flatten(config.get("block_out_channels", 0)))
-    counts = (levels, *(max(_largest(config.get(name)) for name in names) for names in NESTED_FIELDS))
+    levels = len(_flatten_lists(config.get("block_out_channels", 0)))
+    counts = (levels, *(max(_most_layers(config.get(name)) for name in names) for names in NESTED_FIELDS))
     if math.prod(counts) > MAX_BLOCKS:
         raise CorruptModelError(
             f"{source}: its configuration has {' x '.join(map(str, counts))} levels, layers and transformer "
@@ -141,19 +141,21 @@ def _require_modest(config: Mapping[str, Any], source: str) -> None:
         )
 
 
-def _largest(value: Any) -> int:
+def _most_layers(value: Any) -> int:
     """The largest number of layers in a value of a configuration, at least 1."""
-    return max((math.ceil(one) for one in _flatten(value) if isinstance(one, int | float)), default=1) or 1
+    return (
+        max((math.ceil(one) for one in _flatten_lists(value) if isinstance(one, int | float)), default=1) or 1
+    )
 
 
-def _flatten(value: Any) -> list[Any]:
+def _flatten_lists(value: Any) -> list[Any]:
     """A value of a configuration, whatever lists it is in."""
     if not isinstance(value, list | tuple):
         return [value]
-    return [one for each in value[: MAX_ENTRIES + 1] for one in _flatten(each)]
+    return [one for each in value[: MAX_ENTRIES + 1] for one in _flatten_lists(each)]
 
 
-def _skeleton(drawn: Blueprint) -> Any:
+def _build_on_meta(drawn: Blueprint) -> Any:
     """The network without weights."""
     config = network_config(drawn)
     try:

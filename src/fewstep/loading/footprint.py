@@ -9,7 +9,7 @@ from typing import Any
 
 from fewstep.architectures import Architecture, architecture_for
 from fewstep.catalog import vaes
-from fewstep.catalog.hub import local_path
+from fewstep.catalog.hub import existing_path
 from fewstep.catalog.models import Model
 from fewstep.devices import ModelSize
 from fewstep.devices.memory import TINY_VAE_NUMBERS, VAE_NUMBERS
@@ -24,7 +24,7 @@ def measure_model(model: Model, given: Path | None = None) -> ModelSize:
     A mode's own weights are as large as those they replace. Parts that are missing count nothing:
     loading says which. `given`: the folder or file of a VAE in the place of the model's own.
     """
-    here = local_path(model.source)
+    here = existing_path(model.source)
     architecture = architecture_for(model.family)
     config: Mapping[str, Any] = vaes.usual_vae(model)
     if here is None:

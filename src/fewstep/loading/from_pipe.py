@@ -140,7 +140,7 @@ def parts_of_pipe(pipe: Any, model: Model, recipe: Recipe) -> tuple[Placement, P
         unet=pipe.unet,
         vae=pipe.vae,
         text=text,
-        process=VariancePreserving(recipe.prediction or _prediction(pipe)),
+        process=VariancePreserving(recipe.prediction or _prediction_of_pipe(pipe)),
         guidance_width=width,
         lock=lock,
     )
@@ -188,12 +188,13 @@ def _pipe_faults(pipe: Any) -> Iterator[str]:
     for name in ("controlnet", "adapter"):
         if getattr(pipe, name, None) is not None:
             yield f"its {name} would not be used: type StableDiffusionXLPipeline.from_pipe(pipe)"
-    if _prediction(pipe) not in PREDICTIONS:
-        yield f"its scheduler has prediction_type={_prediction(pipe)!r}, none of {', '.join(PREDICTIONS)}"
+    if _prediction_of_pipe(pipe) not in PREDICTIONS:
+        given = _prediction_of_pipe(pipe)
+        yield f"its scheduler has prediction_type={given!r}, none of {', '.join(PREDICTIONS)}"
     yield from _placement_faults({name: getattr(pipe, name) for name in PIPE_NETWORKS})
 
 
-def _prediction(pipe: Any) -> str:
+def _prediction_of_pipe(pipe: Any) -> str:
     return str(pipe.scheduler.config.get("prediction_type", "epsilon"))
 
 
@@ -207,7 +208,7 @@ def _placement_faults(networks: Mapping[str, Any]) -> Iterator[str]:
             )
         if getattr(network, "is_quantized", False) or getattr(network, "hf_quantizer", None) is not None:
             yield f"its {name} is quantized: load it in torch.float16, torch.bfloat16 or torch.float32"
-    devices = {name: _device(network) for name, network in networks.items()}
+    devices = {name: _device_of_pipe(network) for name, network in networks.items()}
     if "meta" in devices.values():
         empty = [name for name, device in devices.items() if device == "meta"]
         yield f"its {', '.join(empty)} has no weights (device meta): load it without low_cpu_mem tricks"
@@ -226,6 +227,6 @@ def _has_offload_hook(module: Any) -> bool:
     return hasattr(module, "_hf_hook") or any("offload" in name for name in getattr(registry, "hooks", ()))
 
 
-def _device(network: Any) -> str:
+def _device_of_pipe(network: Any) -> str:
     """Such as "cuda:0"; several where it has a device map."""
     return " and ".join(sorted({str(weight.device) for weight in network.parameters()}))

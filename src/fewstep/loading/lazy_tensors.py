@@ -66,13 +66,13 @@ class LazyTensor:
 
     @property
     def T(self) -> LazyTensor:  # noqa: N802  torch's name
-        return self._then(lambda tensor: tensor.T)
+        return self._with_step(lambda tensor: tensor.T)
 
     def __getitem__(self, index: Any) -> LazyTensor:
-        return self._then(lambda tensor: tensor[index])
+        return self._with_step(lambda tensor: tensor[index])
 
     def contiguous(self) -> LazyTensor:
-        return self._then(Tensor.contiguous)
+        return self._with_step(Tensor.contiguous)
 
     def clone(self) -> LazyTensor:
         return self  # nothing shares what was not read yet
@@ -84,7 +84,7 @@ class LazyTensor:
         """What becomes of the tensor in the file."""
         return reduce(lambda made, step: step(made), self.steps, tensor)
 
-    def _then(self, step: Step) -> LazyTensor:
+    def _with_step(self, step: Step) -> LazyTensor:
         return replace(self, steps=(*self.steps, step))
 
 

@@ -16,7 +16,7 @@ from fewstep.architectures import load_architecture
 from fewstep.architectures.text import TextEncoder
 from fewstep.catalog import addons, assets, hub, licences, mode_weights, vaes
 from fewstep.catalog.architectures import ArchitectureInfo
-from fewstep.catalog.hub import local_path
+from fewstep.catalog.hub import existing_path
 from fewstep.catalog.mode_weights import (
     adapter_file,
     check_guidance_embedding,
@@ -157,7 +157,7 @@ def verify_checksums(folder: Path) -> None:
 
 def _model_root(source: str, revision: str, architecture: ArchitectureInfo) -> Path:
     """Where a model is on this machine; what is not in the hub's cache is downloaded."""
-    here = local_path(source)
+    here = existing_path(source)
     root = here if here is not None else hub.fetch_folder(source, assets.model_files(architecture), revision)
     if root == TINY:
         verify_checksums(TINY)

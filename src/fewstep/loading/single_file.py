@@ -169,7 +169,7 @@ def _convert_unet(path: Path, weights: NamedTensors, addition: str | None) -> Na
 
     if "input_blocks.0.0.weight" not in weights:
         return weights
-    numbers = {name: _block(path, name) for name in weights if any(word in name for word in _COUNTED)}
+    numbers = {name: _block_number(path, name) for name in weights if any(word in name for word in _COUNTED)}
     # Levels are parted by downsamplers: the first comes after the first convolution and a level's layers.
     parted = min((n for name, n in numbers.items() if name.endswith(".0.op.weight")), default=0)
     if parted < 2:
@@ -181,7 +181,7 @@ def _convert_unet(path: Path, weights: NamedTensors, addition: str | None) -> Na
     return _require_complete(path, named)
 
 
-def _block(path: Path, name: str) -> int:
+def _block_number(path: Path, name: str) -> int:
     """Which block of a UNet a weight is of."""
     found = _BLOCK.match(name)
     if found is None or int(found[1]) > MAX_UNET_BLOCKS:

@@ -25,9 +25,9 @@ TINY_VAE_WEIGHT = "decoder.layers.0.weight"  # of an AutoencoderTiny, which no o
 
 def unet_config(weights: Weights, pooled: int, layout: SingleFileLayout) -> dict[str, Any]:
     """Return a UNet's; `pooled`: how many numbers summarise its prompt, 0 where it is told none."""
-    levels = range(_count(weights, "down_blocks.{}.resnets.0.conv1.weight"))
-    down = [_depths(weights, f"down_blocks.{level}") for level in levels]
-    up = [_depths(weights, f"up_blocks.{level}") for level in levels]
+    levels = range(_count_from_zero(weights, "down_blocks.{}.resnets.0.conv1.weight"))
+    down = [_transformer_depths(weights, f"down_blocks.{level}") for level in levels]
+    up = [_transformer_depths(weights, f"up_blocks.{level}") for level in levels]
     channels = [weights[f"down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in levels]
     attending = next(name for name in weights if name.endswith("attn2.to_k.weight"))
     embedded = weights.get(GUIDANCE_EMBEDDING)
@@ -41,9 +41,9 @@ def unet_config(weights: Weights, pooled: int, layout: SingleFileLayout) -> dict
         "mid_block_type": "UNetMidBlock2DCrossAttn" if mid else "UNetMidBlock2D",
         "up_block_types": ["CrossAttnUpBlock2D" if depths else "UpBlock2D" for depths in up],
         "block_out_channels": channels,
-        "layers_per_block": _count(weights, "down_blocks.0.resnets.{}.conv1.weight"),
-        "transformer_layers_per_block": [_evened(depths) for depths in down],
-        "reverse_transformer_layers_per_block": [_evened(depths) for depths in up],
+        "layers_per_block": _count_from_zero(weights, "down_blocks.0.resnets.{}.conv1.weight"),
+        "transformer_layers_per_block": [_one_if_alike(depths) for depths in down],
+        "reverse_transformer_layers_per_block": [_one_if_alike(depths) for depths in up],
         # diffusers' name for how many heads there are
         "attention_head_dim": layout.heads or [max(1, width // HEAD_CHANNELS) for width in channels],
         "cross_attention_dim": weights[attending].shape[1],
@@ -65,14 +65,14 @@ def _size_ids_config(weights: Weights, pooled: int) -> dict[str, Any]:
 
 def vae_config(weights: Weights, scale: float, side: int) -> dict[str, Any]:
     """Return an autoencoder's, trained at `side` pixels, whose latents are multiplied by `scale`."""
-    levels = range(_count(weights, "encoder.down_blocks.{}.resnets.0.conv1.weight"))
+    levels = range(_count_from_zero(weights, "encoder.down_blocks.{}.resnets.0.conv1.weight"))
     return {
         "down_block_types": ["DownEncoderBlock2D"] * len(levels),
         "up_block_types": ["UpDecoderBlock2D"] * len(levels),
         "block_out_channels": [
             weights[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in levels
         ],
-        "layers_per_block": _count(weights, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
+        "layers_per_block": _count_from_zero(weights, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
         "latent_channels": weights["encoder.conv_out.weight"].shape[0] // 2,  # mean and variance
         "sample_size": side,
         "scaling_factor": scale,
@@ -100,7 +100,7 @@ def clip_config(weights: Weights, act: str) -> dict[str, Any]:
         "hidden_size": hidden,
         "intermediate_size": weights["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
         "projection_dim": hidden if projection is None else projection.shape[0],
-        "num_hidden_layers": _count(weights, "text_model.encoder.layers.{}.mlp.fc1.weight"),
+        "num_hidden_layers": _count_from_zero(weights, "text_model.encoder.layers.{}.mlp.fc1.weight"),
         "num_attention_heads": max(1, hidden // HEAD_CHANNELS),
         "max_position_embeddings": places.shape[0],
         "hidden_act": act,
@@ -109,23 +109,23 @@ def clip_config(weights: Weights, act: str) -> dict[str, Any]:
     }
 
 
-def _depths(weights: Weights, block: str) -> list[int]:
+def _transformer_depths(weights: Weights, block: str) -> list[int]:
     """How many transformer blocks each of a block's attentions has; none where it has no attention."""
     return [
-        _count(weights, f"{block}.attentions.{place}.transformer_blocks.{{}}.norm1.weight")
-        for place in range(_count(weights, f"{block}.attentions.{{}}.norm.weight"))
+        _count_from_zero(weights, f"{block}.attentions.{place}.transformer_blocks.{{}}.norm1.weight")
+        for place in range(_count_from_zero(weights, f"{block}.attentions.{{}}.norm.weight"))
     ]
 
 
-def _evened(depths: list[int]) -> int | list[int]:
+def _one_if_alike(depths: list[int]) -> int | list[int]:
     """One number where all attentions of a block are alike; SSD-1B's are not."""
     return depths if len(set(depths)) > 1 else max(depths, default=1)
 
 
-def _count(weights: Weights, pattern: str) -> int:
+def _count_from_zero(weights: Weights, pattern: str) -> int:
     """How many of 0, 1, 2, … are there."""
-    return next(_absent(weights, pattern))
+    return next(_missing_numbers(weights, pattern))
 
 
-def _absent(weights: Weights, pattern: str) -> Iterator[int]:
+def _missing_numbers(weights: Weights, pattern: str) -> Iterator[int]:
     return (number for number in count() if pattern.format(number) not in weights)

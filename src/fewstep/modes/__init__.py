@@ -35,16 +35,16 @@ def mode_names() -> list[str]:
 
 def find_recipe(mode: str) -> Recipe:
     """The recipe of a mode: `RequestError` where there is none, `BackendError` where it is broken."""
-    entry = _entry(mode)
+    entry = _entry_point(mode)
     try:
         loaded = entry.load()
     except (Exception, SystemExit) as error:  # whatever a plug-in does at import
-        raise _broken(entry, f"importing {entry.value} failed with {describe_error(error)}") from error
+        raise _broken_mode(entry, f"importing {entry.value} failed with {describe_error(error)}") from error
     found = recipe_faults(loaded)
     if not found and loaded.mode != mode:
         found = [f"its recipe calls itself mode={loaded.mode!r}; entry point and recipe must agree"]
     if found:
-        raise _broken(entry, f"{entry.value}: {'; '.join(found)}")
+        raise _broken_mode(entry, f"{entry.value}: {'; '.join(found)}")
     return loaded  # type: ignore[no-any-return]  # a Recipe, or it would have a fault
 
 
@@ -63,11 +63,13 @@ def choose_mode(model: str | Path, mode: str | None, steps: int | None = None) -
 
 def _entry_points() -> list[EntryPoint]:
     """Every entry point of the group; with the switch on, fewstep's own."""
-    return [entry for entry in _installed(_package_folders()) if _built_in(entry) or not _switched_off()]
+    return [
+        entry for entry in _installed_modes(_package_folders()) if _built_in(entry) or not _switched_off()
+    ]
 
 
 @lru_cache(maxsize=1)
-def _installed(places: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+def _installed_modes(places: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
     """Looked for once, until a package comes or goes in one of these places."""
     return tuple(entry_points(group=GROUP))
 
@@ -81,7 +83,7 @@ def _switched_off() -> bool:
     return os.environ.get(PLUGIN_SWITCH, "") not in ("", "0")
 
 
-def _entry(mode: str) -> EntryPoint:
+def _entry_point(mode: str) -> EntryPoint:
     """The one entry point of a mode: fewstep's own, or the only one there is."""
     if not isinstance(mode, str):
         raise RequestError(f"mode={mode!r}: give a name; choose one of {', '.join(mode_names())}")
@@ -89,7 +91,7 @@ def _entry(mode: str) -> EntryPoint:
     for own in filter(_built_in, offers):
         for entry in offers:
             if entry is not own:
-                _warn_hidden(mode, _package(entry))
+                _warn_hidden(mode, _package_of(entry))
         return own
     if not offers:
         near = get_close_matches(mode, mode_names(), n=1)
@@ -99,7 +101,7 @@ def _entry(mode: str) -> EntryPoint:
             f"mode={mode!r} is not installed{off}: choose one of {', '.join(mode_names())}{hint}"
         )
     if len(offers) > 1:
-        packages = " and ".join(sorted(map(_package, offers)))
+        packages = " and ".join(sorted(map(_package_of, offers)))
         raise BackendError(f"mode={mode!r} is offered by {packages}: pip uninstall all of these but one")
     return offers[0]
 
@@ -108,15 +110,15 @@ def _built_in(entry: EntryPoint) -> bool:
     return entry.dist is not None and entry.dist.name == "fewstep"
 
 
-def _package(entry: EntryPoint) -> str:
+def _package_of(entry: EntryPoint) -> str:
     """Name and version of the package that brought an entry point."""
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "an unknown package"
 
 
-def _broken(entry: EntryPoint, what: str) -> BackendError:
+def _broken_mode(entry: EntryPoint, what: str) -> BackendError:
     others = ", ".join(mode for mode in mode_names() if mode != entry.name)
     return BackendError(
-        f"mode={entry.name!r} of package {_package(entry)} is broken: {what}; "
+        f"mode={entry.name!r} of package {_package_of(entry)} is broken: {what}; "
         f"update or uninstall that package, or choose another mode: {others}"
     )
 

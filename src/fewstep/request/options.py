@@ -184,7 +184,7 @@ class GenerateOptions(PictureOptions, EngineOptions, total=False):
     """All keywords of `fewstep.generate` that choose pictures or the engine."""
 
 
-def _table() -> Mapping[str, Option]:
+def _make_table() -> Mapping[str, Option]:
     """Return every option by name, those of pictures first."""
     rows: dict[str, Option] = {}
     for scope, options in (("picture", PictureOptions), ("engine", EngineOptions)):
@@ -194,7 +194,7 @@ def _table() -> Mapping[str, Option]:
     return MappingProxyType(rows)
 
 
-OPTIONS = _table()
+OPTIONS = _make_table()
 ALIASES: Mapping[str, str] = MappingProxyType(
     {"num_inference_steps": "steps", "prompt_embeds": "prompt"}
     | {alias: option.name for option in OPTIONS.values() for alias in option.aliases}

@@ -42,8 +42,8 @@ def resolve_job(
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     image, mask = (_open_given(given, name) for name in ("image", "mask"))
     limits.check_images(image, mask, given.get("strength"))
-    control, control_images = _guides(given, "control")
-    reference, reference_images = _guides(given, "reference")
+    control, control_images = _take_guides(given, "control")
+    reference, reference_images = _take_guides(given, "reference")
     second, count = given.pop("prompt_2", None), _checked_count(given.pop("count", 1))
     texts = tuple(text for text in prompts.parse_prompts(prompt, second) for _ in range(count))
     negative = prompts.parse_negative_prompt(given.pop("negative_prompt", ""))
@@ -116,7 +116,7 @@ def make_plan(request: Request, recipe: Recipe) -> Plan:
         schedule=schedule,
         start=math.hypot(1, sigma) if preserving else sigma,
         guidance=_guidance_meaning(request, recipe),
-        warnings=_warnings(request, recipe, schedule),
+        warnings=_plan_warnings(request, recipe, schedule),
     )
 
 
@@ -125,7 +125,7 @@ def _open_given(given: dict[str, Any], name: str) -> Image | None:
     return open_image(given.pop(name), name) if name in given else None
 
 
-def _guides(given: dict[str, Any], name: str) -> tuple[tuple[ScaledSource, ...], tuple[Image, ...]]:
+def _take_guides(given: dict[str, Any], name: str) -> tuple[tuple[ScaledSource, ...], tuple[Image, ...]]:
     """Take ControlNets or IP-Adapters out of what was given: each with its scale, and the pictures."""
     entries = given.pop(name, ())
     return ((), ()) if entries == () else inputs.parse_guides(entries, name)
@@ -195,7 +195,7 @@ def _guidance_meaning(request: Request, recipe: Recipe) -> str:
     return f"classifier-free, scale {request.guidance:g}: two UNet evaluations a step"
 
 
-def _warnings(request: Request, recipe: Recipe, schedule: Schedule) -> tuple[str, ...]:
+def _plan_warnings(request: Request, recipe: Recipe, schedule: Schedule) -> tuple[str, ...]:
     first = schedule.timesteps[0]
     meant = request.scheduler in recipe.own_schedulers and not request.timesteps  # made for such a start
     if request.strength == 1 and first < 900 and not meant:

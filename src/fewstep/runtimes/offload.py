@@ -37,14 +37,14 @@ def offload_networks(networks: Sequence[nn.Module], device: torch.device) -> Non
     for network, own in zip(networks, waiting, strict=True):
         turn = _Turn(own, waiting, device)
         network.register_forward_pre_hook(turn.pre_forward)
-        network.register_forward_pre_hook(_sending(device), with_kwargs=True)
+        network.register_forward_pre_hook(_inputs_sent_to(device), with_kwargs=True)
         network._hf_hook = turn  # type: ignore[assignment]  # a VAE's `decode` and `encode` call it
 
 
 def offload_layers(networks: Sequence[nn.Module], device: torch.device) -> None:
     """One layer at a time is on the device, while it runs."""
     for network in networks:
-        network.register_forward_pre_hook(_sending(device), with_kwargs=True)
+        network.register_forward_pre_hook(_inputs_sent_to(device), with_kwargs=True)
         for layer in network.modules():
             own = _Waiting([layer])
             layer.register_forward_pre_hook(partial(own.fetch, device))
@@ -98,7 +98,7 @@ class _Turn:
         self._own.release()
 
 
-def _sending(device: torch.device) -> Callable[[nn.Module, Any, Any], Any]:
+def _inputs_sent_to(device: torch.device) -> Callable[[nn.Module, Any, Any], Any]:
     """A hook that sends what a network is given to the device."""
 
     def send(_network: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -54,12 +54,12 @@ class SharedNetwork:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                self._halve(error, len(x))
+                self._halve_row_limit(error, len(x))
             else:
                 return answers[0] if len(answers) == 1 else _in_order(answers, batches)
             free_memory()  # here, where the failed attempt is no longer held by its traceback
 
-    def _halve(self, error: Exception, rows: int) -> None:
+    def _halve_row_limit(self, error: Exception, rows: int) -> None:
         """Allow half as many rows as ran out of memory; raises `DeviceMemoryError` where it was one."""
         tried = min(self._limit or rows, rows)
         if tried == 1:

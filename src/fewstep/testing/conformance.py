@@ -85,7 +85,7 @@ def _level_faults(scheduler: Callable[..., Any], steps: int, strength: float, *,
     timesteps, sigmas = levels.timesteps, levels.sigmas
     if (len(timesteps), len(sigmas)) != (steps, steps + 1):
         yield f"it should give {steps} timesteps and {steps + 1} sigmas: {levels}"
-    elif sigmas[-1] != 0 or not (_falling(timesteps) and _falling(sigmas)):
+    elif sigmas[-1] != 0 or not (_is_falling(timesteps) and _is_falling(sigmas)):
         yield f"timesteps and sigmas should fall, the last sigma to 0: {levels}"
     elif not 0 <= timesteps[-1] <= timesteps[0] < TRAIN_STEPS:
         yield f"timesteps should be in [0, {TRAIN_STEPS - 1}]: {timesteps}"
@@ -97,7 +97,7 @@ def _level_faults(scheduler: Callable[..., Any], steps: int, strength: float, *,
 
 def _sampler_faults(name: str, recipe: Recipe) -> list[str]:
     sampler = recipe.sampler(name)
-    for schedule in _schedules(recipe):
+    for schedule in _sound_schedules(recipe):
         for eta in ETAS if sampler.tunable else (sampler.eta,):
             found = [*_run_faults(sampler, schedule, eta)]
             if found:
@@ -105,7 +105,7 @@ def _sampler_faults(name: str, recipe: Recipe) -> list[str]:
     return []
 
 
-def _schedules(recipe: Recipe) -> Iterator[Schedule]:
+def _sound_schedules(recipe: Recipe) -> Iterator[Schedule]:
     """Levels for step rules to run on: those of the recipe that are sound."""
     for scheduler in map(recipe.scheduler, recipe.schedulers):
         for steps in sorted({recipe.steps.low, recipe.steps.default, recipe.steps.high}):
@@ -119,7 +119,7 @@ def _run_faults(sampler: Sampler, schedule: Schedule, eta: float) -> Iterator[st
     x = PICTURE + schedule.sigmas[0] * start
     given = [each.copy() for each in (x, *noise)]
     try:
-        path, again = (_run(sampler, x, schedule, noise, eta) for _ in range(2))
+        path, again = (_run_step_rule(sampler, x, schedule, noise, eta) for _ in range(2))
     except IndexError:
         yield f"it reads past its levels, or takes more noise than its draws={sampler.draws} a step"
         return
@@ -137,7 +137,7 @@ def _run_faults(sampler: Sampler, schedule: Schedule, eta: float) -> Iterator[st
         yield from _path_faults(path, schedule)
 
 
-def _run(
+def _run_step_rule(
     sampler: Sampler, x: Array, schedule: Schedule, noise: Sequence[Array], eta: float
 ) -> list[tuple[Array, Array]]:
     """(x, x0) after each step, one too many where there are more."""
@@ -157,19 +157,20 @@ def _run(
 def _path_faults(path: Sequence[tuple[Array, Array]], schedule: Schedule) -> Iterator[str]:
     """Latents should hold as much noise as their level says, and in the end the picture."""
     for index, ((x, _), sigma) in enumerate(zip(path[:-1], schedule.sigmas[1:-1], strict=True), start=1):
-        ratio = _noise(x) / sigma
+        ratio = _noise_left(x) / sigma
         if not FAIR[0] < ratio < FAIR[1]:
             yield f"after step {index} the noise is {ratio:.2g} times its level, sigma={sigma:.3g}"
             return
     x, x0 = path[-1]
-    if not (_noise(x) < LEFT and _noise(x0) < LEFT):
-        yield f"the last x and x0 should be the picture, but noise of {max(map(_noise, (x, x0))):.2g} is left"
+    if not (_noise_left(x) < LEFT and _noise_left(x0) < LEFT):
+        left = max(map(_noise_left, (x, x0)))
+        yield f"the last x and x0 should be the picture, but noise of {left:.2g} is left"
 
 
-def _noise(x: Array) -> float:
+def _noise_left(x: Array) -> float:
     """Root mean square of what is not the picture."""
     return float(np.sqrt(np.mean((x - PICTURE) ** 2)))
 
 
-def _falling(values: Sequence[float]) -> bool:
+def _is_falling(values: Sequence[float]) -> bool:
     return all(a > b for a, b in pairwise(values))

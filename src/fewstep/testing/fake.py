@@ -21,7 +21,7 @@ from fewstep.errors import FewstepError
 from fewstep.progress import Progress, show_progress
 from fewstep.prompts import Embedding
 from fewstep.request import Job, Request
-from fewstep.request.choose import EngineChoice, choose_engine, licences_of_call, split_options
+from fewstep.request.engine_choice import EngineChoice, choose_engine, licences_of_call, split_options
 from fewstep.request.options import EngineOptions
 from fewstep.result import Result
 
@@ -107,7 +107,7 @@ class FakeEngine(EngineBase[FakeStep]):
         if self._closed:
             raise FewstepError("this engine is closed: load another with fewstep.load()")
         self.requests.append(job.request)
-        return _steps(job, CancelToken() if cancel is None else cancel, self._delay, self._error)
+        return _fake_steps(job, CancelToken() if cancel is None else cancel, self._delay, self._error)
 
 
 @contextmanager
@@ -124,9 +124,11 @@ def fake(*, error: BaseException | None = None, delay: float = 0.0) -> Iterator[
         yield engine
 
 
-def _steps(job: Job, token: CancelToken, delay: float, error: BaseException | None) -> Iterator[FakeStep]:
+def _fake_steps(
+    job: Job, token: CancelToken, delay: float, error: BaseException | None
+) -> Iterator[FakeStep]:
     """The loop, stoppable where the real one is."""
-    pictures = tuple(_picture(job, index) for index in range(len(job.request.seeds)))
+    pictures = tuple(_hashed_picture(job, index) for index in range(len(job.request.seeds)))
     for index, timestep in enumerate(job.plan.schedule.timesteps):
         token.check()
         time.sleep(delay)
@@ -136,7 +138,7 @@ def _steps(job: Job, token: CancelToken, delay: float, error: BaseException | No
     token.check()
 
 
-def _picture(job: Job, index: int) -> Image.Image:
+def _hashed_picture(job: Job, index: int) -> Image.Image:
     """Colours from a hash of all that was asked for this picture; outside a mask, what was given."""
     asked = json.dumps(job.plan.only([index]).to_dict(), sort_keys=True).encode()
     pictures = (job.image, *job.control, *job.reference)

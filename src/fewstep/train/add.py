@@ -94,7 +94,7 @@ class AddTask:
             self.heads(known, condition.added["text_embeds"]),
             self.heads([m.detach() for m in seen], condition.added["text_embeds"]),
         )
-        aim, sigmas = self._taught(made.detach(), condition, draw)
+        aim, sigmas = self._teacher_answer(made.detach(), condition, draw)
         taught = distillation_loss(made, aim, sigmas)
         loss = ADVERSARY * generator_loss(fooled) + DISTILLATION * taught + caught
         if self.hold:
@@ -104,7 +104,9 @@ class AddTask:
         return loss
 
     @torch.no_grad()
-    def _taught(self, made: Tensor, condition: Conditioning, draw: Draw) -> tuple[Tensor, list[float]]:
+    def _teacher_answer(
+        self, made: Tensor, condition: Conditioning, draw: Draw
+    ) -> tuple[Tensor, list[float]]:
         """What the teacher would make of the student's answer with noise in it, at any level."""
         sigmas = [SDXL_SIGMAS[draw.python.randrange(TRAIN_STEPS)] for _ in made]
         guided = self.teacher.guided(condition, self.source.size, [self.guidance] * len(made), self.own)

@@ -114,11 +114,11 @@ def make_config(
     preset = PRESETS["tiny" if about.family == "tiny" else "sdxl"][stage]
     full = {"size": about.size, **preset, **given}
     made = TrainConfig(stage=stage, images=Path(images), out=Path(out), model=str(model), **full)
-    _check(made, about)
+    _check_config(made, about)
     return made
 
 
-def _check(made: TrainConfig, about: Model) -> None:
+def _check_config(made: TrainConfig, about: Model) -> None:
     for name, (low, high) in _BOUNDS.items():
         _check_number(name, getattr(made, name), low, high)
     _check_guidance(made)

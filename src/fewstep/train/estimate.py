@@ -48,9 +48,13 @@ class Estimate:
         return sum(size for _, size in self.rows)
 
     def __str__(self) -> str:
-        lines = [self.title, *(_line(name, size) for name, size in self.rows), _line("total", self.total)]
+        lines = [
+            self.title,
+            *(_estimate_line(name, size) for name, size in self.rows),
+            _estimate_line("total", self.total),
+        ]
         lines += [
-            _line(f"free on {name}: {'enough' if self.total <= size else 'too little'}", size)
+            _estimate_line(f"free on {name}: {'enough' if self.total <= size else 'too little'}", size)
             for name, size in self.free
         ]
         return "\n".join(lines)
@@ -59,13 +63,13 @@ class Estimate:
 def estimate(order: TrainConfig) -> Estimate:
     """What one device would hold at the most, and what there is here."""
     drawn = build_meta_networks(order)
-    task = _task(order, drawn)
-    learning = _learning(task)
+    task = _task_on_meta(order, drawn)
+    learning = _learning_weights(task)
     count = sum(p.numel() for p in learning.values())
     rows = (
-        *_still(order, drawn),
+        *_frozen_weights(order, drawn),
         (f"what learns, {count / 1e6:,.1f} M parameters", 4 * count),
-        ("its average", _averages(task)),
+        ("its average", _bytes_of_averages(task)),
         ("gradients", 4 * count),
         ("optimiser", 4 * ADAM * count),
         (f"activations, {_how(order)}", peak(order, task)),
@@ -74,11 +78,11 @@ def estimate(order: TrainConfig) -> Estimate:
     return Estimate(
         title=f"{order.stage} on {order.model}: {order.size} pixels, batch {order.batch}",
         rows=(*rows, (f"reserve, {RESERVE:.0%}", reserve)),
-        free=tuple(_free()),
+        free=tuple(_free_memory()),
     )
 
 
-def _still(order: TrainConfig, drawn: MetaNetworks) -> list[tuple[str, int]]:
+def _frozen_weights(order: TrainConfig, drawn: MetaNetworks) -> list[tuple[str, int]]:
     """Weights that do not learn; on a GPU a teacher's and the text encoders' are bf16 where that is asked."""
     half = 2 if order.bf16 else 4
     if order.stage == "vae":
@@ -91,21 +95,21 @@ def _still(order: TrainConfig, drawn: MetaNetworks) -> list[tuple[str, int]]:
     return rows
 
 
-def _averages(task: Task) -> int:
+def _bytes_of_averages(task: Task) -> int:
     """Bytes of the running averages, in fp32."""
     return sum(4 * p.numel() for network in task.averages.values() for _, p in network.named_parameters())
 
 
-def _learning(task: Task) -> dict[str, Any]:
+def _learning_weights(task: Task) -> dict[str, Any]:
     named = (network.named_parameters() for network in task.modules.values())
     return {f"{i}.{key}": p for i, each in enumerate(named) for key, p in each if p.requires_grad}
 
 
 def peak(order: TrainConfig, task: Task) -> int:
     """The most bytes alive at once in a batch's loss and backward pass, gradients of weights left out."""
-    hooks = [p.register_post_accumulate_grad_hook(_forget) for p in _learning(task).values()]
+    hooks = [p.register_post_accumulate_grad_hook(_forget) for p in _learning_weights(task).values()]
     try:
-        with Live() as live, _kernels(order):
+        with Live() as live, _counted_kernels(order):
             task.loss(Draw.of(0, 0)).backward()
     finally:
         for hook in hooks:
@@ -127,17 +131,17 @@ class Live(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known:
-                self._born(tensor.untyped_storage())
+                self._tensor_born(tensor.untyped_storage())
         return made
 
-    def _born(self, storage: Any) -> None:
+    def _tensor_born(self, storage: Any) -> None:
         if storage._cdata not in self._sizes:
             self._sizes[storage._cdata] = storage.nbytes()
             self._now += storage.nbytes()
             self.peak = max(self.peak, self._now)
-            weakref.finalize(storage, self._died, storage._cdata)
+            weakref.finalize(storage, self._tensor_died, storage._cdata)
 
-    def _died(self, key: int) -> None:
+    def _tensor_died(self, key: int) -> None:
         self._now -= self._sizes.pop(key)
 
 
@@ -161,7 +165,7 @@ def _forget(p: Tensor) -> None:
 
 
 @contextmanager
-def _kernels(order: TrainConfig) -> Iterator[None]:
+def _counted_kernels(order: TrainConfig) -> Iterator[None]:
     """Fused attention and, under bf16, autocast's casts: matrices in bf16, norms in fp32.
 
     Put in torch's own place for the while: a mode of torch is not seen by what is recomputed in the
@@ -214,7 +218,7 @@ class _Empty:
         return Conditioning(tokens, {"text_embeds": pooled, "time_ids": size_ids(self.size, rows, device)})
 
 
-def _task(order: TrainConfig, drawn: MetaNetworks) -> Task:
+def _task_on_meta(order: TrainConfig, drawn: MetaNetworks) -> Task:
     """The very task that would run, on networks of no memory."""
     empty: Any = _Empty(order, drawn)
     unet: Any = drawn.networks["unet"]
@@ -235,11 +239,11 @@ def _how(order: TrainConfig) -> str:
     return f"{kind}, recomputed (checkpointing)" if order.checkpointing else f"{kind}, all kept"
 
 
-def _line(name: str, size: int) -> str:
+def _estimate_line(name: str, size: int) -> str:
     return f"  {name:<46}{size / 2**30:8.2f} GiB"
 
 
-def _free() -> Iterator[tuple[str, int]]:
+def _free_memory() -> Iterator[tuple[str, int]]:
     """Of the GPUs; of main memory where there is none."""
     seen = probe()
     gpus = [(gpu.device, gpu.free) for gpu in seen.cuda]

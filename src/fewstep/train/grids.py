@@ -48,7 +48,9 @@ def draw_grid(sitting: GridSettings) -> Image.Image:
     Raises:
         FewstepError: a picture has numbers that are not finite.
     """
-    return tile_images([_drawn(sitting, prompt, seed) for seed, prompt in enumerate(sitting.prompts)])
+    return tile_images(
+        [_draw_grid_picture(sitting, prompt, seed) for seed, prompt in enumerate(sitting.prompts)]
+    )
 
 
 @torch.no_grad()
@@ -70,11 +72,11 @@ def tile_images(pictures: Sequence[Image.Image], columns: int = 0) -> Image.Imag
     return sheet
 
 
-def _drawn(sitting: GridSettings, prompt: str, seed: int) -> Image.Image:
+def _draw_grid_picture(sitting: GridSettings, prompt: str, seed: int) -> Image.Image:
     """A call of the product's loop on networks that are in training."""
     call = Call(
-        job=_job(sitting, prompt, seed), recipe=sitting.recipe, token=CancelToken(), apply_loras=_do_nothing,
-        restore=_do_nothing, notify=_log.warning,
+        job=_grid_job(sitting, prompt, seed), recipe=sitting.recipe, token=CancelToken(),
+        apply_loras=_do_nothing, restore=_do_nothing, notify=_log.warning,
     )  # fmt: skip
     *_, last = loop.run_steps(sitting.networks, call)
     (made,) = loop.decode_pictures(sitting.networks, call, last.latents)
@@ -83,9 +85,9 @@ def _drawn(sitting: GridSettings, prompt: str, seed: int) -> Image.Image:
     return made
 
 
-def _job(sitting: GridSettings, prompt: str, seed: int) -> Job:
+def _grid_job(sitting: GridSettings, prompt: str, seed: int) -> Job:
     """The mode's defaults for one prompt, read as training reads captions: plainly, in one window."""
-    told, against = (_read(sitting, text) for text in (prompt, ""))
+    told, against = (_read_plainly(sitting, text) for text in (prompt, ""))
     height, width = sitting.size
     asked = {"model": "", "prompts": (told.name,), "seed": seed, "width": width, "height": height}
     request = complete_request(sitting.recipe, None, {**asked, "guidance": sitting.guidance})
@@ -93,7 +95,7 @@ def _job(sitting: GridSettings, prompt: str, seed: int) -> Job:
     return Job(plan=understood, prompts=(told,), negative=against, image=None, mask=None)
 
 
-def _read(sitting: GridSettings, text: str) -> Embedding:
+def _read_plainly(sitting: GridSettings, text: str) -> Embedding:
     known = sitting.networks.text.batch([text], sitting.size)
     return Embedding(tokens=known.tokens[0], pooled=known.added["text_embeds"][0], text=text)
 

@@ -108,7 +108,7 @@ def train_task(task: Task, hyper: Hyper, folder: Path, *, every: int = 100) -> I
     folder.mkdir(parents=True, exist_ok=True)
     state = _State(task, hyper, folder)
     done = state.resume()
-    with _log(folder / LOSSES if state.main else Path(os.devnull), done) as log:
+    with _open_log(folder / LOSSES if state.main else Path(os.devnull), done) as log:
         for step in range(done, hyper.steps):
             rate = hyper.rate * rate_factor(step, hyper)
             loss = state.advance(step, rate)
@@ -122,7 +122,7 @@ def restore(averages: Mapping[str, Learning], folder: Path) -> None:
     """Load a run's averaged weights into networks of the names that its task gave them."""
     tensors = load_file(folder / STATE)
     with torch.no_grad():
-        parameters = _named(averages)  # all of them: after training, averages ask for no gradients
+        parameters = _named_parameters(averages)  # all of them: after training, averages ask for no gradients
         for key, tensor in tensors.items():
             if key.startswith("ema."):
                 parameters[key.removeprefix("ema.")].copy_(tensor)
@@ -151,8 +151,8 @@ class _State:
 
     def __init__(self, task: Task, hyper: Hyper, folder: Path):
         self.task, self.hyper, self.folder = task, hyper, folder
-        self.live = {key: p for key, p in _named(task.modules).items() if p.requires_grad}
-        averages = _named(task.averages)
+        self.live = {key: p for key, p in _named_parameters(task.modules).items() if p.requires_grad}
+        averages = _named_parameters(task.averages)
         self.mean = {key: averages[key] for key in self.live}
         for p in averages.values():
             p.requires_grad_(False)
@@ -229,7 +229,7 @@ class _State:
             )
 
 
-def _log(path: Path, done: int) -> TextIO:
+def _open_log(path: Path, done: int) -> TextIO:
     """The log, without what an interrupted run wrote after its last state."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if int(line.split(",", 1)[0]) <= done]
@@ -238,6 +238,6 @@ def _log(path: Path, done: int) -> TextIO:
     return file
 
 
-def _named(networks: Mapping[str, Learning]) -> dict[str, Tensor]:
+def _named_parameters(networks: Mapping[str, Learning]) -> dict[str, Tensor]:
     """Every parameter, by "network.parameter"."""
     return {f"{name}.{key}": p for name, network in networks.items() for key, p in network.named_parameters()}

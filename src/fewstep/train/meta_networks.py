@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fewstep.catalog import assets, hub
-from fewstep.catalog.hub import local_path
+from fewstep.catalog.hub import existing_path
 from fewstep.catalog.models import describe_model
 from fewstep.catalog.vaes import SDXL_VAE
 from fewstep.errors import RequestError
@@ -58,7 +58,7 @@ class MetaNetworks:
 def build_meta_networks(order: TrainConfig) -> MetaNetworks:
     """Of the model of an order. SDXL itself needs no files: its configuration is known."""
     about = describe_model(order.model)
-    here = local_path(about.source) or hub.cached_folder(
+    here = existing_path(about.source) or hub.cached_folder(
         about.source, assets.model_files(about.architecture), about.revision
     )
     if here is None and about.family != "sdxl":

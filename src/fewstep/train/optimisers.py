@@ -32,16 +32,18 @@ class Optimiser:
         """`live`: parameters by "network.parameter"; `paces`: a network's rate as a multiple of `step`'s."""
         # Muon takes matrices only: convolutions are seen flat, in the same memory.
         flat = {
-            key: nn.Parameter(p.detach().flatten(1)) for key, p in live.items() if muon and _hidden(key, p)
+            key: nn.Parameter(p.detach().flatten(1))
+            for key, p in live.items()
+            if muon and _is_hidden_matrix(key, p)
         }
         self._flat: list[tuple[Tensor, nn.Parameter]] = [(live[key], twin) for key, twin in flat.items()]
         rest = {key: p for key, p in live.items() if key not in flat}
         self._parts: dict[str, torch.optim.Optimizer] = {
-            "adam": torch.optim.AdamW(_groups(rest, paces), weight_decay=weight_decay, fused=True)
+            "adam": torch.optim.AdamW(_parameter_groups(rest, paces), weight_decay=weight_decay, fused=True)
         }
         if flat:
             self._parts["muon"] = torch.optim.Muon(
-                _groups(flat, paces), weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+                _parameter_groups(flat, paces), weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             )
 
     def step(self, rate: float) -> None:
@@ -73,7 +75,7 @@ class Optimiser:
             part.load_state_dict({"state": moments, "param_groups": part.state_dict()["param_groups"]})
 
 
-def _groups(named: Mapping[str, Tensor], paces: Mapping[str, float]) -> list[dict[str, Any]]:
+def _parameter_groups(named: Mapping[str, Tensor], paces: Mapping[str, float]) -> list[dict[str, Any]]:
     """The parameters of each network, with its pace."""
     networks: dict[str, list[Tensor]] = {}
     for key, p in named.items():
@@ -81,5 +83,5 @@ def _groups(named: Mapping[str, Tensor], paces: Mapping[str, float]) -> list[dic
     return [{"params": own, "pace": paces.get(network, 1.0)} for network, own in networks.items()]
 
 
-def _hidden(key: str, p: Tensor) -> bool:
+def _is_hidden_matrix(key: str, p: Tensor) -> bool:
     return p.ndim >= 2 and not any(name in key for name in OUTER)

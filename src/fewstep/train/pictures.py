@@ -74,7 +74,7 @@ def find_pictures(images: Path) -> list[TrainingPicture]:
     Raises:
         RequestError: there are none, one has no caption, or a name leads out of the folder.
     """
-    pictures = _tar(images) if images.is_file() else _folder(images)
+    pictures = _pictures_of_tar(images) if images.is_file() else _pictures_of_folder(images)
     if not pictures:
         raise RequestError(
             f"images={str(images)!r} has no pictures: give a folder of {', '.join(SUFFIXES)} files with "
@@ -99,7 +99,7 @@ def fingerprint(pictures: list[TrainingPicture]) -> str:
     return whole.hexdigest()
 
 
-def _folder(root: Path) -> list[TrainingPicture]:
+def _pictures_of_folder(root: Path) -> list[TrainingPicture]:
     tables = [root / name for name in ("metadata.jsonl", "metadata.csv") if (root / name).is_file()]
     shards = sorted(path for path in root.glob("*.tar") if path.is_file())
     beside = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
@@ -109,13 +109,13 @@ def _folder(root: Path) -> list[TrainingPicture]:
             "pictures of its own: leave one way to say what there is"
         )
     if tables:
-        return _table(root, tables[0])
+        return _pictures_of_table(root, tables[0])
     if shards:
-        return [picture for shard in shards for picture in _tar(shard)]
-    return _captioned([_beside(root, path) for path in beside])
+        return [picture for shard in shards for picture in _pictures_of_tar(shard)]
+    return _require_captions([_picture_with_caption_beside(root, path) for path in beside])
 
 
-def _captioned(pictures: list[TrainingPicture | str]) -> list[TrainingPicture]:
+def _require_captions(pictures: list[TrainingPicture | str]) -> list[TrainingPicture]:
     """All of them; the names of those without a caption are an error."""
     bare = [one for one in pictures if isinstance(one, str)]
     if bare:
@@ -126,26 +126,26 @@ def _captioned(pictures: list[TrainingPicture | str]) -> list[TrainingPicture]:
     return [one for one in pictures if isinstance(one, TrainingPicture)]
 
 
-def _beside(root: Path, path: Path) -> TrainingPicture | str:
+def _picture_with_caption_beside(root: Path, path: Path) -> TrainingPicture | str:
     text = path.with_suffix(".txt")
     if not text.exists():
         return str(path)
-    caption = _line(_plain(root, text, MAX_TEXT).read_bytes(), str(text))
-    return str(path) if caption is None else _file(root, path, caption)
+    caption = _read_caption_file(_require_plain_file(root, text, MAX_TEXT).read_bytes(), str(text))
+    return str(path) if caption is None else _picture_of_file(root, path, caption)
 
 
-def _table(root: Path, table: Path) -> list[TrainingPicture]:
+def _pictures_of_table(root: Path, table: Path) -> list[TrainingPicture]:
     """Rows of metadata.jsonl or metadata.csv."""
-    _plain(root, table, MAX_FILE * 16)
+    _require_plain_file(root, table, MAX_FILE * 16)
     pictures: list[TrainingPicture | str] = []
     rows = _json_rows(table) if table.suffix == ".jsonl" else _csv_rows(table)
     for where, row in rows:
-        name, caption = row.get("file_name"), _said(row)
+        name, caption = row.get("file_name"), _caption_in_object(row)
         if not isinstance(name, str) or not name:
             raise RequestError(f"{where}: there is no file_name")
         _require_inside(name, where)
-        pictures.append(where if caption is None else _file(root, root / name, caption, where))
-    return _captioned(pictures)
+        pictures.append(where if caption is None else _picture_of_file(root, root / name, caption, where))
+    return _require_captions(pictures)
 
 
 def _json_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -157,7 +157,7 @@ def _json_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if len(line) > MAX_TEXT:
                 raise RequestError(f"{where} has more than {MAX_TEXT} bytes")
             if line.strip():
-                yield where, _object(line, where)
+                yield where, _parse_object(line, where)
 
 
 def _csv_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -170,7 +170,7 @@ def _csv_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise RequestError(f"{table} cannot be read as CSV in UTF-8: {error}") from None
 
 
-def _tar(path: Path) -> list[TrainingPicture]:
+def _pictures_of_tar(path: Path) -> list[TrainingPicture]:
     """A webdataset shard: only its headers and captions are read now. Compressed ones are refused."""
     sizes: dict[str, tuple[int, int]] = {}
     captions: dict[str, str] = {}
@@ -183,56 +183,60 @@ def _tar(path: Path) -> list[TrainingPicture]:
                 _require_inside(member.name, where)
                 if not member.isreg() or member.issparse():
                     raise RequestError(f"{where} is a link or a device: a shard holds plain files only")
-                stem, suffix = _parted(member.name)
+                stem, suffix = _split_sample_name(member.name)
                 if suffix in SUFFIXES:
                     _require_small(member.size, MAX_FILE, where)
                     sizes[member.name] = (member.offset_data, member.size)
                 elif suffix in (".txt", ".json"):
                     _require_small(member.size, MAX_TEXT, where)
-                    _note(captions, stem, suffix, _member(tar, member), where)
+                    _note_caption(captions, stem, suffix, _read_member(tar, member), where)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
         raise RequestError(f"{path} cannot be read as an uncompressed tar: {error}") from None
-    return _captioned([_in_tar(path, name, place, captions) for name, place in sizes.items()])
+    return _require_captions([_in_tar(path, name, place, captions) for name, place in sizes.items()])
 
 
 def _in_tar(path: Path, name: str, place: tuple[int, int], captions: dict[str, str]) -> TrainingPicture | str:
-    where, caption = f"{name!r:.200} in {path}", captions.get(_parted(name)[0])
+    where, caption = f"{name!r:.200} in {path}", captions.get(_split_sample_name(name)[0])
     if caption is None:
         return where
     return TrainingPicture(name=where, caption=caption, path=path, start=place[0], length=place[1])
 
 
-def _note(captions: dict[str, str], stem: str, suffix: str, data: bytes, where: str) -> None:
+def _note_caption(captions: dict[str, str], stem: str, suffix: str, data: bytes, where: str) -> None:
     """Remember a caption; one in a .txt file counts before one in JSON."""
-    caption = _line(data, where) if suffix == ".txt" else _said(_object(data, where))
+    caption = (
+        _read_caption_file(data, where)
+        if suffix == ".txt"
+        else _caption_in_object(_parse_object(data, where))
+    )
     if caption is not None and (suffix == ".txt" or stem not in captions):
         captions[stem] = caption
 
 
-def _parted(name: str) -> tuple[str, str]:
+def _split_sample_name(name: str) -> tuple[str, str]:
     """(what the files of one sample share, suffix): "a/0001.txt" → ("a/0001", ".txt")."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")), path.suffix.lower()
 
 
-def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
     return b"" if file is None else file.read()
 
 
-def _file(root: Path, path: Path, caption: str, where: str = "") -> TrainingPicture:
+def _picture_of_file(root: Path, path: Path, caption: str, where: str = "") -> TrainingPicture:
     """A picture that is a file of its own."""
     if path.suffix.lower() not in SUFFIXES:
         raise RequestError(f"{where}: {path.name!r} is none of {', '.join(SUFFIXES)}")
     if not path.exists():
         raise RequestError(f"{where}: there is no file {path}")
-    _plain(root, path, MAX_FILE)
+    _require_plain_file(root, path, MAX_FILE)
     return TrainingPicture(name=str(path), caption=caption, path=path, length=path.stat().st_size)
 
 
-def _plain(root: Path, path: Path, most: int) -> Path:
+def _require_plain_file(root: Path, path: Path, most: int) -> Path:
     """A file that lies in the folder, is no pipe, and not too large."""
     if not path.resolve().is_relative_to(root.resolve()):
         raise RequestError(f"{path} is a link that leads out of {root}: copy the file itself")
@@ -256,7 +260,7 @@ def _require_small(size: int, most: int, where: str) -> None:
         raise RequestError(f"{where} has {size} bytes: at most {most}")
 
 
-def _object(data: bytes, where: str) -> dict[str, Any]:
+def _parse_object(data: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -266,13 +270,13 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def _said(row: dict[str, Any]) -> str | None:
+def _caption_in_object(row: dict[str, Any]) -> str | None:
     """The caption, on one line; None where there is none."""
     caption = next((row[name] for name in _CAPTION if isinstance(row.get(name), str)), "")
     return " ".join(caption.split()) or None
 
 
-def _line(data: bytes, where: str) -> str | None:
+def _read_caption_file(data: bytes, where: str) -> str | None:
     """A caption's file as one line; None where it is empty."""
     try:
         return " ".join(data.decode("utf-8-sig").split()) or None

@@ -51,20 +51,20 @@ def run_training(order: TrainConfig) -> Iterator[EncodingProgress | Progress]:
     """
     devices = loop.process_state(timeout=PATIENCE)
     shown = pictures.find_pictures(order.images)
-    facts = _facts(order, pictures.fingerprint(shown), len(shown))
+    facts = _run_facts(order, pictures.fingerprint(shown), len(shown))
     _require_same(order.out, facts)
     if devices.is_main_process:
         write_record(order.out, facts)
     place = _placement(order, devices.device)
-    parts = _loaded(order, place)
+    parts = _load_undistilled(order, place)
     _warn_of_long(shown, parts.text)
     if order.stage == "vae":
         job = stages.vae_run(order, parts, shown)
     else:
         path = order.out / encode.cache_name(facts["pictures"], parts.vae, order.size)
-        source = yield from _encoded(order, shown, Codec(parts.vae, place), path)
+        source = yield from _latents_made_once(order, shown, Codec(parts.vae, place), path)
         job = stages.unet_run(order, parts, source, place)
-    yield from _trained(order, job)
+    yield from _train_with_grids(order, job)
     if devices.is_main_process:
         job.write(order.out)
         write_record(order.out, {**facts, "finished": True})
@@ -88,7 +88,7 @@ def make_hyper(order: TrainConfig) -> Hyper:
     )
 
 
-def _trained(order: TrainConfig, job: stages.StageRun) -> Iterator[Progress]:
+def _train_with_grids(order: TrainConfig, job: stages.StageRun) -> Iterator[Progress]:
     """The loop, with a sample grid every so many steps, and one at the end."""
     devices = loop.process_state()
     for progress in loop.train_task(job.task, make_hyper(order), order.out, every=order.save_every):
@@ -99,7 +99,7 @@ def _trained(order: TrainConfig, job: stages.StageRun) -> Iterator[Progress]:
         yield progress
 
 
-def _encoded(
+def _latents_made_once(
     order: TrainConfig, shown: Sequence[TrainingPicture], codec: Codec, path: Path
 ) -> Generator[EncodingProgress, None, EncodedPictures]:
     """The latents, which the main process makes where they are not there yet."""
@@ -125,7 +125,7 @@ def _placement(order: TrainConfig, device: torch.device) -> Placement:
     )
 
 
-def _loaded(order: TrainConfig, place: Placement) -> Parts:
+def _load_undistilled(order: TrainConfig, place: Placement) -> Parts:
     """The undistilled model."""
     about, recipe = modes.choose_mode(order.model, "base")
     return load_parts(about, recipe, EngineKey.of("base", model=order.model), place)
@@ -143,7 +143,7 @@ def _warn_of_long(shown: Sequence[TrainingPicture], text: TextEncoder) -> None:
         )  # fmt: skip
 
 
-def _facts(order: TrainConfig, data: str, count: int) -> dict[str, Any]:
+def _run_facts(order: TrainConfig, data: str, count: int) -> dict[str, Any]:
     """What `run.json` says."""
     settings = {**asdict(order), "images": str(order.images), "out": str(order.out)}
     return {

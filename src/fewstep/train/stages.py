@@ -69,8 +69,8 @@ def unet_run(order: TrainConfig, parts: Parts, source: Source, place: Placement)
         text=parts.text, network=unet, codec=Codec(parts.vae, place), runtime="eager", process=parts.process,
         guidance_width=width, placement=place, lock=parts.lock,
     )  # fmt: skip
-    sitting = _sitting(order, networks, source)
-    _halve(order, parts)
+    sitting = _grid_settings(order, networks, source)
+    _frozen_to_bf16(order, parts)
 
     def write(folder: Path) -> None:
         if order.stage == "lcm-lora":
@@ -108,7 +108,7 @@ def make_task(order: TrainConfig, parts: Parts, source: Source) -> tuple[Task, N
     return tuned, eager_network(tuned.averages["unet"]), 0
 
 
-def _halve(order: TrainConfig, parts: Parts) -> None:
+def _frozen_to_bf16(order: TrainConfig, parts: Parts) -> None:
     """On a GPU, what does not learn has bf16."""
     if not order.bf16 or parts.unet.device.type != "cuda":
         return
@@ -117,7 +117,7 @@ def _halve(order: TrainConfig, parts: Parts) -> None:
         network.to(torch.bfloat16)
 
 
-def _sitting(order: TrainConfig, networks: Networks, source: Source) -> GridSettings:
+def _grid_settings(order: TrainConfig, networks: Networks, source: Source) -> GridSettings:
     recipe = grids.stage_recipe(order.stage, describe_model(order.model).family)
     usual, (low, high) = recipe.guidance.default, order.guidance
     learnt = networks.guidance_width > 0  # an embedded one, in this range

@@ -120,9 +120,9 @@ def _rendered_sets(folder: Path, packages: Sequence[Package]) -> tuple[list[Capt
     """Every picture that has a label, and what is known of it."""
     captions: list[Caption] = []
     sprites: list[torch.Tensor] = []
-    labels = _labels(folder)
+    labels = _read_labels(folder)
     for package in packages:
-        for code, picture in _pictures(folder, package, labels):
+        for code, picture in _read_pictures(folder, package, labels):
             if code in labels and package.style is not None:
                 label, tags = labels[code]
                 captions.append(Caption(label=label, style=package.style, tags=tags, hexcode=code))
@@ -130,17 +130,17 @@ def _rendered_sets(folder: Path, packages: Sequence[Package]) -> tuple[list[Capt
     return captions, sprites
 
 
-def _labels(folder: Path) -> dict[str, Label]:
+def _read_labels(folder: Path) -> dict[str, Label]:
     """Code points → label and tags, from emojibase; bare regional letters are left out."""
-    rows = _member(folder / PACKAGES[0].tarball, "package/en/data.json")
+    rows = _read_member(folder / PACKAGES[0].tarball, "package/en/data.json")
     return {
-        _code(row["hexcode"]): (row["label"].lower(), tuple(t.lower() for t in row.get("tags", [])))
+        _code_points(row["hexcode"]): (row["label"].lower(), tuple(t.lower() for t in row.get("tags", [])))
         for row in json.loads(rows)
         if "group" in row
     }
 
 
-def _pictures(
+def _read_pictures(
     folder: Path, package: Package, labels: Mapping[str, Label]
 ) -> Iterator[tuple[str, Image.Image]]:
     """Every picture of a package with its code points, skin-tone variants included."""
@@ -153,15 +153,15 @@ def _pictures(
                 if member.name.endswith(".webp"):
                     file = tar.extractfile(member)
                     assert file is not None
-                    yield _code(Path(member.name).stem), Image.open(io.BytesIO(file.read()))
+                    yield _code_points(Path(member.name).stem), Image.open(io.BytesIO(file.read()))
         return
-    icons = json.loads(_member(tarball, "package/icons.json"))
-    chars = json.loads(_member(tarball, "package/chars.json")) or _codes_by_name(icons["icons"], labels)
+    icons = json.loads(_read_member(tarball, "package/icons.json"))
+    chars = json.loads(_read_member(tarball, "package/chars.json")) or _codes_by_name(icons["icons"], labels)
     seen: set[str] = set()
     for code, name in chars.items():
-        if _code(code) not in seen:
-            seen.add(_code(code))
-            yield _code(code), _rendered(icons, name)
+        if _code_points(code) not in seen:
+            seen.add(_code_points(code))
+            yield _code_points(code), _render_icon(icons, name)
 
 
 def _codes_by_name(names: Iterable[str], labels: Mapping[str, Label]) -> dict[str, str]:
@@ -177,7 +177,7 @@ def _letters(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def _rendered(icons: dict[str, Any], name: str) -> Image.Image:
+def _render_icon(icons: dict[str, Any], name: str) -> Image.Image:
     """One iconify icon, aliases followed, as a picture."""
     import resvg_py
 
@@ -200,13 +200,13 @@ def _premultiplied(picture: Image.Image) -> torch.Tensor:
     return flat.view(PICTURE_SIZE, PICTURE_SIZE, 4).permute(2, 0, 1).contiguous()
 
 
-def _code(hexcode: str) -> str:
+def _code_points(hexcode: str) -> str:
     """Code points without variation selectors, the form that all sets share."""
     parts = hexcode.lower().split("-")
     return "-".join(p.zfill(4) for p in parts if p != "fe0f")
 
 
-def _member(tarball: Path, name: str) -> bytes:
+def _read_member(tarball: Path, name: str) -> bytes:
     with tarfile.open(tarball) as tar:
         file = tar.extractfile(name)
         if file is None:

@@ -68,8 +68,8 @@ class FeaturesTask:
         """sprites: uint8, (N, 4, H, W), premultiplied; made smaller here once, so that steps are cheap."""
         self.sprites: Tensor = shrink_sprites(sprites)
         self.batch: int = batch
-        self.names: Tensor = _numbered([caption.label for caption in captions])
-        self.styles: Tensor = _numbered([caption.style for caption in captions])
+        self.names: Tensor = _class_numbers([caption.label for caption in captions])
+        self.styles: Tensor = _class_numbers([caption.style for caption in captions])
         self.network: FeatureNetwork = FeatureNetwork()
         name_head = nn.Linear(WIDTH, int(self.names.max()) + 1, bias=False)
         style_head = nn.Linear(WIDTH, int(self.styles.max()) + 1)
@@ -94,7 +94,7 @@ def shrink_sprites(sprites: Tensor) -> Tensor:
     return torch.cat([part.round().to(torch.uint8) for part in small])
 
 
-def _numbered(words: list[str]) -> Tensor:
+def _class_numbers(words: list[str]) -> Tensor:
     """Each word's place among the distinct ones, (N,)."""
     places = {word: place for place, word in enumerate(sorted(set(words)))}
     return torch.tensor([places[word] for word in words])

@@ -37,10 +37,10 @@ class FeatureNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body: nn.Module = nn.Sequential(
-            *_layer(3, 32, stride=2), *_layer(32, 32),
-            *_layer(32, 64, stride=2), *_layer(64, 64),
-            *_layer(64, 128, stride=2), *_layer(128, 128),
-            *_layer(128, 64, stride=2),
+            *_make_layer(3, 32, stride=2), *_make_layer(32, 32),
+            *_make_layer(32, 64, stride=2), *_make_layer(64, 64),
+            *_make_layer(64, 128, stride=2), *_make_layer(128, 128),
+            *_make_layer(128, 64, stride=2),
         )  # fmt: skip
         self.out: nn.Module = nn.Linear(64 * 4 * 4, WIDTH)
 
@@ -49,7 +49,7 @@ class FeatureNetwork(nn.Module):
         return F.normalize(answer.float(), dim=1)
 
 
-def _layer(width: int, out: int, stride: int = 1) -> tuple[nn.Module, ...]:
+def _make_layer(width: int, out: int, stride: int = 1) -> tuple[nn.Module, ...]:
     return nn.Conv2d(width, out, 3, stride, padding=1, bias=False), nn.GroupNorm(8, out), nn.SiLU()
 
 

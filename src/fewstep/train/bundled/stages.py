@@ -71,27 +71,27 @@ def train_decoder(work: Path) -> Iterator[Progress]:
 
 def train_base(work: Path) -> Iterator[Progress]:
     """Text encoders and UNet."""
-    yield from _run(tasks.base_task(work, compiled=True), base.HYPER, work / "base")
+    yield from _run_stage(tasks.base_task(work, compiled=True), base.HYPER, work / "base")
 
 
 def train_lcm(work: Path) -> Iterator[Progress]:
     """The LCM UNet, from the finished base."""
-    yield from _run(tasks.lcm_task(work, compiled=True), lcm.HYPER, work / "lcm")
+    yield from _run_stage(tasks.lcm_task(work, compiled=True), lcm.HYPER, work / "lcm")
 
 
 def train_lora(work: Path) -> Iterator[Progress]:
     """The LCM adapter, from the finished base."""
-    yield from _run(tasks.lora_task(work), lcm.LORA_HYPER, work / "lcm-lora")
+    yield from _run_stage(tasks.lora_task(work), lcm.LORA_HYPER, work / "lcm-lora")
 
 
 def train_add(work: Path) -> Iterator[Progress]:
     """The turbo UNet, from the finished base and LCM."""
-    yield from _run(tasks.add_task(work), add.HYPER, work / "add")
+    yield from _run_stage(tasks.add_task(work), add.HYPER, work / "add")
 
 
 def train_style(work: Path) -> Iterator[Progress]:
     """The style LoRA, from the finished base."""
-    yield from _run(tasks.style_task(work), lora.STYLE_HYPER, work / "style")
+    yield from _run_stage(tasks.style_task(work), lora.STYLE_HYPER, work / "style")
 
 
 def write_bundle(work: Path) -> Iterator[Progress]:
@@ -100,12 +100,12 @@ def write_bundle(work: Path) -> Iterator[Progress]:
     teacher, network = tasks.load_teacher(work), tasks.load_vae(work)
     export.write_base(folder, teacher.unet, network, teacher.text, teacher.text.tokenizers[0])
     for stage in export.UNET_FOLDERS:
-        if (task := _finished(stage, work)) is not None:
+        if (task := _finished_task(stage, work)) is not None:
             export.write_network(folder / export.UNET_FOLDERS[stage], task.averages["unet"])
     for stage in export.LORA_FOLDERS:
-        if (task := _finished(stage, work)) is not None:
+        if (task := _finished_task(stage, work)) is not None:
             lora.save_lora(task.teacher.unet, task.averages["lora"], folder / export.LORA_FOLDERS[stage])
-    if (task := _finished("decoder", work)) is not None:
+    if (task := _finished_task("decoder", work)) is not None:
         export.write_network(folder / "vae_tiny", task.averages["vae"])
     export.write_features(work, folder)
     export.write_sums(folder)
@@ -121,7 +121,7 @@ _OPTIONAL: dict[str, Callable[[Path], Any]] = {
 }  # fmt: skip
 
 
-def _finished(stage: str, work: Path) -> Any:
+def _finished_task(stage: str, work: Path) -> Any:
     """A stage's task with the averages that its run ended with; None where there was no run."""
     if not (work / stage / loop.STATE).exists():
         return None
@@ -130,7 +130,7 @@ def _finished(stage: str, work: Path) -> Any:
     return task
 
 
-def _run(task: Task, hyper: Hyper, folder: Path) -> Iterator[Progress]:
+def _run_stage(task: Task, hyper: Hyper, folder: Path) -> Iterator[Progress]:
     """Train, and record with which settings."""
     yield from loop.train_task(task, hyper, folder)
     write_record(folder, {"hyper": asdict(hyper)})

@@ -29,7 +29,7 @@ def vae_task(work: Path) -> vae.VaeTask:
 def base_task(work: Path, *, compiled: bool = False) -> base.BaseTask:
     """Text encoders and UNet, freshly initialised."""
     torch.manual_seed(base.HYPER.seed)
-    return base.BaseTask(load_latents(work), *_undistilled(work), base.HYPER.batch, compiled=compiled)
+    return base.BaseTask(load_latents(work), *_fresh_model(work), base.HYPER.batch, compiled=compiled)
 
 
 def lcm_task(work: Path, *, compiled: bool = False) -> lcm.LcmTask:
@@ -85,12 +85,12 @@ def load_vae(work: Path) -> AutoencoderKL:
 
 def load_teacher(work: Path) -> Teacher:
     """The finished base."""
-    unet, text = _undistilled(work)
+    unet, text = _fresh_model(work)
     loop.restore(dict(zip(base.NETWORKS, (unet, *text.encoders), strict=True)), work / "base")
     return Teacher(unet=unet, text=text, process=base.PROCESS)
 
 
-def _undistilled(work: Path) -> tuple[UNet2DConditionModel, TextEncoder]:
+def _fresh_model(work: Path) -> tuple[UNet2DConditionModel, TextEncoder]:
     """UNet and text encoders, freshly initialised."""
     unet, text = base.build_unet(), base.build_text(CLIPTokenizer.from_pretrained(work / "tokenizer"))
     for network in (unet, *text.encoders):

@@ -48,7 +48,7 @@ class TinyVaeTask:
 
     def loss(self, draw: Draw) -> Tensor:
         real = crops(self.sprites, self._batch, draw).to(self._teacher.device)
-        known = self._known(real)
+        known = self._teacher_latents(real)
         made = self._tiny.decode(known).sample.float()
         seen = self._tiny.encode(real).latents.float()
         return reconstruction_loss(made, real) + F.mse_loss(seen, known)
@@ -56,11 +56,11 @@ class TinyVaeTask:
     def decoded(self, pictures: Tensor) -> Tensor:
         """Pictures, encoded by the large autoencoder and decoded by the tiny one's average."""
         average: Any = self.averages["vae"]
-        made: Tensor = average.decode(self._known(pictures)).sample
+        made: Tensor = average.decode(self._teacher_latents(pictures)).sample
         return made.cpu()
 
     @torch.no_grad()
-    def _known(self, pictures: Tensor) -> Tensor:
+    def _teacher_latents(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) → latents as the UNet sees them."""
         raw: Tensor = self._teacher.encode(pictures.to(self._teacher.device)).latent_dist.mode().float()
         return (raw - self._mean) / self._std

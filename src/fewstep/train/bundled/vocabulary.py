@@ -36,18 +36,18 @@ def build_tokenizer(captions: list[Caption], folder: Path, *, seed: int = 0) -> 
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         end_of_word_suffix="</w>",
     )
-    bpe.train_from_iterator(_lines(captions, seed), trainer)
-    return _written(json.loads(bpe.to_str())["model"], folder)
+    bpe.train_from_iterator(_caption_lines(captions, seed), trainer)
+    return _write_tokenizer(json.loads(bpe.to_str())["model"], folder)
 
 
-def _lines(captions: list[Caption], seed: int) -> Iterator[str]:
+def _caption_lines(captions: list[Caption], seed: int) -> Iterator[str]:
     rng = random.Random(seed)
     for caption in captions:
         yield sprite_pictures.make_prompt(caption, rng.choice(list(sprite_pictures.COLOURS)), rng, empty=0)
         yield " ".join(caption.tags)
 
 
-def _written(model: dict[str, object], folder: Path) -> CLIPTokenizer:
+def _write_tokenizer(model: dict[str, object], folder: Path) -> CLIPTokenizer:
     """CLIP's two files: every byte bare and at a word's end, then merges, then the specials."""
     merges = [" ".join(m) if isinstance(m, list) else str(m) for m in model["merges"]]  # type: ignore[attr-defined]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

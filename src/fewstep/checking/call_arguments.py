@@ -15,7 +15,7 @@ PICTURES = {"Img2Img": ("image=image",), "Inpaint": ("image=image", "mask_image=
 
 def check_call(case: Case) -> Iterator[Finding]:
     """Every choice that was told; and the pipeline's own size, which acts where none is."""
-    rules = (_steps, _timesteps, _eta, _guidance, _negative, _size)
+    rules = (_check_steps, _check_timesteps, _check_eta, _check_guidance, _check_negative_prompt, _check_size)
     for rule in rules:
         for what, severity in rule(case):
             yield Finding(what=what, mend=call_line(case), severity=severity)
@@ -26,18 +26,18 @@ Told = Iterator[tuple[str, Severity]]
 
 def call_line(case: Case) -> str:
     """The call as told, what is wrong in it put right, what the pipeline would take otherwise said."""
-    asked, stepper, scale = case.asked, case.stepper, _scale(case)
-    words = list(_pictures(case))
+    asked, stepper, scale = case.asked, case.stepper, _legal_guidance_scale(case)
+    words = list(_pictures_of_call(case))
     if asked.negative_prompt and case.recipe.guidance.kind == "cfg":
         words.append(f"negative_prompt={asked.negative_prompt!r}")
     levels = needed_timesteps(case)
-    words.append(f"timesteps={levels}" if levels else f"num_inference_steps={_count(case)}")
+    words.append(f"timesteps={levels}" if levels else f"num_inference_steps={_steps_to_ask_diffusers(case)}")
     words.append(f"guidance_scale={scale:g}")
     if asked.strength is not None:
         words.append(f"strength={asked.strength:g}")
-    if _share(case) and stepper is not None and stepper.name == "TCDScheduler":
-        words.append(f"eta={_share(case):g}")
-    trained = case.size if any(_size(case)) else None
+    if _eta_of_mode(case) and stepper is not None and stepper.name == "TCDScheduler":
+        words.append(f"eta={_eta_of_mode(case):g}")
+    trained = case.trained_side if any(_check_size(case)) else None
     sides = {"width": trained or asked.width, "height": trained or asked.height}
     words += [f"{name}={pixels}" for name, pixels in sides.items() if pixels]
     return f"pipe(prompt, {', '.join(words)})"
@@ -45,7 +45,7 @@ def call_line(case: Case) -> str:
 
 def needed_timesteps(case: Case) -> list[int]:
     """The levels that no configuration of the class makes, and that the call must name; [] is none."""
-    if case.level or case.stepper is None or not case.stepper.explicit:
+    if case.scheduler_name or case.stepper is None or not case.stepper.explicit:
         return []
     recipe = case.recipe
     steps = case.asked.steps
@@ -53,36 +53,38 @@ def needed_timesteps(case: Case) -> list[int]:
     return [round(t) for t in recipe.schedule(recipe.schedulers[0], count, 1.0).timesteps]
 
 
-def _task(case: Case) -> str:
+def _task_of_call(case: Case) -> str:
     return next((task for task in STRENGTHS if task in case.pipeline.kind), "")
 
 
-def _pictures(case: Case) -> tuple[str, ...]:
-    return PICTURES.get(_task(case), ())
+def _pictures_of_call(case: Case) -> tuple[str, ...]:
+    return PICTURES.get(_task_of_call(case), ())
 
 
-def _run(case: Case, steps: int) -> int:
+def _steps_diffusers_runs(case: Case, steps: int) -> int:
     """How many steps diffusers runs of those given (`get_timesteps` of its image pipelines)."""
-    strength = case.asked.strength if case.asked.strength is not None else STRENGTHS.get(_task(case), 1.0)
+    strength = (
+        case.asked.strength if case.asked.strength is not None else STRENGTHS.get(_task_of_call(case), 1.0)
+    )
     return min(int(steps * strength), steps)
 
 
-def _count(case: Case) -> int:
+def _steps_to_ask_diffusers(case: Case) -> int:
     """A number of steps of which diffusers runs as many as the mode was made for."""
     asked, rule = case.asked.steps, case.recipe.steps
-    if asked is not None and case.steps_fit(_run(case, asked)):
+    if asked is not None and case.steps_fit(_steps_diffusers_runs(case, asked)):
         return asked
     strength = case.asked.strength
-    if strength == 0 or (strength is None and not _task(case)):
+    if strength == 0 or (strength is None and not _task_of_call(case)):
         return rule.default
-    return next(n for n in range(rule.default, 1_000_000) if _run(case, n) >= rule.default)
+    return next(n for n in range(rule.default, 1_000_000) if _steps_diffusers_runs(case, n) >= rule.default)
 
 
-def _steps(case: Case) -> Told:
+def _check_steps(case: Case) -> Told:
     asked, rule = case.asked.steps, case.recipe.steps
     if asked is None or case.asked.timesteps is not None:
         return
-    run = _run(case, asked)
+    run = _steps_diffusers_runs(case, asked)
     if run < 1:
         yield f"steps={asked}: diffusers runs int(steps * strength) of them, which is 0, and fails", "wrong"
     elif not case.steps_fit(run):
@@ -91,7 +93,7 @@ def _steps(case: Case) -> Told:
         yield f"steps={asked}{real}: these weights of mode {case.mode!r} were made for {legal}", "wrong"
 
 
-def _timesteps(case: Case) -> Told:
+def _check_timesteps(case: Case) -> Told:
     given, needed = case.asked.timesteps, needed_timesteps(case)
     if given is None and needed and case.asked.steps is not None:
         own = case.recipe.schedulers[0] in case.recipe.own_schedulers
@@ -100,12 +102,14 @@ def _timesteps(case: Case) -> Told:
             f"{case.pipeline.scheduler} does not run by itself",
             "wrong" if own else "doubtful",
         )
-    elif given is not None and not any(list(given) == levels for levels in _legal(case, len(given))):
-        levels = next(_legal(case, case.recipe.steps.default), [])
+    elif given is not None and not any(
+        list(given) == levels for levels in _legal_timesteps(case, len(given))
+    ):
+        levels = next(_legal_timesteps(case, case.recipe.steps.default), [])
         yield f"timesteps={list(given)}: mode {case.mode!r} was made on others, such as {levels}", "wrong"
 
 
-def _legal(case: Case, steps: int) -> Iterator[list[int]]:
+def _legal_timesteps(case: Case, steps: int) -> Iterator[list[int]]:
     """The levels of each of the mode's schedulers for as many steps."""
     for name in case.recipe.schedulers:
         if case.steps_fit(steps):
@@ -115,20 +119,20 @@ def _legal(case: Case, steps: int) -> Iterator[list[int]]:
                 continue
 
 
-def _share(case: Case) -> float:
+def _eta_of_mode(case: Case) -> float:
     """The mode's own share of fresh noise; diffusers' pipeline gives 0 where the call names none."""
     return case.recipe.sampler(case.recipe.samplers[0]).eta
 
 
-def _eta(case: Case) -> Told:
-    asked, right = case.asked, _share(case)
+def _check_eta(case: Case) -> Told:
+    asked, right = case.asked, _eta_of_mode(case)
     given = 0.0 if asked.eta is None else asked.eta
     if asked.told and case.pipeline.scheduler == "TCDScheduler" and given != right:
         unsaid = ", which diffusers takes where none is given" if asked.eta is None else ""
         yield f"eta={given:g}{unsaid}: mode {case.mode!r} was made with {right:g}", "doubtful"
 
 
-def _guidance(case: Case) -> Told:
+def _check_guidance(case: Case) -> Told:
     given, rule = case.asked.guidance, case.recipe.guidance
     if given is None:
         return
@@ -149,18 +153,18 @@ def _guidance(case: Case) -> Told:
         yield f"guidance_scale={given:g}: {legal}; pictures come out washed or burnt", "wrong"
 
 
-def _scale(case: Case) -> float:
+def _legal_guidance_scale(case: Case) -> float:
     """A legal guidance in diffusers' words, where 0 says off; above 1 where a negative prompt is to act."""
     rule, given = case.recipe.guidance, case.asked.guidance
     if rule.kind == "none":
         return given if given is not None and given <= 1 else 0.0
     if rule.kind == "cfg" and case.asked.negative_prompt and max(given or 0.0, rule.default) <= 1:
         return (1 + rule.high) / 2
-    fits = given is not None and not any(_guidance(case)) and not any(_negative(case))
+    fits = given is not None and not any(_check_guidance(case)) and not any(_check_negative_prompt(case))
     return given if fits and given is not None else rule.default
 
 
-def _negative(case: Case) -> Told:
+def _check_negative_prompt(case: Case) -> Told:
     rule, given = case.recipe.guidance, case.asked.guidance
     if not case.asked.negative_prompt:
         return
@@ -171,11 +175,11 @@ def _negative(case: Case) -> Told:
         yield f"negative_prompt does nothing at guidance_scale={given:g}, which is off: raise it", "wrong"
 
 
-def _size(case: Case) -> Told:
+def _check_size(case: Case) -> Told:
     """Where none is told, the picture's or the pipeline's own."""
     own = trained_size(case.pipeline.parts["unet"], case.pipeline.source)
-    width, height, trained = case.asked.width or own, case.asked.height or own, case.size
-    if _task(case) and not (case.asked.width or case.asked.height):
+    width, height, trained = case.asked.width or own, case.asked.height or own, case.trained_side
+    if _task_of_call(case) and not (case.asked.width or case.asked.height):
         return  # the picture's
     if not size_fits(width, height, trained):
         unsaid = ", the pipeline's own default," if not (case.asked.width or case.asked.height) else ""
