@@ -208,12 +208,12 @@ def test_where_files_are(folder: Path, tmp_path: Path) -> None:
     assert unet_folder("unet", folder) == folder / "unet"
     assert unet_folder(str(folder), tmp_path) == folder / "unet"
     assert unet_folder("owner/name", tmp_path) is None
-    assert unet_file(Weights(attach="unet", source=str(folder))) is None
-    assert unet_file(Weights(attach="unet", source="owner/name", file="a.safetensors")) is None
+    assert unet_file(Weights(attach="unet", source=str(folder)), tmp_path) is None
+    assert unet_file(Weights(attach="unet", source="owner/name", file="a.safetensors"), tmp_path) is None
     (folder / "a.safetensors").touch()
     for source, name in ((folder, "a.safetensors"), (folder / "a.safetensors", "")):
         given = Weights(attach="unet", source=str(source), file=name)
-        assert unet_file(given) == folder / "a.safetensors"
+        assert unet_file(given, tmp_path) == folder / "a.safetensors"
     (tmp_path / LORA_NAME).touch()
     assert adapter_file(Weights(attach="adapter", source=str(tmp_path)), folder) == tmp_path / LORA_NAME
     assert adapter_file(Weights(attach="adapter", source="owner/name"), folder) is None
@@ -312,3 +312,21 @@ def test_a_revision_that_can() -> None:
     with fake():
         for model, mode in (("sdxl", "lcm"), ("stabilityai/sdxl-turbo", "turbo"), ("owner/name", "base")):
             fewstep.load(model, mode, revision=40 * "a")
+
+
+@pytest.mark.parametrize("mode", ["lcm", "turbo", "lcm-lora"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_working_directory_does_not_stand_in_for_the_bundled_weights(
+    mode: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("unet_lcm", "unet_turbo", "lcm_lora", "unet", "vae"):
+        if kind == "file":
+            (tmp_path / name).write_text("mine")
+        else:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.json").write_text("{}")
+            (tmp_path / name / "diffusion_pytorch_model.safetensors").write_text("mine")
+            (tmp_path / name / "pytorch_lora_weights.safetensors").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    with fewstep.load("tiny", mode, device="cpu", precision="fp32") as engine:
+        assert engine.generate("a cat", 1 if mode == "turbo" else 2, seed=1)

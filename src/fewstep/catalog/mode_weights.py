@@ -81,8 +81,10 @@ def unet_folder(source: str, root: Path) -> Path | None:
     return None
 
 
-def unet_file(weights: Weights) -> Path | None:
-    """A UNet in one file. None: it is a folder, or on the hub."""
+def unet_file(weights: Weights, root: Path) -> Path | None:
+    """A UNet in one file. None: it is a folder, of the model's first of all, or on the hub."""
+    if not weights.file and (root / weights.source).is_dir():
+        return None  # whatever the working directory has of that name
     here = existing_path(weights.source)
     if here is None or here.is_file():
         return here
@@ -200,7 +202,7 @@ def _has_guidance_embedding(model: Model, own: Weights | None) -> bool | None:
         own = None
     if own is None:
         return model.carries == "lcm" if model.local or model.family == "tiny" else None
-    if own.attach == "unet" and unet_file(own) is not None:
+    if own.attach == "unet" and unet_file(own, Path(model.source)) is not None:
         return None
     unet = unet_folder(own.source, Path(model.source)) if own.attach == "unet" else Path(own.source, "unet")
     if unet is None or not (unet / "config.json").is_file():

@@ -166,7 +166,7 @@ def _model_root(source: str, revision: str, architecture: ArchitectureInfo) -> P
 
 def _unet_blueprint(weights: Weights, root: Path, base: Blueprint) -> Blueprint:
     """The UNet that a mode puts in the place of the model's own."""
-    file = unet_file(weights)
+    file = unet_file(weights, root)
     if file is None and weights.file:
         file = hub.fetch_file(weights.source, weights.file)
     if file is not None:
