@@ -28,7 +28,7 @@ import fewstep
 from fewstep import Engine
 from fewstep.loading import tokenizers
 from tests.conftest import SCHEDULER
-from tests.models import original
+from tests.loading import original
 
 # stabilityai/stable-diffusion-xl-base-1.0: unet, vae, text_encoder and text_encoder_2, config.json.
 UNET: dict[str, Any] = {

@@ -13,8 +13,7 @@ from fewstep import codec as rooms
 from fewstep.catalog import models
 from fewstep.codec import Codec, to_pixels
 from fewstep.devices import Placement, place
-
-from .devices.machines import SDXL, TINY, machine
+from tests.devices.machines import SDXL, TINY, machine
 
 MEAN, STD = [0.5, -1.0, 0.0, 2.0], [2.0, 0.5, 1.0, 3.0]
 

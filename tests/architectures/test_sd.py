@@ -29,7 +29,7 @@ from fewstep.architectures.sd import ARCHITECTURE
 from fewstep.catalog.models import describe_model
 from fewstep.loading import tokenizers
 from tests.conftest import GAINS, SCHEDULER
-from tests.models import original
+from tests.loading import original
 
 TOLERANCE = 1e-4  # on pixels in [0, 1]
 SIZES = [(96, 96), (96, 64), (72, 96)]  # width, height

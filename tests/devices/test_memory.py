@@ -11,9 +11,8 @@ from diffusers import AutoencoderTiny
 from fewstep.architectures.sdxl import ARCHITECTURE
 from fewstep.devices import memory
 from fewstep.devices.memory import footprint
-
-from .activations import decode, encode, networks, step, text_encoders
-from .machines import SDXL, TINY
+from tests.devices.activations import decode, encode, networks, step, text_encoders
+from tests.devices.machines import SDXL, TINY
 
 
 @pytest.fixture(scope="module")

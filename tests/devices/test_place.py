@@ -12,8 +12,7 @@ import torch
 from fewstep.catalog.models import FP16_VAE
 from fewstep.devices import ModelSize, Placement, Probe, place
 from fewstep.errors import RequestError
-
-from .machines import MACHINES, SDXL, TINY, Answer, answer, apple, cpu, gpu, machine
+from tests.devices.machines import MACHINES, SDXL, TINY, Answer, answer, apple, cpu, gpu, machine
 
 AMPERE, TURING = gpu("A10", 22), gpu("T4", 14.5, (7, 5))
 

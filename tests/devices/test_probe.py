@@ -17,8 +17,7 @@ import torch
 
 from fewstep.devices import Cpu, Cuda, Probe, cgroup, limit_threads, place
 from fewstep.devices import probe as look
-
-from .machines import SDXL, TINY, cpu, gpu, machine
+from tests.devices.machines import SDXL, TINY, cpu, gpu, machine
 
 probing = import_module("fewstep.devices.probe")  # the module: the package's name is the function's
 GIB = 2**30

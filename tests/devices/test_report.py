@@ -11,8 +11,7 @@ import torch
 from fewstep import cli
 from fewstep.devices import Probe
 from fewstep.devices.report import device_report, report_as_text
-
-from .machines import MACHINES, SDXL, TINY, apple, cpu, gpu, machine
+from tests.devices.machines import MACHINES, SDXL, TINY, apple, cpu, gpu, machine
 
 NEEDS = {"tiny": TINY, "sdxl": SDXL}
 

@@ -16,8 +16,7 @@ from fewstep.train import loop, outputs
 from fewstep.train.bundled import feature_training, features
 from fewstep.train.bundled.data import Caption, sha256
 from fewstep.train.loop import Draw
-
-from .conftest import network_file
+from tests.evaluation.conftest import network_file
 
 HYPER = replace(feature_training.HYPER, steps=12, batch=16, warmup=2, ema=0.9)
 

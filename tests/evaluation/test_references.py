@@ -13,8 +13,7 @@ from fewstep.errors import RequestError
 from fewstep.evaluation import references
 from fewstep.train.bundled import features
 from fewstep.train.bundled.data import Caption
-
-from .conftest import network_file
+from tests.evaluation.conftest import network_file
 
 
 def test_each_sprite_is_seen_on_each_backdrop(work: Path, sprites: Tensor) -> None:

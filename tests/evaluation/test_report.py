@@ -12,8 +12,7 @@ from PIL import Image
 from fewstep import cli, evaluation
 from fewstep.errors import FewstepError, OutputError, RequestError
 from fewstep.evaluation import Row, report, run
-
-from .conftest import network_file
+from tests.evaluation.conftest import network_file
 
 ROW = Row(
     model="tiny", mode="base", steps=50, guidance=3.0, pictures=1500, prompts=500, name_1=0.91, name_5=0.97,

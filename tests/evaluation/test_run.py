@@ -29,8 +29,7 @@ from fewstep.evaluation.drawing import (
 from fewstep.images import image_to_tensor
 from fewstep.train.bundled.data import Caption
 from fewstep.train.bundled.latents import held_out_pairs
-
-from .conftest import network_file
+from tests.evaluation.conftest import network_file
 
 PROMPTS = ("red heart, noto style", "apple, flat style", "orange cat, noto style")
 

@@ -18,9 +18,8 @@ from fewstep import Engine
 from fewstep.devices import ModelSize, place, probe
 from fewstep.devices.memory import footprint
 from fewstep.errors import DeviceMemoryError
-
-from ..devices.activations import networks
-from ..devices.machines import SDXL, TINY
+from tests.devices.activations import networks
+from tests.devices.machines import SDXL, TINY
 
 DEVICE = "cuda"
 PROMPTS = ["an orange cat, 3d style", "a red heart, flat style", "an owl", "a bright sun"]
