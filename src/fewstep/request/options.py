@@ -2,7 +2,8 @@
 
 Keywords of `fewstep.generate` and `load` are held against it by a test; command-line flags, error
 messages, defaults and the names of other tools are made from it. To add an option: a line here, its
-name in the signature (a test says which), the code that uses it, and a line in docs/reference.md.
+name in the signature (a test says which), the code that uses it, and a line in docs/reference.md. One
+that a record of the call shall show stands in `Result` too, beside `prediction`.
 """
 
 from __future__ import annotations
