@@ -1,1 +1,1 @@
-"""Model files: which there are, and how they become parts in memory."""
+"""What there is, by name: models, weights, VAEs, add-ons, licences, and where they lie. No torch."""

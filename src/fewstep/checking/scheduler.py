@@ -15,10 +15,10 @@ BETAS: Mapping[str, object] = {
     "beta_schedule": "scaled_linear", "beta_start": BETA_START, "beta_end": BETA_END,
     "num_train_timesteps": TRAIN_STEPS, "trained_betas": None,
 }  # fmt: skip
-# What diffusers' classes take where a folder's file is silent; LCM and TCD take SDXL's.
-SILENT: Mapping[str, object] = {
-    "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "num_train_timesteps": 1000,
-}  # fmt: skip
+LINEAR = (  # of these diffusers' defaults are SDXL's betas but for the schedule
+    "DPMSolverSDEScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+)  # fmt: skip
 SHAPES = ("karras", "exponential", "beta", "lu", "flow")
 STARTS = ("leading", "linspace")  # with few steps these start low
 ENOUGH = 10  # steps: from here on even "leading" starts above timestep 900
@@ -140,8 +140,16 @@ def _active_sigma_switches(config: Mapping[str, Any]) -> list[str]:
     return [f"use_{shape}_sigmas" for shape in SHAPES if config.get(f"use_{shape}_sigmas")]
 
 
+def silent_betas(scheduler: str) -> Mapping[str, object]:
+    """Return what a class of diffusers takes where a file is silent; a test reads the installed ones."""
+    if scheduler in CONSISTENCY:
+        return BETAS
+    linear = {**BETAS, "beta_schedule": "linear"}
+    return linear if scheduler in LINEAR else {**linear, "beta_start": 0.0001, "beta_end": 0.02}
+
+
 def _check_betas(case: Case, config: Mapping[str, Any]) -> Iterator[Finding]:
-    silent = BETAS if case.pipeline.scheduler in CONSISTENCY else {**BETAS, **SILENT}
+    silent = silent_betas(case.pipeline.scheduler)
     given = {key: config.get(key, silent[key]) for key in BETAS}
     off = {key: value for key, value in given.items() if value != BETAS[key]}
     if off:
