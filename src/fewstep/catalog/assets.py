@@ -100,68 +100,49 @@ def _lightning_assets() -> Iterator[Asset]:
     )  # fmt: skip
 
 
-def _hyper_assets() -> Iterator[Asset]:
-    files = {f"hyper-{n}": (f"Hyper-SDXL-{n}steps-lora", "hyper", f"LoRA for {n} steps") for n in (2, 4, 8)}
-    files["hyper-unified"] = ("Hyper-SDXL-1step-lora", "hyper-unified", "LoRA for 1 to 8 steps")
-    files |= {
-        f"hyper-cfg-{n}": (f"Hyper-SDXL-{n}steps-CFG-lora", "hyper-cfg", f"LoRA with guidance for {n} steps")
-        for n in (8, 12)
-    }
-    for name, (file, mode, title) in files.items():
-        yield Asset(
-            name=name, title=f"Hyper-SD's {title}", kind="accelerator", repo="ByteDance/Hyper-SD",
-            files=(f"{file}.safetensors",), licence="hyper-sd", revision=_HYPER, bytes=787_359_648,
-            modes=(mode,),
-        )  # fmt: skip
-    yield Asset(
-        name="hyper-1step", title="Hyper-SD's UNet for one step", kind="accelerator",
-        repo="ByteDance/Hyper-SD", files=("Hyper-SDXL-1step-Unet.safetensors",), licence="hyper-sd",
-        revision=_HYPER, modes=("hyper-1step",),
-    )  # fmt: skip
-
-
-def _pcm_assets() -> Iterator[Asset]:
-    files = {f"pcm-{n}": (f"smallcfg_{n}step", "pcm", f"for {n} steps") for n in (2, 4, 8, 16)}
-    files |= {
-        f"pcm-normal-{n}": (f"normalcfg_{n}step", "pcm-normal", f"with guidance for {n} steps")
+# Files that Hyper-SD and PCM publish for each base, by the end of their names here: (file, mode, how many
+# steps, whether with guidance).
+_HYPER_LORAS = {
+    **{f"{n}": (f"{n}steps-lora", "hyper", f"{n} steps", "") for n in (2, 4, 8)},
+    "unified": ("1step-lora", "hyper-unified", "1 to 8 steps", ""),
+    **{f"cfg-{n}": (f"{n}steps-CFG-lora", "hyper-cfg", f"{n} steps", " with guidance") for n in (8, 12)},
+}
+_PCM_LORAS = {
+    **{f"{n}": (f"smallcfg_{n}step", "pcm", f"{n} steps", "") for n in (2, 4, 8, 16)},
+    **{
+        f"normal-{n}": (f"normalcfg_{n}step", "pcm-normal", f"{n} steps", " with guidance")
         for n in (4, 8, 16)
-    }
-    files["pcm-lcm"] = ("lcmlike_lora", "pcm-lcm", "in LCM's manner")
-    for name, (file, mode, title) in files.items():
+    },
+}
+
+
+def _hyper_loras(base: str, size: int, family: str) -> Iterator[Asset]:
+    """For "SDXL" or "SD15"."""
+    for end, (file, mode, steps, guided) in _HYPER_LORAS.items():
         yield Asset(
-            name=name, title=f"phased consistency LoRA {title}", kind="accelerator",
-            repo="wangfuyun/PCM_Weights", files=(f"sdxl/pcm_sdxl_{file}_converted.safetensors",),
-            licence="unknown", modes=(mode,),
+            name=_name_for("hyper", end, family), title=f"Hyper-SD's {_lora_title(steps, guided, family)}",
+            kind="accelerator", repo="ByteDance/Hyper-SD", files=(f"Hyper-{base}-{file}.safetensors",),
+            licence="hyper-sd", revision=_HYPER, bytes=size, modes=(mode,), family=family,
         )  # fmt: skip
 
 
-def _hyper_sd15() -> Iterator[Asset]:
-    files = {f"hyper-sd15-{n}": (f"{n}steps-lora", "hyper", f"{n} steps") for n in (2, 4, 8)}
-    files["hyper-sd15-unified"] = ("1step-lora", "hyper-unified", "1 to 8 steps")
-    files |= {
-        f"hyper-sd15-cfg-{n}": (f"{n}steps-CFG-lora", "hyper-cfg", f"{n} steps with guidance")
-        for n in (8, 12)
-    }
-    for name, (file, mode, steps) in files.items():
+def _pcm_loras(base: str, family: str) -> Iterator[Asset]:
+    """For "sdxl" or "sd15"."""
+    for end, (file, mode, steps, guided) in _PCM_LORAS.items():
         yield Asset(
-            name=name, title=f"Hyper-SD's LoRA for SD 1.5, for {steps}", kind="accelerator",
-            repo="ByteDance/Hyper-SD", files=(f"Hyper-SD15-{file}.safetensors",), licence="hyper-sd",
-            revision=_HYPER, modes=(mode,), family="sd-1.x",
+            name=_name_for("pcm", end, family),
+            title=f"phased consistency {_lora_title(steps, guided, family)}", kind="accelerator",
+            repo="wangfuyun/PCM_Weights", files=(f"{base}/pcm_{base}_{file}_converted.safetensors",),
+            licence="unknown", modes=(mode,), family=family,
         )  # fmt: skip
 
 
-def _pcm_sd15() -> Iterator[Asset]:
-    files = {f"pcm-sd15-{n}": (f"smallcfg_{n}step", "pcm", f"{n} steps") for n in (2, 4, 8, 16)}
-    files |= {
-        f"pcm-sd15-normal-{n}": (f"normalcfg_{n}step", "pcm-normal", f"{n} steps with guidance")
-        for n in (4, 8, 16)
-    }
-    for name, (file, mode, steps) in files.items():
-        yield Asset(
-            name=name, title=f"phased consistency LoRA for SD 1.5, for {steps}", kind="accelerator",
-            repo="wangfuyun/PCM_Weights", files=(f"sd15/pcm_sd15_{file}_converted.safetensors",),
-            licence="unknown", modes=(mode,), family="sd-1.x",
-        )  # fmt: skip
+def _name_for(of: str, end: str, family: str) -> str:
+    return f"{of}-{end}" if family == "sdxl" else f"{of}-sd15-{end}"
+
+
+def _lora_title(steps: str, guided: str, family: str) -> str:
+    return f"LoRA{guided} for {steps}" if family == "sdxl" else f"LoRA for SD 1.5, for {steps}{guided}"
 
 
 # Not here: dmd2-1step, whose weights are published as a pickle only.
@@ -186,7 +167,7 @@ ACCELERATORS = (
         repo="latent-consistency/lcm-lora-sdv1-5", files=LORA_FILES, licence="openrail++", bytes=134_621_556,
         modes=("lcm-lora",), family="sd-1.x",
     ),
-    *_hyper_sd15(),
+    *_hyper_loras("SD15", 0, "sd-1.x"),
     Asset(
         name="tcd-sd15", title="trajectory consistency LoRA for SD 1.5", kind="accelerator",
         repo="h1t/TCD-SD15-LoRA", files=LORA_FILES, licence="unknown", modes=("tcd",), family="sd-1.x",
@@ -195,7 +176,7 @@ ACCELERATORS = (
         name="tcd-sd21", title="trajectory consistency LoRA for SD 2.1 base", kind="accelerator",
         repo="h1t/TCD-SD21-base-LoRA", files=LORA_FILES, licence="unknown", modes=("tcd",), family="sd-2.x",
     ),
-    *_pcm_sd15(),
+    *_pcm_loras("sd15", "sd-1.x"),
     Asset(
         name="lcm", title="latent consistency UNet", kind="accelerator", repo="latent-consistency/lcm-sdxl",
         files=NETWORK_FILES, licence="openrail++", bytes=5_135_000_000, modes=("lcm",),
@@ -216,7 +197,12 @@ ACCELERATORS = (
         modes=("lcm-lora",), family="ssd-1b",
     ),
     *_lightning_assets(),
-    *_hyper_assets(),
+    *_hyper_loras("SDXL", 787_359_648, "sdxl"),
+    Asset(
+        name="hyper-1step", title="Hyper-SD's UNet for one step", kind="accelerator",
+        repo="ByteDance/Hyper-SD", files=("Hyper-SDXL-1step-Unet.safetensors",), licence="hyper-sd",
+        revision=_HYPER, modes=("hyper-1step",),
+    ),
     Asset(
         name="dmd2", title="DMD2's LoRA for 4 steps", kind="accelerator", repo="tianweiy/DMD2",
         files=("dmd2_sdxl_4step_lora_fp16.safetensors",), licence="cc-by-nc-4.0",
@@ -226,7 +212,12 @@ ACCELERATORS = (
         name="tcd", title="trajectory consistency LoRA", kind="accelerator", repo="h1t/TCD-SDXL-LoRA",
         files=LORA_FILES, licence="MIT", modes=("tcd",),
     ),
-    *_pcm_assets(),
+    *_pcm_loras("sdxl", "sdxl"),
+    Asset(
+        name="pcm-lcm", title="phased consistency LoRA in LCM's manner", kind="accelerator",
+        repo="wangfuyun/PCM_Weights", files=("sdxl/pcm_sdxl_lcmlike_lora_converted.safetensors",),
+        licence="unknown", modes=("pcm-lcm",),
+    ),
     Asset(
         name="flash", title="Flash Diffusion's LoRA", kind="accelerator", repo="jasperai/flash-sdxl",
         files=LORA_FILES, licence="cc-by-nc-nd-4.0", modes=("flash",),

@@ -74,7 +74,7 @@ def fetch_one_of(source: str, names: Sequence[str]) -> Path:
         return top / chosen
     try:
         chosen = _pick_file(_repository_files(source, version), names)
-    except Exception as error:  # as in `_downloaded`
+    except Exception as error:  # as in `_download`
         raise ModelNotFoundError(_missing_message(source, (*names, "*.safetensors"), error)) from error
     if not chosen:
         raise ModelNotFoundError(

@@ -49,7 +49,6 @@ def choose_runtime(wanted: str, features: Iterable[str] = ()) -> RuntimeInfo:
         able = [name for name, info in RUNTIMES.items() if needed <= info.features]
         raise RequestError(
             f"runtime={wanted!r} cannot run {lacking[0]}=: leave {lacking[0]} out, or choose "
-            f"runtime='auto' or "
-            f"one of {', '.join(able)}"
+            f"runtime='auto' or one of {', '.join(able)}"
         )
     return RUNTIMES[wanted]

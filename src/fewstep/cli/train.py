@@ -32,7 +32,7 @@ picture, or webdataset .tar files. Several devices: accelerate launch -m fewstep
 Without --images the stages of the bundled model, in --work DIR:
   """ + ", ".join(BUNDLED_STAGES)
 
-# Option → how the command line reads it; `fewstep.train.order` has the defaults.
+# Option → how the command line reads it; `fewstep.train.config` has the defaults.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "out": {"type": Path, "metavar": "DIR", "help": "state, losses.csv, samples and result; resumed from"},
     "model": {"help": 'as in fewstep generate: "tiny", "sdxl", a folder, a .safetensors file (tiny)'},

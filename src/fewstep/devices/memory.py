@@ -81,7 +81,7 @@ def footprint(need: ModelSize, dtype: torch.dtype, vae_dtype: torch.dtype, rows:
         layer=min(LARGEST_LAYER, need.unet) * size,
         step=int(WORKSPACE * UNET_NUMBERS * area * size) * rows,
         decode=decode,
-        tile=decode // 4,  # half the side: see `fewstep.codec.tiled`
+        tile=decode // 4,  # half the side: see `fewstep.codec.with_tiles`
     )
 
 

@@ -85,7 +85,7 @@ def reduce_picture(picture: Tensor) -> Tensor:
 def draw_or_load(
     engine: Engine, order: CellConfig, key: str, cache: Path
 ) -> Generator[DrawingProgress, None, Tensor]:
-    """As `draw`, once: `cache` keeps the pictures under their key."""
+    """As `draw_cell`, once: `cache` keeps the pictures under their key."""
     path = cache / f"pictures-{key[:12]}.safetensors"
     if not path.exists():
         pictures = yield from draw_cell(engine, order)
@@ -101,7 +101,7 @@ def engine_digest(engine: Engine) -> str:
 
 
 def cell_key(weights: str, engine: Engine, order: CellConfig) -> str:
-    """The sha256 of all that the pictures depend on; `weights` as `weights_of` says."""
+    """The sha256 of all that the pictures depend on; `weights` as `engine_digest` says."""
     loras = [(sha256(Path(file)) if os.path.isfile(file) else file, scale) for file, scale in order.loras]
     place = [str(engine.placement.device), str(engine.placement.dtype)]
     facts = [weights, asdict(order) | {"loras": loras}, *place]

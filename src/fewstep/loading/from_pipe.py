@@ -1,7 +1,7 @@
 """Somebody's diffusers pipeline → the parts of an engine: its own networks, as and where they are.
 
 Nothing is copied, moved or reloaded, and nothing of the pipeline is changed. Torch is imported by
-`placed` only: `fewstep.check` reads pipelines too.
+`parts_of_pipe` only: `fewstep.check` reads pipelines too.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _pipe_placement(pipe: Any) -> Placement:
         device=device,
         dtype=dtype,
         vae_dtype=vae_dtype,
-        batch=0 if device.type == "cuda" else 1,  # as `fewstep.devices.rules.batch`
+        batch=0 if device.type == "cuda" else 1,  # as `fewstep.devices.place.choose_batch`
         channels_last=last,
         offload="none",
         tiling=bool(getattr(pipe.vae, "use_tiling", False)),

@@ -1,6 +1,6 @@
 """Tensors that are still in their files: names and shapes now, numbers when they are needed.
 
-Converters between layouts rename, cut and transpose; done on `Stored` tensors, that costs nothing.
+Converters between layouts rename, cut and transpose; done on `LazyTensor`s, that costs nothing.
 """
 
 from __future__ import annotations

@@ -138,8 +138,7 @@ def _require_expected(whole: ModelBlueprint, model: Model, root: Path) -> None:
     if whole.architecture is not model.architecture:
         raise ModelError(
             f"model={model.name!r} is of {whole.architecture.title}, which could not be known "
-            f"before {root} was "
-            "here: type the same again"
+            f"before {root} was here: type the same again"
         )
 
 
@@ -204,5 +203,5 @@ def _vae_blueprint(
     other = vaes.replacement_vae(None if own is None else own.config, half, model)
     if other is not None:
         return read_network(other, ("AutoencoderKL",))
-    assert own is not None  # or `instead` had raised
+    assert own is not None  # or `replacement_vae` had raised
     return own

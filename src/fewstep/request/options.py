@@ -28,7 +28,6 @@ DEVICES = ("auto", "cuda", "mps", "cpu")  # and "cuda:1", one of several
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 OFFLOADS = ("auto", "none", "model", "sequential")  # from the fastest to the one that takes least memory
 LONG_PROMPTS = ("chunk", "refuse", "cut")
-SIDES = (8, 8192)  # pixels, least and most of a picture's side
 NAMED = "give a name; `fewstep modes` lists each mode's"
 
 
@@ -61,6 +60,11 @@ class Option:
         return f"give a {'whole ' if whole else ''}number {start} {self.high:g}"
 
 
+_SIDE = Option(
+    help="pixels, a multiple of 8", low=8, high=8192, allowed="give a whole number of pixels from 8 to 8192"
+)
+
+
 class PictureOptions(TypedDict, total=False):
     """What a call may ask of a loaded engine; `fewstep.generate` says what each is."""
 
@@ -84,24 +88,8 @@ class PictureOptions(TypedDict, total=False):
         Option(help="picture i uses seed + i; drawn where left out", aliases=("generator",)),
     ]
     count: Annotated[int, Option(help="pictures per prompt", default=1, aliases=("num_images_per_prompt",))]
-    width: Annotated[
-        int | None,
-        Option(
-            help="pixels, a multiple of 8",
-            low=8,
-            high=8192,
-            allowed="give a whole number of pixels from 8 to 8192",
-        ),
-    ]
-    height: Annotated[
-        int | None,
-        Option(
-            help="pixels, a multiple of 8",
-            low=8,
-            high=8192,
-            allowed="give a whole number of pixels from 8 to 8192",
-        ),
-    ]
+    width: Annotated[int | None, _SIDE]
+    height: Annotated[int | None, _SIDE]
     image: Annotated[File | Image | None, Option(help="picture to start from")]
     mask: Annotated[
         File | Image | None,

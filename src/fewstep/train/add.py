@@ -8,8 +8,9 @@ Deviations from the paper, whose DINOv2 and pixel losses would need another down
 - no gradient penalty: the noise in what the heads see keeps them from being certain;
 - the distillation target is the teacher with classifier-free guidance;
 - both players move at once, by the gradients of one sum, in which neither sees the other's weights;
-- the student may start from an LCM, whose single step is better than the teacher's (`lcm.settled`), and
-  be held near to what that answers to the same noise, which keeps the pictures of several seeds apart
+- the student may start from an LCM, whose single step is better than the teacher's
+  (`lcm.with_fixed_guidance`), and be held near to what that answers to the same noise, which keeps the
+  pictures of several seeds apart
   (the regression loss of DMD, Yin et al. 2023, arXiv:2311.18828, sec. 3.3, against latents).
 """
 

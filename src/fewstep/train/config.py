@@ -99,7 +99,7 @@ def make_config(
 ) -> TrainConfig:
     """Complete an order from its stage's presets for the model's family, and check it.
 
-    `given` are fields of `Order`. `RequestError` says which is out of range; nothing is loaded.
+    `given` are fields of `TrainConfig`. `RequestError` says which is out of range; nothing is loaded.
     """
     check_stage(stage)
     names = {f.name for f in fields(TrainConfig)}

@@ -32,7 +32,6 @@ UNET: MappingProxyType[str, Any] = MappingProxyType(
         "projection_class_embeddings_input_dim": 2816,
     }
 )  # fmt: skip
-POOLED = 1280  # the width of SDXL's second text encoder's summary
 VAE: MappingProxyType[str, Any] = MappingProxyType(
     {
         "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,

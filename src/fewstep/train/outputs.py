@@ -36,7 +36,7 @@ def write_record(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What `record` wrote; nothing where nothing was run."""
+    """What `write_record` wrote; nothing where nothing was run."""
     path = folder / "run.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
 

@@ -1,7 +1,8 @@
-"""Training on a user's own pictures: from an `Order` to files that `generate` and diffusers read.
+"""Training on a user's own pictures: from a `TrainConfig` to files that `generate` and diffusers read.
 
-    from fewstep.train.order import order
-    for step in run(order("lcm-lora", "pictures", "out", model="sdxl", steps=1000)): ...
+    from fewstep.train.config import make_config
+    from fewstep.train.run import run_training
+    for step in run_training(make_config("lcm-lora", "pictures", "out", model="sdxl", steps=1000)): ...
 
 The out folder gets the state (a run resumes from it), `losses.csv`, `run.json`, sample grids, and in the
 end the result: a UNet's folder (lcm, add), a whole model (base), a LoRA (lcm-lora) or a VAE's folder (vae).
