@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.train.optimisers import Optimiser
+from fewstep.train.optimisers import Muon, Optimiser
 
 NAMES = (
     "unet.conv_in.weight", "unet.mid.weight", "unet.mid.bias", "unet.kernel", "text.token_embedding.weight",
@@ -44,6 +44,27 @@ def test_muon_is_for_inner_matrices() -> None:
         values = torch.linalg.svdvals(moved[name].flatten(1))
         assert values.max() / values.min() < 2  # orthogonal, nearly: five Newton-Schulz steps
     assert all(p.grad is None for p in live.values())
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 36), (36, 8)])
+@pytest.mark.parametrize(("bf16", "tolerance"), [(True, 0.0), (False, 0.05)])
+def test_muon_is_torchs(
+    shape: tuple[int, int], bf16: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits where both compute in bf16; else near, in units of the step's size."""
+    monkeypatch.setattr("fewstep.train.optimisers.has_bf16", lambda _: bf16)
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = (torch.randn(shape, generator=generator) for _ in range(4))
+    one, other = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    ours = Muon([one], weight_decay=0.01)
+    theirs = torch.optim.Muon([other], weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for gradient in gradients:
+        for p, optimiser in ((one, ours), (other, theirs)):
+            p.grad = gradient.clone()
+            optimiser.param_groups[0]["lr"] = 0.01
+            optimiser.step()
+    with torch.no_grad():
+        assert (one - other).norm() <= tolerance * (other - start).norm()
 
 
 @pytest.mark.parametrize("muon", [False, True])

@@ -136,7 +136,6 @@ def _probe_mps() -> Mps:
 
 
 def _probe_cpu(root: Path) -> Cpu:
-    # torch's own names for this are public from 2.13 on only; its floor here is 2.10.
     amx, avx512 = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
     return Cpu(
         name=cpu_name(root),
@@ -146,6 +145,16 @@ def _probe_cpu(root: Path) -> Cpu:
         avx512_bf16=avx512,
         bf16_speedup=bf16_speedup() if amx or avx512 else 0.0,
     )
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Return whether this device computes bf16 itself; emulated, it takes ten times as long as fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+    # torch's own names for this are public from 2.13 on only; its floor here is 2.10.
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def cpu_name(root: Path) -> str:

@@ -44,7 +44,7 @@ class TrainConfig:
     ema: float = 0.95  # of the average, which is the result
     weight_decay: float = 0.0
     muon: bool = False
-    bf16: bool = True  # autocast; weights that learn are fp32
+    bf16: bool = True  # autocast, where the device has it; weights that learn are fp32
     checkpointing: bool = False  # less memory, a third more time
     rank: int = 64  # of the adapter
     guidance: tuple[float, float] = (1.0, 1.0)  # range of the teacher's, 1 is off

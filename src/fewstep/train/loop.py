@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fewstep.devices.probe import has_bf16
 from fewstep.errors import FewstepError, RequestError
 from fewstep.train.optimisers import Optimiser
 from fewstep.train.outputs import write_tensors
@@ -146,6 +147,11 @@ def process_state(**settings: Any) -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **settings)
 
 
+def bf16_autocast(device: torch.device, *, enabled: bool = True) -> torch.autocast:
+    """Return a context that computes in bf16, where the device does that itself; else in fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and has_bf16(device))
+
+
 class _State:
     """Parameters, their average and the optimiser, as one thing that can be saved."""
 
@@ -186,7 +192,7 @@ class _State:
         """The loss of one batch, its gradients added to those that are there."""
         devices = self._devices
         draw = Draw.of(self.hyper.seed, share * devices.num_processes + devices.process_index)
-        with torch.autocast(devices.device.type, torch.bfloat16, enabled=self.hyper.bf16):
+        with bf16_autocast(devices.device, enabled=self.hyper.bf16):
             loss = self.task.loss(draw)
         (loss / self.hyper.accumulate).backward()
         return loss.detach().float()

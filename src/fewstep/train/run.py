@@ -95,7 +95,7 @@ def _train_with_grids(order: TrainConfig, job: stages.StageRun) -> Iterator[Prog
     for progress in loop.train_task(job.task, make_hyper(order), order.out, every=order.save_every):
         due = order.grid_every and (progress.step % order.grid_every == 0 or progress.step == order.steps)
         if due and devices.is_main_process:
-            with torch.autocast(devices.device.type, torch.bfloat16, enabled=order.bf16):
+            with loop.bf16_autocast(devices.device, enabled=order.bf16):
                 job.draw().save(order.out / f"samples-{progress.step:06d}.png")
         yield progress
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fewstep.train import outputs
 from fewstep.train.bundled import sprite_pictures
 from fewstep.train.bundled.data import Caption
-from fewstep.train.loop import Draw, Progress
+from fewstep.train.loop import Draw, Progress, bf16_autocast
 
 VARIANTS = 6  # placements of each sprite
 HELD_OUT = 20  # one in so many (name, style) pairs is never trained on
@@ -75,7 +75,7 @@ def encode_sprites(
     noise = torch.Generator().manual_seed(seed)
     values: list[Tensor] = []
     backdrops: list[int] = []
-    with torch.no_grad(), torch.autocast(vae.device.type, torch.bfloat16):
+    with torch.no_grad(), bf16_autocast(vae.device):
         for _ in range(VARIANTS):
             for part in sprites.split(128):
                 pictures, names = sprite_pictures.make_pictures(part, rng)
