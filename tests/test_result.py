@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 import fewstep
 from fewstep import Engine, OutputError, RequestError, Result, metadata
+from fewstep.files.output import write_file
 from fewstep.testing import fake
 from tests.conftest import WIDTHS
 
@@ -106,7 +107,7 @@ def test_an_existing_file_stays(result: Result, tmp_path: Path) -> None:
 def test_a_name_taken_in_the_last_moment_stays(single: Result, tmp_path: Path) -> None:
     (tmp_path / "fox.png").write_text("mine")
     with pytest.raises(OutputError, match="exists"):
-        metadata.write(single[0], tmp_path / "fox.png", {}, edited=False, overwrite=False)
+        write_file(tmp_path / "fox.png", b"png", overwrite=False)
     assert names(tmp_path) == ["fox.png"]
     assert (tmp_path / "fox.png").read_text() == "mine"
 
@@ -125,11 +126,13 @@ def test_a_link_is_not_followed(single: Result, tmp_path: Path) -> None:
 def test_a_failure_leaves_nothing_behind(
     error: BaseException, overwrite: bool, single: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(_image: Image.Image, file: Any, *_: Any, **__: Any) -> None:
-        file.write(b"half a picture")
-        raise error
+    class Half(io.BufferedWriter):
+        def write(self, content: Any) -> int:
+            super().write(content[:50])
+            self.flush()
+            raise error
 
-    monkeypatch.setattr(Image.Image, "save", half)
+    monkeypatch.setattr(Path, "open", lambda path, mode: Half(io.FileIO(path, mode.removesuffix("b"))))
     expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match=r"fox\.png' cannot be written: No space|^$"):
         single.save(tmp_path / "fox.png", overwrite=overwrite)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from fewstep.errors import OutputError
+from fewstep.errors import OutputError, RequestError, describe_error
+from fewstep.images import FORMATS
 
 KEY = "fewstep"
 # IPTC digital source types: pictures made by a model must say so in machine-readable form.
@@ -26,8 +26,8 @@ _XMP = (
 )
 
 
-def targets(path: str | Path, places: Sequence[int], *, overwrite: bool) -> list[Path]:
-    """Where pictures go: to `path`, or with their places, -0, -1, ..., before its ending.
+def output_paths(path: str | Path, places: Sequence[int], *, overwrite: bool) -> list[Path]:
+    """Return where pictures go: to `path`, or with their places, -0, -1, ..., before its ending.
 
     `OutputError` where they cannot: pictures need not be made to know.
     """
@@ -47,44 +47,30 @@ def targets(path: str | Path, places: Sequence[int], *, overwrite: bool) -> list
     return paths
 
 
-def write(image: Image.Image, path: Path, facts: dict[str, object], *, edited: bool, overwrite: bool) -> None:
-    """Write a PNG with its facts, whole or not at all; an existing file stays unless `overwrite`."""
+def encode(image: Image.Image, facts: dict[str, object], *, edited: bool) -> bytes:
+    """Return a PNG file with the picture and its facts; `edited`: it was made from a given picture."""
     info = PngInfo()
     info.add_itxt(KEY, json.dumps(facts, ensure_ascii=False))
     info.add_itxt("XML:com.adobe.xmp", _XMP.format(kind=_EDITED if edited else _MADE))
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with scratch.open("xb") as file:
-            # Level 1 is six times faster than Pillow's default, and hardly larger.
-            image.save(file, "PNG", pnginfo=info, compress_level=1)
-        if overwrite:
-            scratch.replace(path)
-        else:
-            _give_final_name(scratch, path)
-    except FileExistsError:
-        raise OutputError(f"{str(path)!r} exists: choose another name, or overwrite=True") from None
-    except OSError as error:
-        raise OutputError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # it may never have been
-            scratch.unlink()
-
-
-def _give_final_name(scratch: Path, path: Path) -> None:
-    """Give the finished file its name; unlike a rename, `FileExistsError` where that is taken."""
-    try:
-        os.link(scratch, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: take the name first
-        path.open("xb").close()
-        scratch.replace(path)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info, compress_level=1)  # six times faster than 6, hardly larger
+    return buffer.getvalue()
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """How a picture was made, as `Result.save` wrote it; {} where nothing is written."""
-    with Image.open(path, formats=["PNG"]) as image:
-        text = image.text.get(KEY) if hasattr(image, "text") else None
+    """Return how a picture was made, as `Result.save` wrote it; {} for pictures that do not say.
+
+    `RequestError` where there is no picture to read.
+    """
+    if not isinstance(path, str | Path) or "\0" in str(path):
+        raise RequestError(f"{path!r:.80} is no path: type 'picture.png'")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            text = image.text.get(KEY) if isinstance(image, PngImageFile) else None
+    except FileNotFoundError:
+        raise RequestError(f"{str(path)!r}: there is no such file") from None
+    except Exception as error:  # Pillow's decoders raise what they like
+        raise RequestError(f"{str(path)!r} cannot be read as a picture: {describe_error(error)}") from error
     try:
         facts = json.loads(text) if text else {}
     except (ValueError, RecursionError):  # another program's

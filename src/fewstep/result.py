@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import BinaryIO, overload
 
 from PIL import Image
 
 from fewstep import metadata
+from fewstep.errors import OutputError
+from fewstep.files.output import write_file
 from fewstep.request import Plan
 
 
@@ -69,20 +70,40 @@ class Result(Sequence[Image.Image]):
             f"steps {request.steps}, seeds {list(self.seeds)}, {self.timings['total']:.2f} s>"
         )
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> list[Path]:
+    def save(self, path: str | Path | BinaryIO, *, overwrite: bool = False) -> list[Path]:
         """Write the pictures as PNG; returns the paths.
 
         One picture goes to `path`, those of a call of several to `path` with their place, -0, -1, ...,
         before its ending. How each was made is written into it. A file appears whole or not at all; one that
-        exists stays, with `OutputError`, unless `overwrite`.
+        exists stays, with `OutputError`, unless `overwrite`. An open binary file takes one picture.
         """
+        if not isinstance(path, str | Path):
+            self._write_to(path)
+            return []
         places = self.places or (range(len(self)) if len(self) > 1 else ())
-        paths = metadata.targets(path, places, overwrite=overwrite)
-        for index, each in enumerate(paths):
-            metadata.write(
-                self.images[index], each, self.facts(index), edited=self.edited, overwrite=overwrite
-            )
+        paths = metadata.output_paths(path, places, overwrite=overwrite)
+        for index, target in enumerate(paths):
+            write_file(target, self.png(index), overwrite=overwrite)
         return paths
+
+    def _write_to(self, file: BinaryIO) -> None:
+        """Write the only picture to an open file."""
+        if not hasattr(file, "write"):
+            raise OutputError(f"{file!r:.80} is no path: type 'picture.png'")
+        if len(self) != 1:
+            raise OutputError(
+                f"an open file takes one picture, not {len(self)}: write result.png(0), result.png(1), ..."
+            )
+        try:
+            file.write(self.png())
+        except TypeError:
+            raise OutputError(f"{file!r:.80} takes text: open it as binary, 'wb'") from None
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{file!r:.80} cannot be written: {error}") from error
+
+    def png(self, index: int = 0) -> bytes:
+        """Return picture `index` as a PNG file, with how it was made: what `save` writes."""
+        return metadata.encode(self.images[index], self.facts(index), edited=self.edited)
 
     def facts(self, index: int = 0) -> dict[str, object]:
         """Everything needed to make picture `index` again, as plain data."""
@@ -112,10 +133,8 @@ class Result(Sequence[Image.Image]):
     def _repr_html_(self) -> str:
         """The notebook's view: the pictures, prompt and seed on hover."""
         cells = []
-        for image, prompt, seed in zip(self.images, self.prompts, self.seeds, strict=True):
-            buffer = io.BytesIO()
-            image.save(buffer, "PNG", compress_level=1)
-            data = base64.b64encode(buffer.getvalue()).decode()
+        for index, (prompt, seed) in enumerate(zip(self.prompts, self.seeds, strict=True)):
+            data = base64.b64encode(self.png(index)).decode()
             title = html.escape(f"{prompt} (seed {seed})", quote=True)
             cells.append(f'<img title="{title}" alt="{title}" src="data:image/png;base64,{data}">')
         return f'<div style="display:flex;flex-wrap:wrap;gap:4px">{"".join(cells)}</div>'

@@ -14,7 +14,7 @@ from PIL.Image import new as new_image
 
 import fewstep
 from fewstep import RequestError, api, progress, result
-from fewstep.cli import _parser
+from fewstep.cli.commands import make_parser
 from fewstep.prompts import Embedding
 from fewstep.request import options
 from fewstep.request.options import ALIASES, OPTIONS, EngineOptions, File, PictureOptions, scoped
@@ -57,7 +57,7 @@ def test_generate_says_what_each_is() -> None:
 
 
 def test_the_command_line_has_a_flag_for_each() -> None:
-    _, commands = _parser()
+    _, commands = make_parser()
     for command in ("generate", "plan"):
         flags = {action.dest for action in commands[command]._actions}
         assert flags >= {"prompt", "steps", "mode", *OPTIONS}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from fewstep.cli.arguments import NOT_GIVEN, add_command, whole_number, with_weight
+from fewstep.cli.streams import report_of_work, tell
 from fewstep.errors import FewstepError
 
 
@@ -93,11 +93,13 @@ def _measure(asked: argparse.Namespace) -> int:
         if isinstance(one, Row):
             rows.append(one)
         else:
-            print(f"{one.mode} {one.steps}  picture {one.pictures} of {one.of}", file=sys.stderr)
-    print(table(rows))
+            tell(f"{one.mode} {one.steps}  picture {one.pictures} of {one.of}")
     if asked.plot is not None:
         plot(rows, asked.plot)
-        print(asked.plot)
+    with report_of_work():
+        print(table(rows))
+        if asked.plot is not None:
+            print(asked.plot)
     return 0
 
 

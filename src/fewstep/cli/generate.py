@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import fewstep
 from fewstep.cli.arguments import NOT_GIVEN, GuideAction, add_command, number, whole_number, with_weight
+from fewstep.cli.saving import check_output, save_or_rescue
+from fewstep.cli.streams import report_of_work, tell
 from fewstep.errors import GenerationError
 from fewstep.request.options import OPTIONS, File, Guide
 
@@ -35,7 +36,9 @@ def add_generate(commands: Any) -> None:
     """Both commands."""
     generate = add_command(commands, "generate", _run_generate, "make pictures")
     _add_options(generate)
-    generate.add_argument("-o", "--output", default="fewstep.png", help="PNG to write (fewstep.png)")
+    generate.add_argument(
+        "-o", "--output", default="fewstep.png", help="PNG to write, - for stdout (fewstep.png)"
+    )
     generate.add_argument("--overwrite", action="store_true", help="replace files that exist")
     generate.add_argument("-q", "--quiet", action="store_true", help="print nothing on success")
 
@@ -70,11 +73,7 @@ def _given_options(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_generate(asked: argparse.Namespace) -> int:
-    from fewstep import metadata
-
-    pictures = fewstep.plan(asked.prompt, **_given_options(asked)).request.prompts
-    places = range(len(pictures)) if len(pictures) > 1 else ()
-    metadata.targets(asked.output, places, overwrite=asked.overwrite)  # not after the work
+    check_output(asked.output, fewstep.plan(asked.prompt, **_given_options(asked)), overwrite=asked.overwrite)
     try:
         result = fewstep.generate(asked.prompt, **_given_options(asked))
     except GenerationError as error:
@@ -87,23 +86,22 @@ def _run_generate(asked: argparse.Namespace) -> int:
 
 def _report(result: Result, asked: argparse.Namespace) -> None:
     """Write the pictures, and say where."""
-    paths = result.save(asked.output, overwrite=asked.overwrite)
-    for warning in result.warnings:
-        print(f"fewstep: warning: {warning}", file=sys.stderr)
-    if asked.json:
-        facts = [{"path": str(path), **result.facts(i)} for i, path in enumerate(paths)]
-        print(
-            json.dumps(
-                {"pictures": facts, "timings": dict(result.timings), "warnings": list(result.warnings)}
+    paths = save_or_rescue(result, asked.output, overwrite=asked.overwrite)
+    with report_of_work():
+        for warning in result.warnings:
+            tell(f"fewstep: warning: {warning}")
+        say = tell if asked.output == "-" else print
+        if asked.json:
+            facts = [{"path": path, **result.facts(index)} for index, path in enumerate(paths)]
+            say(
+                json.dumps(
+                    {"pictures": facts, "timings": dict(result.timings), "warnings": list(result.warnings)}
+                )
             )
-        )
-    elif not asked.quiet:
-        for path, seed in zip(paths, result.seeds, strict=True):
-            print(f"{path}  (seed {seed})")
-        print(
-            f"{len(paths)} in {result.timings['total']:.2f} s, mode {result.plan.request.mode}",
-            file=sys.stderr,
-        )
+        elif not asked.quiet:
+            for path, seed in zip(paths, result.seeds, strict=True):
+                say(f"{path}  (seed {seed})")
+            tell(f"{len(paths)} in {result.timings['total']:.2f} s, mode {result.plan.request.mode}")
 
 
 def _run_plan(asked: argparse.Namespace) -> int:

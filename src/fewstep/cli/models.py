@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.arguments import add_command
+from fewstep.cli.streams import report_of_work, tell
 from fewstep.errors import RequestError
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def _run_pull(chosen: Sequence[Asset]) -> int:
 
     for asset in chosen:
         terms = asset.terms
-        print(f"{asset.name}: {format_size(asset.bytes)}; {terms.name}: {terms.terms}", file=sys.stderr)
-        print(fetch_folder(asset.repo, asset.files, asset.revision) if asset.repo else bundled_folder(asset))
+        tell(f"{asset.name}: {format_size(asset.bytes)}; {terms.name}: {terms.terms}")
+        path = fetch_folder(asset.repo, asset.files, asset.revision) if asset.repo else bundled_folder(asset)
+        with report_of_work():
+            print(path)
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.cli.arguments import NOT_GIVEN, add_command, number, whole_number
+from fewstep.cli.streams import report_of_work, tell
 from fewstep.errors import FewstepError, RequestError
 from fewstep.train.config import BUNDLED_STAGES, TrainConfig, check_stage, make_config
 
@@ -141,18 +141,16 @@ def _told(progress: Iterable[Any], steps: int, out: Path) -> int:
                 continue
             if not hasattr(one, "step"):
                 if one.done % 100 == 0 or one.done == one.of:
-                    print(f"picture {one.done} of {one.of} encoded", file=sys.stderr)
+                    tell(f"picture {one.done} of {one.of} encoded")
                 continue
             done = one.step
             if done % _OFTEN == 0 or done in (1, steps):
                 pace = f"{time.monotonic() - since:.0f} s"
-                print(f"step {done}{of}  loss {one.loss:.4f}  rate {one.rate:.2e}  {pace}", file=sys.stderr)
+                tell(f"step {done}{of}  loss {one.loss:.4f}  rate {one.rate:.2e}  {pace}")
     except KeyboardInterrupt:
-        print(
-            f"fewstep: interrupted after step {done}; the same command goes on from the state in {out}",
-            file=sys.stderr,
-        )
+        tell(f"fewstep: interrupted after step {done}; the same command goes on from the state in {out}")
         return 130
     if steps and main:
-        print(out)
+        with report_of_work():
+            print(out)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from typing import Any
 
 from fewstep import metadata
 from fewstep.errors import FewstepError, OutputError, RequestError
+from fewstep.files.output import try_writing, write_file
 
 _TYPES = {"str": str, "int": int, "float": float}
 _SHOWN = (  # columns of the table: heading, field, format
@@ -106,7 +108,7 @@ def check_plot(path: Path) -> None:
     """Can a plot be made, and put there? To be asked before the work."""
     if find_spec("matplotlib") is None:
         raise FewstepError("a plot needs matplotlib: pip install 'fewstep[train]'")
-    metadata.targets(path, (), overwrite=True)
+    try_writing(metadata.output_paths(path, (), overwrite=True), 1 << 16)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -159,12 +161,9 @@ def _in_two_lines(line: str) -> str:
 
 def _save_plot(figure: Any, path: Path) -> None:
     """Whole or not at all."""
-    scratch = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(scratch, format="png")
-        scratch.replace(path)
-    except OSError as error:
-        raise OutputError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_file(path, buffer.getvalue(), overwrite=True)
 
 
 def _column_width(form: str) -> int:
