@@ -27,12 +27,12 @@ class AddonPlace:
 
 
 CONTROLNETS: MappingProxyType[str, AddonPlace] = MappingProxyType(
-    {known.name: AddonPlace(root=known.repo, revision=known.revision) for known in assets.CONTROLNETS}
+    {asset.name: AddonPlace(root=asset.repo, revision=asset.revision) for asset in assets.CONTROLNETS}
 )
 IP_ADAPTERS: MappingProxyType[str, AddonPlace] = MappingProxyType(
     {
-        known.name: AddonPlace(root=known.repo, file=known.files[0], revision=known.revision)
-        for known in assets.IP_ADAPTERS
+        asset.name: AddonPlace(root=asset.repo, file=asset.files[0], revision=asset.revision)
+        for asset in assets.IP_ADAPTERS
     }
 )
 GUIDE_NAMES = {*CONTROLNETS, *IP_ADAPTERS}
@@ -62,30 +62,30 @@ def check_guides(control: Iterable[str], reference: Iterable[str]) -> None:
 
 def licences_of_guides(control: Iterable[str], reference: Iterable[str]) -> dict[str, str]:
     """Each → its licence; of others than the named ones it is not known."""
-    named = [split_controlnet_view(source)[0] for source in control] + list(reference)
-    return {repr(name): assets.ASSETS[name].licence if name in GUIDE_NAMES else "unknown" for name in named}
+    names = [split_controlnet_view(source)[0] for source in control] + list(reference)
+    return {repr(name): assets.ASSETS[name].licence if name in GUIDE_NAMES else "unknown" for name in names}
 
 
 def locate_controlnet(source: str) -> AddonPlace:
     """Where a ControlNet is; `source` without a view."""
     if source in CONTROLNETS:
         return CONTROLNETS[source]
-    here = existing_path(source)
-    if here is None and not is_hub_id(source):
+    path = existing_path(source)
+    if path is None and not is_hub_id(source):
         raise ModelNotFoundError(
             f"control has {source!r}, which is neither one of {', '.join(CONTROLNETS)}, nor a folder or file "
             "here, nor a hub id such as 'owner/name'"
         )
-    return _file_place(here) if here is not None and here.is_file() else AddonPlace(root=source)
+    return _file_place(path) if path is not None and path.is_file() else AddonPlace(root=source)
 
 
 def locate_ip_adapter(source: str) -> AddonPlace:
     """Where an IP-Adapter is."""
     if source in IP_ADAPTERS:
         return IP_ADAPTERS[source]
-    here = existing_path(source)
-    if here is not None:
-        return _file_place(_only_file(here) if here.is_dir() else here)
+    path = existing_path(source)
+    if path is not None:
+        return _file_place(_only_file(path) if path.is_dir() else path)
     owner, _, rest = source.partition("/")
     name, _, file = rest.partition("/")
     if file.endswith(".safetensors") and is_hub_id(f"{owner}/{name}"):
@@ -105,12 +105,12 @@ def _file_place(path: Path) -> AddonPlace:
 
 
 def _only_file(folder: Path) -> Path:
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) != 1:
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
         raise CorruptModelError(
-            f"{folder} holds {len(found)} .safetensors files: give the IP-Adapter's own file as reference"
+            f"{folder} holds {len(files)} .safetensors files: give the IP-Adapter's own file as reference"
         )
-    return found[0]
+    return files[0]
 
 
 (LORA_NAME,) = assets.LORA_FILES
@@ -127,8 +127,8 @@ def check_loras(loras: Sequence[tuple[str, float]], model: Model) -> None:
     for source, _ in loras:
         path = addon_file(source)
         if path is not None:
-            found = safetensors.read_header(path)
-            _require_family(found, require_lora(found), model.family)
+            header = safetensors.read_header(path)
+            _require_family(header, require_lora(header), model.family)
 
 
 def check_embeddings(sources: Sequence[str], model: Model) -> None:
@@ -136,9 +136,9 @@ def check_embeddings(sources: Sequence[str], model: Model) -> None:
     for source in sources:
         path = addon_file(source, "embeddings")
         if path is not None:
-            found = safetensors.read_header(path)
-            _require_family(found, identify.identify(found), model.family)
-            require_inversion(found, len(model.architecture.encoders))
+            header = safetensors.read_header(path)
+            _require_family(header, identify.identify(header), model.family)
+            require_inversion(header, len(model.architecture.encoders))
 
 
 def addon_file(source: str, name: str = "loras") -> Path | None:
@@ -146,25 +146,25 @@ def addon_file(source: str, name: str = "loras") -> Path | None:
 
     `name` is the argument that it was given as.
     """
-    known = assets.style_asset(source) if name == "loras" else None
-    here = existing_path(source) if known is None else bundled_folder(known)
-    if here is None:
+    asset = assets.style_asset(source) if name == "loras" else None
+    path = existing_path(source) if asset is None else bundled_folder(asset)
+    if path is None:
         if is_hub_id(source):
             return None
         raise ModelNotFoundError(
             f"{name} has {source!r}: neither a file or folder here, nor a hub id such as 'owner/name'"
         )
-    if not here.is_dir():
-        return here
-    named = [here / each for each in _usual_names(name) if (here / each).is_file()]
-    found = named or sorted(here.glob("*.safetensors"))
-    if not named and len(found) != 1:
-        none = f"no {' or '.join(_usual_names(name))}, and " if _usual_names(name) else ""
+    if not path.is_dir():
+        return path
+    named_files = [path / usual_name for usual_name in _usual_names(name) if (path / usual_name).is_file()]
+    files = named_files or sorted(path.glob("*.safetensors"))
+    if not named_files and len(files) != 1:
+        missing = f"no {' or '.join(_usual_names(name))}, and " if _usual_names(name) else ""
         raise ModelNotFoundError(
-            f"{name} has {source!r}: {here} holds {none}{len(found)} {'other ' if none else ''}.safetensors "
-            "files; give the one that is meant"
+            f"{name} has {source!r}: {path} holds {missing}{len(files)} {'other ' if missing else ''}"
+            ".safetensors files; give the one that is meant"
         )
-    return found[0]
+    return files[0]
 
 
 def fetch_addon(source: str, name: str = "loras") -> Path:
@@ -177,45 +177,49 @@ def _usual_names(name: str) -> Sequence[str]:
     return () if name == "embeddings" else LORA_NAMES
 
 
-def require_lora(found: Header) -> FileKind:
+def require_lora(header: Header) -> FileKind:
     """What it is; `CorruptModelError` for what is none, or of a variety that cannot be merged."""
-    kind = identify.identify(found)
+    kind = identify.identify(header)
     if kind.what != "lora":
-        known = f"is a {kind.what}" if kind.what != "unknown" else "holds no adapter's tensors"
-        raise CorruptModelError(f"{printable_path(found.path)} {known}: give a LoRA's .safetensors file")
+        description = f"is a {kind.what}" if kind.what != "unknown" else "holds no adapter's tensors"
+        raise CorruptModelError(
+            f"{printable_path(header.path)} {description}: give a LoRA's .safetensors file"
+        )
     if kind.variety not in MERGEABLE:
         raise CorruptModelError(
-            f"{printable_path(found.path)} is a {kind.variety} adapter, which cannot be merged: "
+            f"{printable_path(header.path)} is a {kind.variety} adapter, which cannot be merged: "
             "give a LoRA or LoCon"
         )
     return kind
 
 
-def require_inversion(found: Header, encoders: int) -> tuple[str, ...]:
+def require_inversion(header: Header, encoders: int) -> tuple[str, ...]:
     """Return the names of a textual inversion's tensors, one per text encoder; raises `CorruptModelError`."""
-    if encoders == 1 and len(found.tensors) == 1:  # "emb_params", or the word itself
-        return tuple(found.tensors)
+    if encoders == 1 and len(header.tensors) == 1:  # "emb_params", or the word itself
+        return tuple(header.tensors)
     for names in INVERSION_TENSORS:
-        if len(names) == encoders and found.tensors.keys() == set(names):
+        if len(names) == encoders and header.tensors.keys() == set(names):
             return names
-    kind = identify.identify(found)
+    kind = identify.identify(header)
     if kind.what == "textual inversion":
         family = "another base" if kind.family == "unknown" else kind.family
-        what = f"is a textual inversion for {family}, without a tensor for each of this model's text encoders"
+        description = (
+            f"is a textual inversion for {family}, without a tensor for each of this model's text encoders"
+        )
     else:
-        what = "is no textual inversion"
+        description = "is no textual inversion"
     raise CorruptModelError(
-        f"{printable_path(found.path)} {what}: give a .safetensors file with "
+        f"{printable_path(header.path)} {description}: give a .safetensors file with "
         f"{'clip_l and clip_g' if encoders > 1 else 'one tensor'}"
     )
 
 
-def _require_family(found: Header, kind: FileKind, family: str) -> None:
+def _require_family(header: Header, kind: FileKind, family: str) -> None:
     """A LoRA fits no other base than its own; that of unknown ones is seen when they are put on."""
-    own = kind.family
-    fitting = SDXL_KIN if family in SDXL_KIN else {family}
-    if own != "unknown" and own not in fitting:
+    addon_family = kind.family
+    fitting_families = SDXL_KIN if family in SDXL_KIN else {family}
+    if addon_family != "unknown" and addon_family not in fitting_families:
         raise CorruptModelError(
-            f"{printable_path(found.path)} does not fit this model: it was made for {own}, "
+            f"{printable_path(header.path)} does not fit this model: it was made for {addon_family}, "
             f"and the model is {family}"
         )

@@ -304,15 +304,15 @@ def pinned_revision(repo: str) -> str:
 
 def asset_for(repo: str, file: str = "") -> Asset | None:
     """The files of a repository that fewstep has a name for; with `file`, those it is one of."""
-    found = [asset for asset in ASSETS.values() if asset.repo == repo]
-    exact = [asset for asset in found if file in asset.files]
-    return next(iter(exact or (found if len(found) == 1 else [])), None)
+    assets_of_repo = [asset for asset in ASSETS.values() if asset.repo == repo]
+    exact = [asset for asset in assets_of_repo if file in asset.files]
+    return next(iter(exact or (assets_of_repo if len(assets_of_repo) == 1 else [])), None)
 
 
 def vae_asset(name: str, family: str) -> Asset | None:
     """The VAE that fewstep has a name for; "tiny" is that of the model's family."""
-    wanted = TINY_VAES.get(family, "") if name == "tiny" else name
-    return next((asset for asset in VAES if asset.name == wanted), None)
+    asset_name = TINY_VAES.get(family, "") if name == "tiny" else name
+    return next((asset for asset in VAES if asset.name == asset_name), None)
 
 
 def style_asset(name: str) -> Asset | None:

@@ -39,39 +39,43 @@ def fetch_folder(source: str, patterns: Sequence[str], revision: str = "") -> Pa
     Where a repository has weights in fp16 beside others, the fp16 ones are taken. `revision` "" is
     the catalog's, or else the newest.
     """
-    here = existing_path(source)
-    if here is not None:
-        if not here.is_dir():
+    local = existing_path(source)
+    if local is not None:
+        if not local.is_dir():
             raise ModelNotFoundError(f"{source!r} is a file, where a folder is needed")
-        return here
+        return local
     version = revision or assets.pinned_revision(source)
-    found = (
+    folder = (
         cached_folder(source, patterns, version) if COMMIT.fullmatch(version) else None
     )  # it never changes
-    return found or _download(source, patterns, version)
+    return folder or _download(source, patterns, version)
 
 
 def fetch_file(source: str, name: str, revision: str = "") -> Path:
     """A file of a hub repository or a folder; `source` may be that file itself."""
-    here = existing_path(source)
-    if here is None:
-        found = cached_file(source, name, revision)
-        return found or _download(source, (name,), revision or assets.pinned_revision(source)) / name
-    path = here / name if here.is_dir() else here
+    local = existing_path(source)
+    if local is None:
+        cached = cached_file(source, name, revision)
+        return cached or _download(source, (name,), revision or assets.pinned_revision(source)) / name
+    path = local / name if local.is_dir() else local
     if not path.is_file():
-        raise ModelNotFoundError(f"{here} holds no {name}: give the file itself, or another folder")
+        raise ModelNotFoundError(f"{local} holds no {name}: give the file itself, or another folder")
     return path
 
 
 def fetch_one_of(source: str, names: Sequence[str]) -> Path:
     """The first of these files that a repository has, or else its only safetensors file."""
     version = assets.pinned_revision(source)
-    top = _cached_snapshot(source, version)
-    here = [] if top is None else [path.relative_to(top).as_posix() for path in top.rglob("*.safetensors")]
-    chosen = _pick_file(here, names)
+    snapshot = _cached_snapshot(source, version)
+    cached_names = (
+        []
+        if snapshot is None
+        else [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.safetensors")]
+    )
+    chosen = _pick_file(cached_names, names)
     # Of several files that fewstep knows, one may be here by chance.
-    if top is not None and chosen and (chosen in names or not assets.has_several_assets(source)):
-        return top / chosen
+    if snapshot is not None and chosen and (chosen in names or not assets.has_several_assets(source)):
+        return snapshot / chosen
     try:
         chosen = _pick_file(_repository_files(source, version), names)
     except Exception as error:  # as in `_download`
@@ -86,8 +90,8 @@ def fetch_one_of(source: str, names: Sequence[str]) -> Path:
 
 def _pick_file(files: Sequence[str], names: Sequence[str]) -> str:
     """The first of these names, or the only safetensors file; "" where there are none, or several."""
-    found = [file for file in files if file.endswith(".safetensors")]
-    return next((name for name in names if name in found), found[0] if len(found) == 1 else "")
+    candidates = [file for file in files if file.endswith(".safetensors")]
+    return next((name for name in names if name in candidates), candidates[0] if len(candidates) == 1 else "")
 
 
 def cached_file(source: str, name: str, revision: str = "") -> Path | None:
@@ -96,38 +100,38 @@ def cached_file(source: str, name: str, revision: str = "") -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(
+        cached = try_to_load_from_cache(
             source, name, revision=revision or assets.pinned_revision(source) or None
         )
     except HFValidationError:
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def cached_folder(source: str, patterns: Sequence[str], revision: str = "") -> Path | None:
     """The folder of a hub repository in the cache, where it has files of each pattern, and weights."""
-    top = _cached_snapshot(source, revision or assets.pinned_revision(source))
-    if top is None:
+    snapshot = _cached_snapshot(source, revision or assets.pinned_revision(source))
+    if snapshot is None:
         return None
-    names = [path.relative_to(top).as_posix() for path in top.rglob("*") if path.is_file()]
+    names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
     if any(not _matching_files(names, [pattern]) for pattern in patterns):
         return None
-    parts = [top / name for name in _matching_files(names, patterns) if name.endswith("config.json")]
+    parts = [snapshot / name for name in _matching_files(names, patterns) if name.endswith("config.json")]
     networks = [part.parent for part in parts if part.name == "config.json"]
-    return top if all(any(one.glob("*.safetensors")) for one in networks) else None
+    return snapshot if all(any(folder.glob("*.safetensors")) for folder in networks) else None
 
 
 def prefer_fp16(names: Iterable[str]) -> list[str]:
     """Of weights that are there in fp16 as well, only those."""
-    found = {name: _WEIGHTS.fullmatch(name) for name in names}
-    halves = {match["stem"] for match in found.values() if match and match["half"]}
-    return [n for n, match in found.items() if not match or match["half"] or match["stem"] not in halves]
+    matches = {name: _WEIGHTS.fullmatch(name) for name in names}
+    halves = {match["stem"] for match in matches.values() if match and match["half"]}
+    return [n for n, match in matches.items() if not match or match["half"] or match["stem"] not in halves]
 
 
 def revision_in_path(path: Path | str) -> str:
     """The commit that a path in the hub's cache belongs to; "" for others."""
-    for before, name in pairwise(Path(path).parts):
-        if before == "snapshots" and COMMIT.fullmatch(name):
+    for parent, name in pairwise(Path(path).parts):
+        if parent == "snapshots" and COMMIT.fullmatch(name):
             return name
     return ""
 
@@ -141,14 +145,14 @@ def _cached_snapshot(source: str, revision: str) -> Path | None:
     """The folder of one commit in the cache, complete or not."""
     from huggingface_hub import constants
 
-    top = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{source.replace('/', '--')}"
+    repository = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{source.replace('/', '--')}"
     if not COMMIT.fullmatch(revision):
-        reference = top / "refs" / (revision or "main")
+        reference = repository / "refs" / (revision or "main")
         if not reference.is_file():
             return None
         revision = reference.read_text().strip()
-    found = top / "snapshots" / revision
-    return found if found.is_dir() else None
+    snapshot = repository / "snapshots" / revision
+    return snapshot if snapshot.is_dir() else None
 
 
 def _download(source: str, patterns: Sequence[str], revision: str) -> Path:
@@ -156,13 +160,13 @@ def _download(source: str, patterns: Sequence[str], revision: str) -> Path:
 
     try:
         names = _repository_files(source, revision)
-        wanted = prefer_fp16(_matching_files(names, patterns))
-        if wanted:
-            return Path(snapshot_download(source, revision=revision or None, allow_patterns=wanted))
+        files = prefer_fp16(_matching_files(names, patterns))
+        if files:
+            return Path(snapshot_download(source, revision=revision or None, allow_patterns=files))
     except Exception as error:  # of the hub, of the HTTP library in use, of the disk
-        found = cached_folder(source, patterns, revision)
-        if found is not None:
-            return found
+        folder = cached_folder(source, patterns, revision)
+        if folder is not None:
+            return folder
         raise ModelNotFoundError(_missing_message(source, patterns, error)) from error
     raise ModelNotFoundError(f"{source!r} on the hub has no {', '.join(patterns)} as safetensors")
 
@@ -171,18 +175,18 @@ def _repository_files(source: str, revision: str) -> list[str]:
     """All files of a repository, as the hub lists them."""
     from huggingface_hub import HfApi
 
-    about = HfApi().model_info(source, revision=revision or None)
-    return [file.rfilename for file in about.siblings or ()]
+    info = HfApi().model_info(source, revision=revision or None)
+    return [file.rfilename for file in info.siblings or ()]
 
 
 def _missing_message(source: str, patterns: Sequence[str], error: Exception) -> str:
     """What is missing, how large it is, and what to type."""
-    known = assets.asset_for(source, patterns[0])
-    what = f"{patterns[0]} of {source!r}" if len(patterns) == 1 else repr(source)
-    size = f" ({format_size(known.bytes)})" if known is not None and known.bytes else ""
-    pull = f"type fewstep models pull {known.name}" if known is not None else "check the name and the network"
+    asset = assets.asset_for(source, patterns[0])
+    missing = f"{patterns[0]} of {source!r}" if len(patterns) == 1 else repr(source)
+    size = f" ({format_size(asset.bytes)})" if asset is not None and asset.bytes else ""
+    pull = f"type fewstep models pull {asset.name}" if asset is not None else "check the name and the network"
     return (
-        f"{what}{size} is not on this machine and could not be downloaded ({describe_error(error)}): "
+        f"{missing}{size} is not on this machine and could not be downloaded ({describe_error(error)}): "
         f"{pull}, or give a local folder or file"
     )
 

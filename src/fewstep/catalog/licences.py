@@ -70,16 +70,16 @@ def find_licence(name: str) -> Licence:
 
 def join_licences(licences: Iterable[str]) -> str:
     """Licences for a result, each once; one may be several, joined before."""
-    return ", ".join(dict.fromkeys(each for one in licences for each in one.split(", ")))
+    return ", ".join(dict.fromkeys(name for joined in licences for name in joined.split(", ")))
 
 
 def check_commercial(licences: Mapping[str, str]) -> None:
     """Refuse what may not be used commercially, or is not known to be: what it is → its licence."""
-    for what, name in licences.items():
-        found = find_licence(name)
-        if not found.commercial:
-            why = "its licence is not known" if found.commercial is None else f"its licence is {name}"
+    for source, name in licences.items():
+        licence = find_licence(name)
+        if not licence.commercial:
+            why = "its licence is not known" if licence.commercial is None else f"its licence is {name}"
             raise RequestError(
-                f"commercial=True, but {what} cannot be used: {why}. {found.terms} Choose other weights, or "
-                "leave commercial out where you have the right"
+                f"commercial=True, but {source} cannot be used: {why}. {licence.terms} Choose other weights, "
+                "or leave commercial out where you have the right"
             )

@@ -84,18 +84,18 @@ def describe_model(model: str | Path) -> Model:
         return _named_model(BASES[0], name)
     if name in ALIASES:
         return ALIASES[name]
-    here = existing_path(name)
-    if here is not None:
-        return _folder_model(name, here) if here.is_dir() else _file_model(name, here)
+    path = existing_path(name)
+    if path is not None:
+        return _folder_model(name, path) if path.is_dir() else _file_model(name, path)
     if name.endswith(".safetensors") or name.startswith((".", "~", os.sep)):
         raise ModelNotFoundError(
             f"model={name!r}: there is no such file or folder; give one that is there, one of {aliases}, or "
             "a hub id such as 'owner/name'"
         )
     if is_hub_id(name):
-        known = asset_for(name)
-        if known is not None and known.kind != "vae" and known.files in (MODEL_FILES, SD_FILES):
-            return _named_model(known, name)
+        asset = asset_for(name)
+        if asset is not None and asset.kind != "vae" and asset.files in (MODEL_FILES, SD_FILES):
+            return _named_model(asset, name)
         return _hub_model(name)
     raise ModelNotFoundError(
         f"model={name!r} is neither an alias ({aliases}), nor a folder or file here, "
@@ -154,9 +154,11 @@ def _file_model(name: str, path: Path) -> Model:
     kind = identify(safetensors.read_header(path))
     fault = obstacle(kind, folder=False)
     if kind.what != "checkpoint" or fault:
-        what = " ".join(word for word in (kind.family, kind.layout, kind.what) if word not in ("", UNKNOWN))
+        description = " ".join(
+            word for word in (kind.family, kind.layout, kind.what) if word not in ("", UNKNOWN)
+        )
         raise CorruptModelError(
-            f"model={name!r} is {what or 'an unknown file'}, not a whole model that fewstep draws with"
+            f"model={name!r} is {description or 'an unknown file'}, not a whole model that fewstep draws with"
             f"{f': {fault}' if fault else ''}; type fewstep inspect {name} to see what it is for"
         )
     carries = "lcm" if kind.guidance_width else ""

@@ -36,19 +36,19 @@ RUNTIMES: Mapping[str, RuntimeInfo] = MappingProxyType(
 NAMES = ("auto", *RUNTIMES)
 
 
-def choose_runtime(wanted: str, features: Iterable[str] = ()) -> RuntimeInfo:
+def choose_runtime(runtime: str, features: Iterable[str] = ()) -> RuntimeInfo:
     """Return the runtime that serves `wanted`, one of `NAMES`, with these of `FEATURES`.
 
     "auto" is the first that can; `RequestError` where a named one cannot.
     """
     needed = set(features)
-    if wanted == "auto":
+    if runtime == "auto":
         return next(info for info in RUNTIMES.values() if needed <= info.features)
-    lacking = sorted(needed - RUNTIMES[wanted].features)
+    lacking = sorted(needed - RUNTIMES[runtime].features)
     if lacking:
-        able = [name for name, info in RUNTIMES.items() if needed <= info.features]
+        capable = [name for name, info in RUNTIMES.items() if needed <= info.features]
         raise RequestError(
-            f"runtime={wanted!r} cannot run {lacking[0]}=: leave {lacking[0]} out, or choose "
-            f"runtime='auto' or one of {', '.join(able)}"
+            f"runtime={runtime!r} cannot run {lacking[0]}=: leave {lacking[0]} out, or choose "
+            f"runtime='auto' or one of {', '.join(capable)}"
         )
-    return RUNTIMES[wanted]
+    return RUNTIMES[runtime]

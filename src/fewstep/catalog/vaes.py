@@ -48,8 +48,8 @@ def corrected_vae(config: Mapping[str, Any]) -> Path | None:
     """The corrected VAE from the hub's cache; None where it was never downloaded, or is for other latents."""
     if any(config.get(key) != value for key, value in SDXL_VAE.items()):
         return None
-    found = [hub.cached_file(FP16_VAE, name, FP16_VAE_REVISION) for name in assets.VAE_FILES]
-    return found[0].parent if found[0] is not None and found[1] is not None else None
+    files = [hub.cached_file(FP16_VAE, name, FP16_VAE_REVISION) for name in assets.VAE_FILES]
+    return files[0].parent if files[0] is not None and files[1] is not None else None
 
 
 def replacement_vae(config: Mapping[str, Any] | None, half: bool, model: Model) -> Path | None:
@@ -59,8 +59,8 @@ def replacement_vae(config: Mapping[str, Any] | None, half: bool, model: Model) 
     """
     if config is not None:
         return corrected_vae(config) if half and not fp16_safe(config) else None
-    found = corrected_vae(usual_vae(model))
-    if found is None:
+    corrected = corrected_vae(usual_vae(model))
+    if corrected is None:
         advice = (
             "type fewstep models pull vae-fp16 (335 MB)" if model.architecture is SDXL else "give one as vae="
         )
@@ -68,20 +68,19 @@ def replacement_vae(config: Mapping[str, Any] | None, half: bool, model: Model) 
             f"model={model.name!r} has no VAE, and {model.architecture.title}'s is not on "
             f"this machine: {advice}"
         )
-    return found
+    return corrected
 
 
 # --- one that is given
 
 
-def check_vae(given: object, model: Model) -> None:
+def check_vae(vae: object, model: Model) -> None:
     """Is it a VAE for such a model? What is on the hub alone is looked at when it is here."""
-    if not isinstance(given, str | Path):
+    if not isinstance(vae, str | Path):
         raise RequestError(
-            f"vae={given!r:.120}: give 'tiny', a folder, a .safetensors file, or a hub id such as "
-            "'owner/name'"
+            f"vae={vae!r:.120}: give 'tiny', a folder, a .safetensors file, or a hub id such as 'owner/name'"
         )
-    name = str(given)
+    name = str(vae)
     if name == "":
         return
     path = _local_vae(name, model)
@@ -93,15 +92,15 @@ def check_vae(given: object, model: Model) -> None:
         )
 
 
-def fetch_vae(given: str, model: Model) -> Path:
+def fetch_vae(name: str, model: Model) -> Path:
     """Its folder or file on this machine; what is not here is downloaded into the hub's cache."""
-    known = assets.vae_asset(given, model.family)
-    path = _local_vae(given, model)
-    if path is None and known is not None:
-        path = hub.fetch_folder(known.repo, known.files, known.revision)
+    asset = assets.vae_asset(name, model.family)
+    path = _local_vae(name, model)
+    if path is None and asset is not None:
+        path = hub.fetch_folder(asset.repo, asset.files, asset.revision)
     if path is None:
-        path = hub.fetch_folder(given, assets.NETWORK_FILES)
-    _require_fit(path, given, model)
+        path = hub.fetch_folder(name, assets.NETWORK_FILES)
+    _require_fit(path, name, model)
     return path
 
 
@@ -109,27 +108,32 @@ def read_vae_config(path: Path, model: Model) -> Mapping[str, Any]:
     """Return that of a VAE's folder; of a file, which has none, its class, with the model's latents."""
     if path.is_dir():
         return read_config(path / "config.json")
-    which = FIRST_WEIGHTS.index(_first_weight(safetensors.read_header(path))[0])
-    return {"_class_name": VAE_CLASSES[which], "scaling_factor": model.architecture.vae_scale}
+    index = FIRST_WEIGHTS.index(_first_weight(safetensors.read_header(path))[0])
+    return {"_class_name": VAE_CLASSES[index], "scaling_factor": model.architecture.vae_scale}
 
 
-def check_latents(given: str, model: Model, config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def check_latents(
+    name: str, model: Model, config: Mapping[str, Any], model_config: Mapping[str, Any]
+) -> None:
     """Are a VAE's latents those of the model, whose own VAE has the configuration `own`?
 
     An AutoencoderTiny takes latents as the UNet has them, and does not say whose: of SD 1.x's and SDXL's,
     which have the same shapes, only the one fewstep knows by name can be told.
     """
-    known, has = assets.vae_asset(given, model.family), own.get("scaling_factor", DEFAULT_SCALE)
-    if known is not None and known.family != "tiny":
-        scale = architecture_of(known.family).vae_scale
+    asset, model_scale = (
+        assets.vae_asset(name, model.family),
+        model_config.get("scaling_factor", DEFAULT_SCALE),
+    )
+    if asset is not None and asset.family != "tiny":
+        scale = architecture_of(asset.family).vae_scale
     elif config.get("_class_name") == "AutoencoderTiny":
         return
     else:
         scale = config.get("scaling_factor", DEFAULT_SCALE)
-    if scale != has:
+    if scale != model_scale:
         raise CorruptModelError(
-            f"vae={given!r} is for latents of scaling_factor {scale!r:.40}, and model={model.name!r} has "
-            f"{has!r:.40}: give one made for it, or leave vae out"
+            f"vae={name!r} is for latents of scaling_factor {scale!r:.40}, and model={model.name!r} has "
+            f"{model_scale!r:.40}: give one made for it, or leave vae out"
         )
 
 
@@ -139,81 +143,80 @@ def _model_vae_config(model: Model) -> Mapping[str, Any]:
     return read_config(path) if path.is_file() else usual_vae(model)
 
 
-def _local_vae(given: str, model: Model) -> Path | None:
+def _local_vae(name: str, model: Model) -> Path | None:
     """The folder or file that is meant. None: on the hub."""
-    known = assets.vae_asset(given, model.family)
-    if known is not None:
-        return _named_vae(known, given, model)
-    path = existing_path(given)
+    asset = assets.vae_asset(name, model.family)
+    if asset is not None:
+        return _named_vae(asset, name, model)
+    path = existing_path(name)
     if path is None:
-        if is_hub_id(given):
+        if is_hub_id(name):
             return None
         raise ModelNotFoundError(
-            f"vae={given!r} is neither one of {', '.join(['tiny', *(a.name for a in assets.VAES)])}, nor a "
+            f"vae={name!r} is neither one of {', '.join(['tiny', *(a.name for a in assets.VAES)])}, nor a "
             "folder or file here, nor a hub id such as 'owner/name'"
         )
     if path.is_file():
-        stored = path.parent / "config.json"  # beside weights as diffusers writes them
-        return path.parent if stored.is_file() and path in safetensors.weight_files(path.parent) else path
+        config = path.parent / "config.json"  # beside weights as diffusers writes them
+        return path.parent if config.is_file() and path in safetensors.weight_files(path.parent) else path
     for folder in (path, path / "vae"):
         if (folder / "config.json").is_file():
             return folder
-    raise ModelNotFoundError(f"vae={given!r} holds no VAE: config.json and safetensors are needed")
+    raise ModelNotFoundError(f"vae={name!r} holds no VAE: config.json and safetensors are needed")
 
 
-def _named_vae(known: assets.Asset, given: str, model: Model) -> Path | None:
+def _named_vae(asset: assets.Asset, name: str, model: Model) -> Path | None:
     """One that has a name: in the hub's cache, or inside the model's own folder."""
-    if (known.family == "tiny") != (model.family == "tiny"):
+    if (asset.family == "tiny") != (model.family == "tiny"):
         raise RequestError(
-            f"vae={given!r} does not fit model={model.name!r}: it was made for {known.family}; type "
-            "vae='tiny'"
+            f"vae={name!r} does not fit model={model.name!r}: it was made for {asset.family}; type vae='tiny'"
         )
-    if known.repo:
-        return hub.cached_folder(known.repo, known.files, known.revision)
-    folder = Path(model.source) / PurePath(known.files[0]).parent
+    if asset.repo:
+        return hub.cached_folder(asset.repo, asset.files, asset.revision)
+    folder = Path(model.source) / PurePath(asset.files[0]).parent
     if not folder.is_dir():
         raise ModelNotFoundError(
-            f"vae={given!r}: model={model.name!r} has no folder {folder.name}; give that of one made for it, "
+            f"vae={name!r}: model={model.name!r} has no folder {folder.name}; give that of one made for it, "
             "or leave vae out"
         )
     return folder
 
 
-def _require_fit(path: Path, given: str, model: Model) -> None:
+def _require_fit(path: Path, name: str, model: Model) -> None:
     """A VAE, of a class that is built, for latents of the model's shape."""
     paths = safetensors.weight_files(path) if path.is_dir() else [path]
     if not paths:
-        raise CorruptModelError(f"vae={given!r}: {path} holds no weights: fewstep reads .safetensors alone")
-    found = safetensors.read_header(paths[0])
-    what = identify(found)
-    named = (
+        raise CorruptModelError(f"vae={name!r}: {path} holds no weights: fewstep reads .safetensors alone")
+    header = safetensors.read_header(paths[0])
+    kind = identify(header)
+    class_name = (
         read_config(path / "config.json").get("_class_name", VAE_CLASSES[0])
         if path.is_dir()
         else VAE_CLASSES[0]
     )
-    if what.what != "vae" or named not in VAE_CLASSES:
-        is_a = repr(named) if what.what == "vae" else what.what
+    if kind.what != "vae" or class_name not in VAE_CLASSES:
+        described = repr(class_name) if kind.what == "vae" else kind.what
         raise CorruptModelError(
-            f"vae={given!r} is of the kind {is_a:.80}: give an {' or '.join(VAE_CLASSES)}; "
+            f"vae={name!r} is of the kind {described:.80}: give an {' or '.join(VAE_CLASSES)}; "
             "fewstep inspect says "
             "what a file is for"
         )
-    channels = _first_weight(found)[1]
+    channels = _first_weight(header)[1]
     if channels != LATENT_CHANNELS:
         raise CorruptModelError(
-            f"vae={given!r} is for latents of {channels} channels, and this model's have {LATENT_CHANNELS}: "
+            f"vae={name!r} is for latents of {channels} channels, and this model's have {LATENT_CHANNELS}: "
             "give one made for it"
         )
-    if (what.family == "tiny") != (model.family == "tiny"):
-        whose = "the bundled model" if what.family == "tiny" else "another base"
+    if (kind.family == "tiny") != (model.family == "tiny"):
+        owner = "the bundled model" if kind.family == "tiny" else "another base"
         raise CorruptModelError(
-            f"vae={given!r} does not fit model={model.name!r}: it was made for {whose}; type vae='tiny', or "
+            f"vae={name!r} does not fit model={model.name!r}: it was made for {owner}; type vae='tiny', or "
             "give one made for it"
         )
 
 
-def _first_weight(found: Header) -> tuple[str, int]:
+def _first_weight(header: Header) -> tuple[str, int]:
     """The decoder's first weight: its name, without a prefix, and how many channels it reads."""
-    shapes = {split_prefix(name).rest: entry.shape for name, entry in found.tensors.items()}
-    seen = ((name, shapes[name][1]) for name in FIRST_WEIGHTS if len(shapes.get(name, ())) == 4)
-    return next(seen, (FIRST_WEIGHTS[0], 0))
+    shapes = {split_prefix(name).rest: entry.shape for name, entry in header.tensors.items()}
+    first_weights = ((name, shapes[name][1]) for name in FIRST_WEIGHTS if len(shapes.get(name, ())) == 4)
+    return next(first_weights, (FIRST_WEIGHTS[0], 0))
