@@ -49,17 +49,17 @@ def _group_folders(root: Path, controller: str) -> Iterator[Path]:
 
 def _cores_of_quota(group: Path) -> float:
     v1 = text(group / "cpu.cfs_quota_us") + text(group / "cpu.cfs_period_us")
-    given = (text(group / "cpu.max") or v1).split()
-    if len(given) < 2 or given[0] in ("max", "-1"):
+    fields = (text(group / "cpu.max") or v1).split()
+    if len(fields) < 2 or fields[0] in ("max", "-1"):
         return math.inf
-    return int(given[0]) / int(given[1])
+    return int(fields[0]) / int(fields[1])
 
 
 def _memory_left(group: Path) -> float:
-    for limit, usage, cache in _MEMORY:
-        given, used = text(group / limit).strip(), text(group / usage)
-        if given and used and given != "max":
+    for limit_file, usage_file, cache_field in _MEMORY:
+        limit, used = text(group / limit_file).strip(), text(group / usage_file)
+        if limit and used and limit != "max":
             stat = text(group / "memory.stat").split()
-            reclaimable = int(stat[stat.index(cache) + 1]) if cache in stat else 0
-            return max(0, int(given) - int(used) + reclaimable)
+            reclaimable = int(stat[stat.index(cache_field) + 1]) if cache_field in stat else 0
+            return max(0, int(limit) - int(used) + reclaimable)
     return math.inf

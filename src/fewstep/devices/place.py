@@ -60,58 +60,58 @@ def place(
     `RequestError` where that is not on this machine, or the model is too large for it.
     """
     check_engine_names(with_defaults({"device": device, "precision": precision, "offload": offload}))
-    asked = _Wishes(device, precision, offload)
+    wishes = _Wishes(device, precision, offload)
     try:
-        return _place_on_first(probe, need, asked)
+        return _place_on_first(probe, need, wishes)
     except TooSmallError as error:
-        raise RequestError(f"{error}: {_advice_to_fit(probe, need, asked)}") from None
+        raise RequestError(f"{error}: {_advice_to_fit(probe, need, wishes)}") from None
 
 
-def _place_on_first(probe: Probe, need: ModelSize, asked: _Wishes) -> Placement:
+def _place_on_first(probe: Probe, need: ModelSize, wishes: _Wishes) -> Placement:
     """On the best device that is large enough."""
     short: list[str] = []
-    for spot in _allowed_devices(probe, asked):
+    for spot in _allowed_devices(probe, wishes):
         try:
-            made = _place_on(spot, probe.cpu, need, asked)
+            placement = _place_on(spot, probe.cpu, need, wishes)
         except TooSmallError as error:
             short.append(str(error))
         except RequestError:
             if not short:  # what only a fallback cannot do is no news
                 raise
         else:
-            why = "asked for" if asked.device == spot.device else _why_best(spot, probe, short)
-            return replace(made, reasons=(f"{spot.device}: {why}", *made.reasons))
+            why = "asked for" if wishes.device == spot.device else _why_best(spot, probe, short)
+            return replace(placement, reasons=(f"{spot.device}: {why}", *placement.reasons))
     raise TooSmallError("; ".join(short))
 
 
-def _allowed_devices(probe: Probe, asked: _Wishes) -> list[Device]:
+def _allowed_devices(probe: Probe, wishes: _Wishes) -> list[Device]:
     """The devices that may be used, the best first; of GPUs, those with more free memory."""
-    every: list[Device] = [*sorted(probe.cuda, key=lambda gpu: -gpu.free)]
-    every += [probe.cpu] if probe.mps is None else [probe.mps, probe.cpu]
-    named = [spot for spot in every if asked.device in (spot.device, spot.device.split(":")[0])]
-    allowed = every if asked.device == "auto" else named[:1]
+    devices: list[Device] = [*sorted(probe.cuda, key=lambda gpu: -gpu.free)]
+    devices += [probe.cpu] if probe.mps is None else [probe.mps, probe.cpu]
+    matching = [spot for spot in devices if wishes.device in (spot.device, spot.device.split(":")[0])]
+    allowed = devices if wishes.device == "auto" else matching[:1]
     if not allowed:
-        there = ", ".join(spot.device for spot in every)
-        raise RequestError(f"device={asked.device!r} is not on this machine: choose auto or one of {there}")
-    if asked.offload in ("model", "sequential"):
+        names = ", ".join(spot.device for spot in devices)
+        raise RequestError(f"device={wishes.device!r} is not on this machine: choose auto or one of {names}")
+    if wishes.offload in ("model", "sequential"):
         allowed = [spot for spot in allowed if isinstance(spot, Cuda)]
         if not allowed:
             raise RequestError(
-                f"offload={asked.offload!r} moves weights between RAM and a CUDA GPU, and there is none in "
+                f"offload={wishes.offload!r} moves weights between RAM and a CUDA GPU, and there is none in "
                 "use: leave offload out"
             )
     return allowed
 
 
-def _place_on(spot: Device, cpu: Cpu, need: ModelSize, asked: _Wishes) -> Placement:
+def _place_on(spot: Device, cpu: Cpu, need: ModelSize, wishes: _Wishes) -> Placement:
     """Every decision for one device."""
-    dtype, why_dtype = choose_precision(spot, need, asked.precision)
+    dtype, why_dtype = choose_precision(spot, need, wishes.precision)
     vae_dtype, why_vae = choose_vae_precision(spot, need, dtype)
     batch, why_batch = choose_batch(spot)
     channels_last, why_layout = choose_layout(spot, need)
     rows = 1 if batch else 2  # where guidance is on, a picture has two, and they run together
     size = footprint(need, dtype, vae_dtype, rows)
-    offload, tiling, why_fit = choose_offload(spot, cpu, size, asked.offload)
+    offload, tiling, why_fit = choose_offload(spot, cpu, size, wishes.offload)
     why_threads = f"threads on the CPU, {cpu.cores}: the cores that this process may use"
     return Placement(
         device=torch.device(spot.device),
@@ -126,12 +126,12 @@ def _place_on(spot: Device, cpu: Cpu, need: ModelSize, asked: _Wishes) -> Placem
     )
 
 
-def _advice_to_fit(probe: Probe, need: ModelSize, asked: _Wishes) -> str:
+def _advice_to_fit(probe: Probe, need: ModelSize, wishes: _Wishes) -> str:
     """What to type: the first change of the request with which the model fits."""
     changes = ({"offload": "auto"}, {"precision": "auto"}, {"precision": "bf16"}, {"device": "auto"})
     for change in changes:
         try:
-            _place_on_first(probe, need, replace(asked, **change))
+            _place_on_first(probe, need, replace(wishes, **change))
         except RequestError:
             continue
         return ", ".join(f"type {name}={value!r}" for name, value in change.items())
@@ -161,11 +161,11 @@ def _why_best(spot: Device, probe: Probe, short: Sequence[str]) -> str:
             return "no GPU was found"
 
 
-def choose_precision(spot: Device, need: ModelSize, asked: str) -> tuple[torch.dtype, str]:
+def choose_precision(spot: Device, need: ModelSize, precision: str) -> tuple[torch.dtype, str]:
     """The dtype of UNet and text encoders."""
-    if asked != "auto":
-        _refuse_precision(spot, asked)
-        return DTYPES[asked], f"{asked}: asked for"
+    if precision != "auto":
+        _refuse_precision(spot, precision)
+        return DTYPES[precision], f"{precision}: asked for"
     match spot:
         case Cuda(bf16=True):
             return (
@@ -189,8 +189,8 @@ def choose_precision(spot: Device, need: ModelSize, asked: str) -> tuple[torch.d
     return torch.float32, f"fp32: {measured}, not worth its rounding"
 
 
-def _refuse_precision(spot: Device, asked: str) -> None:
-    match spot, asked:
+def _refuse_precision(spot: Device, precision: str) -> None:
+    match spot, precision:
         case Cpu(), "fp16":
             raise RequestError("precision='fp16' on a CPU is slow and incomplete: choose fp32 or bf16")
         case Cuda(bf16=False), "bf16":
@@ -237,21 +237,23 @@ def choose_layout(spot: Device, need: ModelSize) -> tuple[bool, str]:
     return True, "channels last: convolutions are faster so"
 
 
-def choose_offload(spot: Device, cpu: Cpu, size: Footprint, asked: str) -> tuple[str, bool, tuple[str, str]]:
+def choose_offload(
+    spot: Device, cpu: Cpu, size: Footprint, offload: str
+) -> tuple[str, bool, tuple[str, str]]:
     """Offload and tiling: the fastest way in which the model fits."""
     free, ram = _free_bytes(spot), _free_bytes(cpu)
-    ways = _offloads_to_try(spot, asked)
-    possible = [how for how in ways if how == "none" or size.weights <= ram]
-    for how in possible:
+    ways = _offloads_to_try(spot, offload)
+    possible = [way for way in ways if way == "none" or size.weights <= ram]
+    for way in possible:
         for tiling in (False, True):
-            if size.on_device(how, tiling) <= free:
-                return how, tiling, _why_offload(spot, size, how, tiling)
+            if size.on_device(way, tiling) <= free:
+                return way, tiling, _why_offload(spot, size, way, tiling)
     short = []
     if possible:
         least = size.on_device(possible[-1], True)
-        how = f" with offload={possible[-1]!r}" if isinstance(spot, Cuda) else ""
+        with_offload = f" with offload={possible[-1]!r}" if isinstance(spot, Cuda) else ""
         short += [
-            f"the model needs {gib_needed(least)} GiB on {spot.device}{how}, "
+            f"the model needs {gib_needed(least)} GiB on {spot.device}{with_offload}, "
             f"and {gib_left(free)} GiB are free"
         ]
     if len(possible) < len(ways):
@@ -261,21 +263,23 @@ def choose_offload(spot: Device, cpu: Cpu, size: Footprint, asked: str) -> tuple
     raise TooSmallError("; ".join(short))
 
 
-def _offloads_to_try(spot: Device, asked: str) -> tuple[str, ...]:
+def _offloads_to_try(spot: Device, offload: str) -> tuple[str, ...]:
     """The ways to try, the fastest first. Other devices share the CPU's memory, or are it."""
-    if asked != "auto":
-        return (asked,)
+    if offload != "auto":
+        return (offload,)
     return OFFLOADS[1:] if isinstance(spot, Cuda) else ("none",)
 
 
-def _why_offload(spot: Device, size: Footprint, how: str, tiling: bool) -> tuple[str, str]:
+def _why_offload(spot: Device, size: Footprint, offload: str, tiling: bool) -> tuple[str, str]:
     names = {"none": "no offload", "model": "offload by network", "sequential": "offload by layer"}
-    taken = f"takes {gib_needed(size.on_device(how, tiling))} GiB"
+    taken = f"takes {gib_needed(size.on_device(offload, tiling))} GiB"
     free = f" of {gib_left(spot.free)} free" if spot.free else ", and nothing tells how much is free"
-    instead = "" if how == "none" else f"; without it, {gib_needed(size.on_device('none', True))} at least"
-    tiles = f"tiles in the VAE: with whole pictures, {gib_needed(size.on_device(how, False))} GiB"
+    instead = (
+        "" if offload == "none" else f"; without it, {gib_needed(size.on_device('none', True))} at least"
+    )
+    tiles = f"tiles in the VAE: with whole pictures, {gib_needed(size.on_device(offload, False))} GiB"
     return (
-        f"{names[how]}: {taken}{free}{instead}",
+        f"{names[offload]}: {taken}{free}{instead}",
         tiles if tiling else "no tiles in the VAE: whole pictures fit",
     )
 
@@ -309,7 +313,7 @@ def limit_threads(placement: Placement) -> None:
     each other. The number is the whole process's, which is why only loading a model on the CPU
     changes it.
     """
-    given = torch.get_num_threads()
-    if placement.device.type == "cpu" and given > placement.threads:
+    threads = torch.get_num_threads()
+    if placement.device.type == "cpu" and threads > placement.threads:
         torch.set_num_threads(placement.threads)
-        _log.info("torch had %d threads for %d cores, and now has as many", given, placement.threads)
+        _log.info("torch had %d threads for %d cores, and now has as many", threads, placement.threads)

@@ -116,12 +116,16 @@ def _probe_cudas() -> Iterator[Cuda]:
 
 
 def _probe_cuda(index: int) -> Cuda:
-    about = torch.cuda.get_device_properties(index)
+    properties = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
     # What torch's allocator keeps for later is ours as well.
-    kept = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
+    cached = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
     return Cuda(
-        index=index, name=about.name, capability=(about.major, about.minor), total=total, free=free + kept
+        index=index,
+        name=properties.name,
+        capability=(properties.major, properties.minor),
+        total=total,
+        free=free + cached,
     )
 
 
@@ -172,9 +176,9 @@ def cores(root: Path) -> int:
 
 def free_ram(root: Path) -> int:
     """Bytes of RAM that can still be had, within the container's limit; 0 where the system does not tell."""
-    seen = cgroup.text(root / "proc" / "meminfo").split()
-    if "MemAvailable:" in seen:
-        available = int(seen[seen.index("MemAvailable:") + 1]) * 1024  # written in kB
+    fields = cgroup.text(root / "proc" / "meminfo").split()
+    if "MemAvailable:" in fields:
+        available = int(fields[fields.index("MemAvailable:") + 1]) * 1024  # written in kB
         return int(min(available, cgroup.memory(root)))
     if platform.system() == "Darwin":  # the share that Metal recommends of the same memory
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 2 // 3
@@ -191,12 +195,12 @@ def bf16_speedup() -> float:
     The instructions alone promise nothing: the gain depends on processor and torch build. Measured
     once per process, in 0.1 s.
     """
-    with _measuring, ThreadPoolExecutor(1) as alone:
-        return alone.submit(_measure_speedup, torch.get_num_threads()).result()
+    with _measuring, ThreadPoolExecutor(1) as executor:
+        return executor.submit(_measure_speedup, torch.get_num_threads()).result()
 
 
 @torch.no_grad()
-def _measure_speedup(given: int) -> float:
+def _measure_speedup(threads: int) -> float:
     """To be called in a thread of its own, where OpenMP's number of threads is that thread's own.
 
     One, because on a busy machine several wait for each other, and the waiting would be measured.
@@ -212,7 +216,7 @@ def _measure_speedup(given: int) -> float:
                 F.conv2d(x, weight, padding=1)
                 best[dtype] = min(best[dtype], time.perf_counter() - started)
     finally:
-        torch.set_num_threads(given)  # what threads to come will start with
+        torch.set_num_threads(threads)  # what threads to come will start with
     return best[torch.float32] / best[torch.bfloat16]
 
 

@@ -18,46 +18,46 @@ from fewstep.errors import RequestError
 PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "safetensors", "huggingface_hub")
 
 
-def device_report(seen: Probe, needs: Mapping[str, ModelSize]) -> dict[str, Any]:
+def device_report(probe: Probe, needs: Mapping[str, ModelSize]) -> dict[str, Any]:
     """One JSON object with the same keys on every machine; `needs` is by model name."""
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "machine": asdict(seen),
-        "threads": {"torch": torch.get_num_threads(), "cores": seen.cpu.cores},
-        "models": {name: _decisions(seen, need) for name, need in needs.items()},
+        "machine": asdict(probe),
+        "threads": {"torch": torch.get_num_threads(), "cores": probe.cpu.cores},
+        "models": {name: _decisions(probe, need) for name, need in needs.items()},
     }
 
 
-def report_as_text(found: Mapping[str, Any]) -> str:
+def report_as_text(report: Mapping[str, Any]) -> str:
     """The same, to be read at a glance."""
-    machine = found["machine"]
+    machine = report["machine"]
     rows = [
-        ("versions", ", ".join(f"{name} {number}" for name, number in found["versions"].items())),
+        ("versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items())),
         ("system", machine["platform"]),
         ("cpu", _cpu_text(machine["cpu"])),
         *(("cuda:" + str(gpu["index"]), _gpu_text(gpu)) for gpu in machine["cuda"]),
     ]
     if machine["mps"] is not None:
         rows.append(("mps", _memory_text(machine["mps"])))
-    rows.append(("threads", _threads_text(**found["threads"])))
-    for name, model in found["models"].items():
+    rows.append(("threads", _threads_text(**report["threads"])))
+    for name, model in report["models"].items():
         rows += [("", ""), (name, model["error"] or _places_text(model))]
         rows += [("", f"- {reason}") for reason in model["reasons"]]
     return "\n".join(f"{label:9} {text}".rstrip() for label, text in rows)
 
 
-def _decisions(seen: Probe, need: ModelSize) -> dict[str, Any]:
+def _decisions(probe: Probe, need: ModelSize) -> dict[str, Any]:
     try:
-        made = place(seen, need)
+        placement = place(probe, need)
     except RequestError as error:
         return {**dict.fromkeys(Placement.__dataclass_fields__), "reasons": [], "error": str(error)}
-    values = {name: getattr(made, name) for name in Placement.__dataclass_fields__}
+    values = {name: getattr(placement, name) for name in Placement.__dataclass_fields__}
     names = {
-        "device": str(made.device),
-        "dtype": DTYPE_NAMES[made.dtype],
-        "vae_dtype": DTYPE_NAMES[made.vae_dtype],
+        "device": str(placement.device),
+        "dtype": DTYPE_NAMES[placement.dtype],
+        "vae_dtype": DTYPE_NAMES[placement.vae_dtype],
     }
-    return {**values, **names, "reasons": list(made.reasons), "error": ""}
+    return {**values, **names, "reasons": list(placement.reasons), "error": ""}
 
 
 def _places_text(model: Mapping[str, Any]) -> str:
@@ -67,7 +67,9 @@ def _places_text(model: Mapping[str, Any]) -> str:
 
 
 def _cpu_text(cpu: Mapping[str, Any]) -> str:
-    bf16 = [name for name, there in (("AMX", cpu["amx_bf16"]), ("AVX-512", cpu["avx512_bf16"])) if there]
+    bf16 = [
+        name for name, supported in (("AMX", cpu["amx_bf16"]), ("AVX-512", cpu["avx512_bf16"])) if supported
+    ]
     gain = f", {cpu['bf16_speedup']:.2f} times as fast as fp32" if bf16 else ""
     memory = f"{gib_left(cpu['free'])} GiB free" if cpu["free"] else "free memory unknown"
     return f"{cpu['name']}, {cpu['cores']} cores, {memory}, bf16: {' and '.join(bf16) or 'none'}{gain}"
