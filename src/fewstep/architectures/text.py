@@ -81,10 +81,10 @@ class TextEncoder:
             self._cache.clear()
             self.__dict__.pop("_encode_empty_prompt", None)
 
-    def encode(self, said: Sequence[PromptLike], size: Size, long_prompt: str = "chunk") -> Conditioning:
+    def encode(self, prompts: Sequence[PromptLike], size: Size, long_prompt: str = "chunk") -> Conditioning:
         """Encode without gradients, each distinct prompt once; `size` is the target's."""
         with self.lock:
-            return self._batch_rows([self._encode_cached(one, long_prompt) for one in said], size)
+            return self._batch_rows([self._encode_cached(prompt, long_prompt) for prompt in prompts], size)
 
     def encode_pairs(
         self,
@@ -101,8 +101,8 @@ class TextEncoder:
                 )
                 for negative, positive in zip(negatives, positives, strict=True)
             ]
-        one, other = zip(*pairs, strict=True)
-        return self._batch_rows(one, size), self._batch_rows(other, size)
+        negative_rows, positive_rows = zip(*pairs, strict=True)
+        return self._batch_rows(negative_rows, size), self._batch_rows(positive_rows, size)
 
     def embed(self, prompt: str) -> Embedding:
         """What `encode` makes of a prompt, all of it, to keep or to change; in RAM."""
@@ -111,10 +111,10 @@ class TextEncoder:
             tokens, pooled = self._encode_cached(prompt, "chunk")
         return Embedding(tokens=tokens.to("cpu", copy=True), pooled=pooled.to("cpu", copy=True), text=prompt)
 
-    def check(self, said: Iterable[PromptLike], long_prompt: str) -> tuple[str, ...]:
+    def check(self, prompts: Iterable[PromptLike], long_prompt: str) -> tuple[str, ...]:
         """What will not be read, a sentence each; `RequestError` where that, or an embedding, is refused."""
         sentences: dict[str, None] = {}
-        for prompt in dict.fromkeys(said):
+        for prompt in dict.fromkeys(prompts):
             if isinstance(prompt, Embedding):
                 self._check_shape(prompt)
             elif long_prompt != "chunk":
@@ -131,8 +131,8 @@ class TextEncoder:
         tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         pooled = second.text_embeds
         if self.zero_empty:
-            said = torch.tensor([prompt != "" for prompt in prompts], device=tokens.device)
-            tokens, pooled = tokens * said[:, None, None], pooled * said[:, None]
+            nonempty = torch.tensor([prompt != "" for prompt in prompts], device=tokens.device)
+            tokens, pooled = tokens * nonempty[:, None, None], pooled * nonempty[:, None]
         return Conditioning(
             tokens, {"text_embeds": pooled, "time_ids": size_ids(size, len(prompts), tokens.device)}
         )
@@ -161,13 +161,13 @@ class TextEncoder:
                 rest = repr(reading.rest)
                 yield f"the prompt is longer than {WINDOW} tokens; this end of it was not read: {rest}"
 
-    def _encode_cached(self, one: PromptLike, long_prompt: str) -> _Row:
+    def _encode_cached(self, prompt: PromptLike, long_prompt: str) -> _Row:
         """Tokens and summary, from the cache, which is kept to its limit."""
-        if isinstance(one, Embedding):
-            self._check_shape(one)
-            like = self._encode_empty_prompt[0]
-            return one.tokens.to(like), one.pooled.to(like)
-        key = (one if isinstance(one, Prompt) else _as_prompt(one), long_prompt)
+        if isinstance(prompt, Embedding):
+            self._check_shape(prompt)
+            empty_tokens = self._encode_empty_prompt[0]
+            return prompt.tokens.to(empty_tokens), prompt.pooled.to(empty_tokens)
+        key = (prompt if isinstance(prompt, Prompt) else _as_prompt(prompt), long_prompt)
         row = self._cache.pop(key, None)
         self._cache[key] = row = self._encode_row(*key) if row is None else row
         while len(self._cache) > self._limit:
@@ -182,8 +182,8 @@ class TextEncoder:
             return torch.zeros_like(tokens), torch.zeros_like(pooled)
         with raise_as_memory_error("while prompts were encoded"):
             sides = [
-                self._encode_by_windows(which, text, long_prompt)
-                for which, (text, _) in enumerate(zip(prompt, self.encoders, strict=False))
+                self._encode_by_windows(index, text, long_prompt)
+                for index, (text, _) in enumerate(zip(prompt, self.encoders, strict=False))
             ]
         end, first = max(len(tokens) for tokens, _ in sides), 0
         filled = []
@@ -193,35 +193,35 @@ class TextEncoder:
             first = columns.stop
         return torch.cat(filled, dim=-1), sides[-1][1]
 
-    def _encode_by_windows(self, which: int, text: str, long_prompt: str) -> _Row:
+    def _encode_by_windows(self, index: int, text: str, long_prompt: str) -> _Row:
         """One encoder's answer, window by window: the bits of one must not depend on its neighbours."""
-        reading = tokenize_prompt(self.tokenizers[which], text)
+        reading = tokenize_prompt(self.tokenizers[index], text)
         if long_prompt == "refuse":
             reading.refuse()
         cut = long_prompt == "cut"
-        first, *others = (slice(0, WINDOW_TOKENS),) if cut else split_windows(reading.ends)
-        tokens, pooled = self._encode_window(which, reading.ids[first])
+        first, *later_windows = (slice(0, WINDOW_TOKENS),) if cut else split_windows(reading.ends)
+        tokens, pooled = self._encode_window(index, reading.ids[first])
         if reading.weighs:
             from fewstep.architectures.weighting import encode_weighted
 
-            tools = self.tokenizers[which], self.encoders[which]
+            tools = self.tokenizers[index], self.encoders[index]
             weighted = encode_weighted(
                 *tools, reading.fragments, penultimate=self.layout.penultimate, cut=cut, device=tokens.device
             )
             return weighted, pooled
         return torch.cat(
-            [tokens, *(self._encode_window(which, reading.ids[other])[0] for other in others)]
+            [tokens, *(self._encode_window(index, reading.ids[window])[0] for window in later_windows)]
         ), pooled
 
-    def _encode_window(self, which: int, ids: list[int]) -> _Row:
+    def _encode_window(self, index: int, ids: list[int]) -> _Row:
         """One encoder's answer to at most 75 tokens."""
-        tokenizer, encoder = self.tokenizers[which], self.encoders[which]
+        tokenizer, encoder = self.tokenizers[index], self.encoders[index]
         padding = [tokenizer.pad_token_id] * (WINDOW_TOKENS - len(ids))
         row = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, *padding]
         device = next(encoder.parameters()).device
         answer = encoder(torch.tensor([row], device=device), output_hidden_states=True)
         tokens = answer.hidden_states[-2] if self.layout.penultimate else answer.last_hidden_state
-        last = which == len(self.encoders) - 1
+        last = index == len(self.encoders) - 1
         pooled = answer.text_embeds[0] if self.layout.summary and last else tokens.new_empty(0)
         return tokens[0], pooled
 
@@ -229,7 +229,7 @@ class TextEncoder:
     def _encode_empty_prompt(self) -> _Row:
         """The empty prompt, encoded whatever `zero_empty` says."""
         with torch.no_grad():
-            answers = [self._encode_window(which, []) for which in range(len(self.encoders))]
+            answers = [self._encode_window(index, []) for index in range(len(self.encoders))]
         return torch.cat([tokens for tokens, _ in answers], dim=-1), answers[-1][1]
 
     def _pad_to_longest(self, *rows: _Row) -> list[_Row]:
@@ -253,26 +253,26 @@ class TextEncoder:
         windows = tuple(len(row) // WINDOW for row in tokens)
         return Conditioning(pad_sequence(list(tokens), batch_first=True), added, windows)
 
-    def _check_shape(self, given: Embedding) -> None:
+    def _check_shape(self, embedding: Embedding) -> None:
         """Is it of the shape that these encoders make, and of numbers?"""
         configs: list[Any] = [encoder.config for encoder in self.encoders]
         width = sum(config.hidden_size for config in configs)
         summary = configs[-1].projection_dim if self.layout.summary else 0
-        tokens, pooled = (tuple(part.shape) for part in (given.tokens, given.pooled))
+        tokens, pooled = (tuple(part.shape) for part in (embedding.tokens, embedding.pooled))
         fits = len(tokens) == 2 and tokens[0] > 0 and tokens[0] % WINDOW == 0 and tokens[1] == width
         if not fits or pooled != (summary,):
             raise RequestError(
-                f"{given!r} has tokens of shape {tokens} and pooled of {pooled}: this model needs "
+                f"{embedding!r} has tokens of shape {tokens} and pooled of {pooled}: this model needs "
                 f"({WINDOW} k, {width}), k from 1, and ({summary},); Engine.embed(prompt) makes one"
             )
-        if not all(part.isfinite().all() for part in (given.tokens, given.pooled)):
+        if not all(part.isfinite().all() for part in (embedding.tokens, embedding.pooled)):
             raise RequestError(
-                f"{given!r} has numbers that are not finite: make it anew by Engine.embed(prompt)"
+                f"{embedding!r} has numbers that are not finite: make it anew by Engine.embed(prompt)"
             )
 
 
-def _as_prompt(one: str | Prompt) -> Prompt:
-    return checked_prompt(one, one) if isinstance(one, str) else one
+def _as_prompt(prompt: str | Prompt) -> Prompt:
+    return checked_prompt(prompt, prompt) if isinstance(prompt, str) else prompt
 
 
 def size_ids(size: Size, batch: int, device: torch.device) -> Tensor:

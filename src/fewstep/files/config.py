@@ -16,13 +16,15 @@ LATENT_CHANNELS = 4  # of SDXL's latents
 
 def trained_size(unet: Mapping[str, Any], source: str = "this model") -> int:
     """Pixels: the side that a UNet's configuration was written for; the larger of two."""
-    given = unet.get("sample_size")
-    sizes = given if isinstance(given, list | tuple) else [DEFAULT_LATENT_SIDE if given is None else given]
+    stored = unet.get("sample_size")
+    sizes = (
+        stored if isinstance(stored, list | tuple) else [DEFAULT_LATENT_SIDE if stored is None else stored]
+    )
     if len(sizes) not in (1, 2) or not all(
         type(size) is int and 1 <= size <= MAX_LATENT_SIDE for size in sizes
     ):
         raise CorruptModelError(
-            f"{source} has a UNet with sample_size={given!r:.80}: it should be a whole number, or two, from "
+            f"{source} has a UNet with sample_size={stored!r:.80}: it should be a whole number, or two, from "
             f"1 to {MAX_LATENT_SIDE}"
         )
     return 8 * max(sizes)
@@ -30,12 +32,13 @@ def trained_size(unet: Mapping[str, Any], source: str = "this model") -> int:
 
 def prediction_type(scheduler: Mapping[str, Any], source: str) -> str:
     """What a UNet was trained to predict."""
-    given = scheduler.get("prediction_type", PREDICTIONS[0])
-    if given not in PREDICTIONS:
+    prediction = scheduler.get("prediction_type", PREDICTIONS[0])
+    if prediction not in PREDICTIONS:
         raise CorruptModelError(
-            f"{source} has a scheduler with prediction_type={given!r:.80}, none of {', '.join(PREDICTIONS)}"
+            f"{source} has a scheduler with prediction_type={prediction!r:.80}, none of "
+            f"{', '.join(PREDICTIONS)}"
         )
-    return str(given)
+    return str(prediction)
 
 
 def check_latent_scaling(vae: Mapping[str, Any], source: str) -> None:
@@ -46,27 +49,27 @@ def check_latent_scaling(vae: Mapping[str, Any], source: str) -> None:
             f"{source} has a VAE with scaling_factor={scale!r:.80}: it should be a number above 0"
         )
     for name, least in (("latents_mean", -float("inf")), ("latents_std", 0.0)):
-        given = vae.get(name) or [1.0] * LATENT_CHANNELS
-        fits = isinstance(given, list | tuple) and len(given) == LATENT_CHANNELS
-        if not fits or not all(_is_number(one) and one > least for one in given):
+        values = vae.get(name) or [1.0] * LATENT_CHANNELS
+        fits = isinstance(values, list | tuple) and len(values) == LATENT_CHANNELS
+        if not fits or not all(_is_number(value) and value > least for value in values):
             raise CorruptModelError(
-                f"{source} has a VAE with {name}={given!r:.80}: it should be {LATENT_CHANNELS} numbers"
+                f"{source} has a VAE with {name}={values!r:.80}: it should be {LATENT_CHANNELS} numbers"
                 + (" above 0" if least == 0 else "")
             )
 
 
 def check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any], source: str) -> None:
     """UNet and VAE are for latents of four channels, as SDXL's."""
-    seen = {
+    channels_by_part = {
         "a UNet with in_channels": unet.get("in_channels", LATENT_CHANNELS),
         "a UNet with out_channels": unet.get("out_channels", LATENT_CHANNELS),
         "a VAE with latent_channels": vae.get("latent_channels", LATENT_CHANNELS),
     }
-    for what, channels in seen.items():
+    for part, channels in channels_by_part.items():
         if channels != LATENT_CHANNELS:
             hint = "; fewstep inpaints with any model that has 4" if channels == 9 else ""
             raise CorruptModelError(
-                f"{source} has {what}={channels!r:.80}, and SDXL's are {LATENT_CHANNELS}{hint}"
+                f"{source} has {part}={channels!r:.80}, and SDXL's are {LATENT_CHANNELS}{hint}"
             )
 
 

@@ -82,7 +82,7 @@ def unet_anatomy(modules: Mapping[str, Shape]) -> UnetAnatomy:
     """`modules`: name, underscored → shape of its weight, (outputs, inputs, …)."""
     widths = {name: shape[1] for name, shape in modules.items() if len(shape) > 1}
     context = [width for name, width in widths.items() if name.endswith(("attn2_to_k", "attn2_to_v"))]
-    depths = [int(found[1]) + 1 for name in modules if (found := _DEPTH.fullmatch(name))]
+    depths = [int(match[1]) + 1 for name in modules if (match := _DEPTH.fullmatch(name))]
     return UnetAnatomy(
         context=max(context, default=0),
         pooled=widths.get("add_embedding_linear_1", widths.get("label_emb_0_0", 0)),
@@ -177,16 +177,16 @@ class FileKind:
 
 def identify(header: Header) -> FileKind:
     """What the file is; `what` is "unknown" where nothing fits."""
-    for look in (
+    for identify_as in (
         _identify_ip_adapter,
         _identify_inversion,
         _identify_lora,
         _identify_controlnet,
         _identify_networks,
     ):
-        found = look(header)
-        if found is not None:
-            return found
+        kind = identify_as(header)
+        if kind is not None:
+            return kind
     return FileKind(
         what="unknown", family=transformer_family(header.tensors) or family_in_metadata(header.metadata)
     )
@@ -203,9 +203,11 @@ def _identify_ip_adapter(header: Header) -> FileKind | None:
 def _identify_inversion(header: Header) -> FileKind | None:
     """Textual inversion: a few rows of a token embedding."""
     shapes = [entry.shape for entry in header.tensors.values()]
-    named = bool(shapes) and all(_INVERSION_NAMES.fullmatch(name) for name in header.tensors)
-    alone = len(shapes) == 1 and len(shapes[0]) <= 2 and shapes[0][-1:] in {(768,), (1024,), (1280,)}
-    if not named and not alone:
+    has_usual_names = bool(shapes) and all(_INVERSION_NAMES.fullmatch(name) for name in header.tensors)
+    is_lone_embedding = (
+        len(shapes) == 1 and len(shapes[0]) <= 2 and shapes[0][-1:] in {(768,), (1024,), (1280,)}
+    )
+    if not has_usual_names and not is_lone_embedding:
         return None
     family = INVERSION_FAMILIES.get(frozenset(shape[-1] for shape in shapes if shape), UNKNOWN)
     return FileKind(what="textual inversion", family=family, targets=_NETWORK_ORDER[1:3][: len(shapes)])
@@ -243,32 +245,32 @@ def _identify_controlnet(header: Header) -> FileKind | None:
     marks = ("controlnet_", "input_hint_block.", "control_model.")
     if not any(mark in name for name in header.tensors for mark in marks):
         return None
-    own = {tensor_names.split_prefix(name).rest: entry.shape for name, entry in header.tensors.items()}
-    family = transformer_family(own) or family_of_controlnet(unet_anatomy(_weights_by_module(own)))
-    layout = "original" if any("input_hint_block." in name for name in own) else "diffusers"
+    shapes = {tensor_names.split_prefix(name).rest: entry.shape for name, entry in header.tensors.items()}
+    family = transformer_family(shapes) or family_of_controlnet(unet_anatomy(_weights_by_module(shapes)))
+    layout = "original" if any("input_hint_block." in name for name in shapes) else "diffusers"
     return FileKind(what="controlnet", layout=layout, family=family, targets=("unet",))
 
 
 def _identify_networks(header: Header) -> FileKind | None:
     """Whole weights: one network, or a checkpoint of several."""
     groups: dict[str, dict[str, Shape]] = {}  # prefix → its tensors
-    found: dict[str, dict[str, Shape]] = {}  # network → its tensors
+    shapes_by_network: dict[str, dict[str, Shape]] = {}  # network → its tensors
     for name, entry in header.tensors.items():
         prefix, network, rest = tensor_names.split_prefix(name)
         groups.setdefault(prefix, {})[rest] = entry.shape
         for pattern, sign in tensor_names.NETWORK_SIGNS:
             if pattern.fullmatch(rest):
-                found[network or sign] = groups[prefix]
-    if not found:
+                shapes_by_network[network or sign] = groups[prefix]
+    if not shapes_by_network:
         return None
-    networks = _in_order(found)
-    unet = _weights_by_module(found.get("unet", {}))
-    several = "unet" in found and len(networks) > 1
-    of_unet = transformer_family(unet) or family_of_unet(unet_anatomy(unet))
+    networks = _in_order(shapes_by_network)
+    unet = _weights_by_module(shapes_by_network.get("unet", {}))
+    is_checkpoint = "unet" in shapes_by_network and len(networks) > 1
+    unet_family = transformer_family(unet) or family_of_unet(unet_anatomy(unet))
     return FileKind(
-        what="checkpoint" if several else networks[0].removesuffix("_2"),
+        what="checkpoint" if is_checkpoint else networks[0].removesuffix("_2"),
         layout=_layout_of_names(groups),
-        family=of_unet if unet else family_of_part(found[networks[0]]),
+        family=unet_family if unet else family_of_part(shapes_by_network[networks[0]]),
         guidance_width=_guidance_width(header) if unet else 0,
         targets=networks,
         quantised=_is_quantised(header),
@@ -278,8 +280,10 @@ def _identify_networks(header: Header) -> FileKind | None:
 def _is_quantised(header: Header) -> bool:
     """Return whether scales stand beside weights, or weights are whole numbers."""
     scales = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant")
-    whole = any(entry.dtype in ("I8", "U8") and len(entry.shape) > 1 for entry in header.tensors.values())
-    return whole or any(name.endswith(scales) for name in header.tensors)
+    has_integers = any(
+        entry.dtype in ("I8", "U8") and len(entry.shape) > 1 for entry in header.tensors.values()
+    )
+    return has_integers or any(name.endswith(scales) for name in header.tensors)
 
 
 def _layout_of_names(groups: Mapping[str, Iterable[str]]) -> str:
@@ -347,7 +351,7 @@ def _alphas_in_metadata(header: Header) -> list[float]:
     try:
         if "ss_network_alpha" in header.metadata:
             return [float(header.metadata["ss_network_alpha"])]
-        told = parse_json(header.metadata.get("lora_adapter_metadata", "{}").encode())
-        return [float(value) for key, value in told.items() if key.endswith("lora_alpha")]
+        metadata = parse_json(header.metadata.get("lora_adapter_metadata", "{}").encode())
+        return [float(value) for key, value in metadata.items() if key.endswith("lora_alpha")]
     except (ValueError, TypeError, OverflowError):
         return []

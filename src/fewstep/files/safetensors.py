@@ -106,12 +106,12 @@ def read_header(path: str | Path) -> Header:
 def read_scalars(header: Header, names: Iterable[str]) -> list[float]:
     """The values of tensors of one element, such as LoRA's alphas: the only data ever read here."""
     entries = [header.tensors[name] for name in names]
-    fitting = [e for e in entries if e.size == 1 and (e.dtype in _NUMBERS or e.dtype == "BF16")]
-    if not fitting:
+    readable = [e for e in entries if e.size == 1 and (e.dtype in _NUMBERS or e.dtype == "BF16")]
+    if not readable:
         return []
     start = header.bytes - max(entry.end for entry in header.tensors.values())
     with open_regular_file(header.path) as file:
-        return [_read_scalar(file, start + entry.begin, entry.dtype) for entry in fitting]
+        return [_read_scalar(file, start + entry.begin, entry.dtype) for entry in readable]
 
 
 def _header_json(file: BinaryIO, size: int) -> bytes:
@@ -120,9 +120,9 @@ def _header_json(file: BinaryIO, size: int) -> bytes:
     length = int.from_bytes(first, "little")
     start = first + file.read(24)
     if length > MAX_HEADER:  # so it is for all of these; a header of 640 bytes alone begins like a pickle
-        for magic, what in MAGICS:
+        for magic, fault in MAGICS:
             if start.startswith(magic):
-                raise FileFaultError(what)
+                raise FileFaultError(fault)
         raise FileFaultError(
             f"is no safetensors file (its header would have {length} bytes; the most is {MAX_HEADER}): "
             f"{SAFETENSORS_ONLY}"
@@ -145,17 +145,17 @@ def _parse_header(header: dict[str, Any], size: int) -> tuple[dict[str, TensorEn
         raise FileFaultError(f"has {len(header)} tensors; the most is {MAX_TENSORS}")
     if max(map(len, header), default=0) > MAX_NAME:
         raise FileFaultError(f"has a name of {max(map(len, header))} characters; the most is {MAX_NAME}")
-    entries = {name: _parse_entry(name, given) for name, given in header.items()}
+    entries = {name: _parse_entry(name, raw_entry) for name, raw_entry in header.items()}
     tensors = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
     _require_seamless(tensors, size)
     return tensors, metadata
 
 
-def _parse_entry(name: str, given: Any) -> TensorEntry:
+def _parse_entry(name: str, raw_entry: Any) -> TensorEntry:
     """One tensor's line of the header."""
-    if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(raw_entry, dict) or raw_entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise FileFaultError(f"has no dtype, shape and data_offsets for {name!r:.80}")
-    dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
+    dtype, shape, offsets = raw_entry["dtype"], raw_entry["shape"], raw_entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise FileFaultError(f"has an unknown dtype {dtype!r:.40} for {name!r:.80}")
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS or max(shape, default=0) > MAX_SIDE:
@@ -177,16 +177,16 @@ def _are_counts(values: Any) -> bool:
 
 def _require_seamless(tensors: Mapping[str, TensorEntry], size: int) -> None:
     """Each tensor begins where the one before ends, and the last ends with the file."""
-    reached = 0
+    position = 0
     for name, entry in tensors.items():
-        if entry.begin != reached:
-            fault = "a hole before" if entry.begin > reached else "an overlap at"
+        if entry.begin != position:
+            fault = "a hole before" if entry.begin > position else "an overlap at"
             raise FileFaultError(f"has {fault} {name!r:.80} in its data")
-        reached = entry.end
-    if reached > size:
-        raise FileFaultError(f"is cut off: {reached - size} bytes of its data are missing; fetch it again")
-    if reached < size:
-        raise FileFaultError(f"has {size - reached} bytes after its data that belong to no tensor")
+        position = entry.end
+    if position > size:
+        raise FileFaultError(f"is cut off: {position - size} bytes of its data are missing; fetch it again")
+    if position < size:
+        raise FileFaultError(f"has {size - position} bytes after its data that belong to no tensor")
 
 
 def _read_scalar(file: BinaryIO, position: int, dtype: str) -> float:
@@ -222,15 +222,15 @@ def read_shard_index(path: str | Path) -> list[Path]:
 def weight_files(folder: Path) -> list[Path]:
     """The files that loading would read from the folder of one network: one, or shards; fp16 if need be."""
     for stem, half in product(WEIGHT_STEMS, ("", ".fp16")):
-        whole = folder / f"{stem}{half}.safetensors"
+        single = folder / f"{stem}{half}.safetensors"
         index = folder / f"{stem}.safetensors.index{half}.json"  # diffusers' name for a variant's
-        if os.path.lexists(whole):
-            return [whole]
+        if os.path.lexists(single):
+            return [single]
         if os.path.lexists(index):
             return read_shard_index(index)
-        found = sorted(folder.glob(f"{stem}{half}-*-of-*.safetensors"))
-        if found:
-            return found
+        shards = sorted(folder.glob(f"{stem}{half}-*-of-*.safetensors"))
+        if shards:
+            return shards
     return []
 
 

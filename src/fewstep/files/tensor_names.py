@@ -89,14 +89,14 @@ def split_prefix(name: str) -> PrefixedName:
 
 def parse_lora_name(name: str) -> LoraName | None:
     """A tensor of an adapter; None where the name is not one's."""
-    found = _ROLE.fullmatch(name, max(0, len(name) - _LONGEST_ROLE))
-    if found is None or not name.isprintable():
+    match = _ROLE.fullmatch(name, max(0, len(name) - _LONGEST_ROLE))
+    if match is None or not name.isprintable():
         return None
-    role = found["lora"] or found["magnitude"] or found["other"] or found["kohya"]
-    prefix, network, layout = _lora_prefix(name[: found.end("module")], role)
-    if found["kohya"] and layout != "kohya":
+    role = match["lora"] or match["magnitude"] or match["other"] or match["kohya"]
+    prefix, network, layout = _lora_prefix(name[: match.end("module")], role)
+    if match["kohya"] and layout != "kohya":
         return None  # too short a name to mean anything elsewhere
-    module = name[: found.end("module")].removeprefix(prefix).replace(".processor", "").replace(".", "_")
+    module = name[: match.end("module")].removeprefix(prefix).replace(".processor", "").replace(".", "_")
     return LoraName(network=network, layout=layout, module=module, role=PEFT_FACTORS.get(role, role))
 
 

@@ -105,8 +105,8 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def _require_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise CorruptModelError(f"{printable_path(path)} is {what}: give a .safetensors file")
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise CorruptModelError(f"{printable_path(path)} is {kind}: give a .safetensors file")
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
@@ -136,12 +136,12 @@ def _bound_json(raw: bytes) -> None:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise FileFaultError(f"names {twice!r:.80} twice")
-    "".join(found).encode()  # half a surrogate pair is no text
-    return found
+    "".join(unique).encode()  # half a surrogate pair is no text
+    return unique
 
 
 def _refuse_constant(name: str) -> None:

@@ -40,11 +40,11 @@ def find_recipe(mode: str) -> Recipe:
         loaded = entry.load()
     except (Exception, SystemExit) as error:  # whatever a plug-in does at import
         raise _broken_mode(entry, f"importing {entry.value} failed with {describe_error(error)}") from error
-    found = recipe_faults(loaded)
-    if not found and loaded.mode != mode:
-        found = [f"its recipe calls itself mode={loaded.mode!r}; entry point and recipe must agree"]
-    if found:
-        raise _broken_mode(entry, f"{entry.value}: {'; '.join(found)}")
+    faults = recipe_faults(loaded)
+    if not faults and loaded.mode != mode:
+        faults = [f"its recipe calls itself mode={loaded.mode!r}; entry point and recipe must agree"]
+    if faults:
+        raise _broken_mode(entry, f"{entry.value}: {'; '.join(faults)}")
     return loaded  # type: ignore[no-any-return]  # a Recipe, or it would have a fault
 
 
@@ -53,12 +53,14 @@ def choose_mode(model: str | Path, mode: str | None, steps: int | None = None) -
 
     Where each number of steps has weights of its own, the recipe is that of `steps` (None: the default).
     """
-    about = models.describe_model(model)
-    rules = find_recipe(about.default_mode if mode is None else mode).on(about.family).for_steps(steps)
-    weights = rules.weights.get(about.family)
-    if weights is not None and weights.size and not about.foreign:
-        about = replace(about, size=weights.size)
-    return about, rules
+    described = models.describe_model(model)
+    recipe = (
+        find_recipe(described.default_mode if mode is None else mode).on(described.family).for_steps(steps)
+    )
+    weights = recipe.weights.get(described.family)
+    if weights is not None and weights.size and not described.foreign:
+        described = replace(described, size=weights.size)
+    return described, recipe
 
 
 def _entry_points() -> list[EntryPoint]:
@@ -88,17 +90,17 @@ def _entry_point(mode: str) -> EntryPoint:
     if not isinstance(mode, str):
         raise RequestError(f"mode={mode!r}: give a name; choose one of {', '.join(mode_names())}")
     offers = [entry for entry in _entry_points() if entry.name == mode]
-    for own in filter(_built_in, offers):
+    for built_in in filter(_built_in, offers):
         for entry in offers:
-            if entry is not own:
+            if entry is not built_in:
                 _warn_hidden(mode, _package_of(entry))
-        return own
+        return built_in
     if not offers:
         near = get_close_matches(mode, mode_names(), n=1)
         hint = f"; did you mean mode={near[0]!r}?" if near else ""
-        off = f" ({PLUGIN_SWITCH} is set: only fewstep's own are there)" if _switched_off() else ""
+        note = f" ({PLUGIN_SWITCH} is set: only fewstep's own are there)" if _switched_off() else ""
         raise RequestError(
-            f"mode={mode!r} is not installed{off}: choose one of {', '.join(mode_names())}{hint}"
+            f"mode={mode!r} is not installed{note}: choose one of {', '.join(mode_names())}{hint}"
         )
     if len(offers) > 1:
         packages = " and ".join(sorted(map(_package_of, offers)))
@@ -115,11 +117,11 @@ def _package_of(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "an unknown package"
 
 
-def _broken_mode(entry: EntryPoint, what: str) -> BackendError:
-    others = ", ".join(mode for mode in mode_names() if mode != entry.name)
+def _broken_mode(entry: EntryPoint, fault: str) -> BackendError:
+    other_modes = ", ".join(mode for mode in mode_names() if mode != entry.name)
     return BackendError(
-        f"mode={entry.name!r} of package {_package_of(entry)} is broken: {what}; "
-        f"update or uninstall that package, or choose another mode: {others}"
+        f"mode={entry.name!r} of package {_package_of(entry)} is broken: {fault}; "
+        f"update or uninstall that package, or choose another mode: {other_modes}"
     )
 
 

@@ -29,17 +29,17 @@ def recipe_faults(recipe: object) -> list[str]:
     if not isinstance(recipe, Recipe):
         return [f"{recipe!r} is not a fewstep.Recipe"]
     try:
-        found = [*_type_faults(recipe)] or [*_value_faults(recipe), *_family_faults(recipe)]
+        faults = [*_type_faults(recipe)] or [*_value_faults(recipe), *_family_faults(recipe)]
     except Exception as error:  # a type deeper inside is not what it should be
-        found = [f"it cannot be read ({describe_error(error)})"]
-    return list(dict.fromkeys(found))
+        faults = [f"it cannot be read ({describe_error(error)})"]
+    return list(dict.fromkeys(faults))
 
 
 def _type_faults(recipe: Recipe) -> Iterator[str]:
     for name, kind in _TYPES.items():
-        given = getattr(recipe, name)
-        if not isinstance(given, kind):
-            yield f"{name}={given!r} should be a {kind.__name__}"
+        value = getattr(recipe, name)
+        if not isinstance(value, kind):
+            yield f"{name}={value!r} should be a {kind.__name__}"
 
 
 def _value_faults(recipe: Recipe) -> Iterator[str]:
@@ -70,16 +70,22 @@ def _family_faults(recipe: Recipe) -> Iterator[str]:
         if odd:
             yield f"overrides[{family!r}] changes {odd[0]!r}; it may change {', '.join(free)}"
             continue
-        there = recipe.on(family)
-        yield from (f"on {family}: {fault}" for fault in [*_type_faults(there)] or _value_faults(there))
+        family_recipe = recipe.on(family)
+        yield from (
+            f"on {family}: {fault}"
+            for fault in [*_type_faults(family_recipe)] or _value_faults(family_recipe)
+        )
 
 
-def _name_faults(what: str, names: tuple[Any, ...], known: set[str]) -> Iterator[str]:
+def _name_faults(kind: str, names: tuple[Any, ...], known_names: set[str]) -> Iterator[str]:
     if not names:
-        yield f"{what}s is empty; the first is the default"
+        yield f"{kind}s is empty; the first is the default"
     for name in names:
-        if name not in known:
-            yield f"{what} {name!r} is unknown: it is neither in own_{what}s nor one of {', '.join(known)}"
+        if name not in known_names:
+            yield (
+                f"{kind} {name!r} is unknown: it is neither in own_{kind}s nor one of "
+                f"{', '.join(known_names)}"
+            )
 
 
 def _steps_faults(steps: Steps) -> Iterator[str]:

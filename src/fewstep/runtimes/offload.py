@@ -34,8 +34,8 @@ def apply_offload(networks: Sequence[nn.Module], vae: nn.Module, placement: Plac
 def offload_networks(networks: Sequence[nn.Module], device: torch.device) -> None:
     """One network at a time is on the device: it comes when it is called and leaves when another is."""
     waiting = [_Waiting(network.modules()) for network in networks]
-    for network, own in zip(networks, waiting, strict=True):
-        turn = _Turn(own, waiting, device)
+    for network, tensors in zip(networks, waiting, strict=True):
+        turn = _Turn(tensors, waiting, device)
         network.register_forward_pre_hook(turn.pre_forward)
         network.register_forward_pre_hook(_inputs_sent_to(device), with_kwargs=True)
         network._hf_hook = turn  # type: ignore[assignment]  # a VAE's `decode` and `encode` call it
@@ -46,9 +46,9 @@ def offload_layers(networks: Sequence[nn.Module], device: torch.device) -> None:
     for network in networks:
         network.register_forward_pre_hook(_inputs_sent_to(device), with_kwargs=True)
         for layer in network.modules():
-            own = _Waiting([layer])
-            layer.register_forward_pre_hook(partial(own.fetch, device))
-            layer.register_forward_hook(own.release, always_call=True)
+            tensors = _Waiting([layer])
+            layer.register_forward_pre_hook(partial(tensors.fetch, device))
+            layer.register_forward_hook(tensors.release, always_call=True)
 
 
 def bring_home(network: nn.Module) -> None:
@@ -62,7 +62,7 @@ class _Waiting:
     """Modules' own tensors in RAM, which copies on the device can stand in for."""
 
     def __init__(self, modules: Iterable[nn.Module]):
-        self._kept = [
+        self._originals = [
             (module, name, tensor)
             for module in modules
             for name, tensor in chain(
@@ -71,31 +71,31 @@ class _Waiting:
         ]
 
     def fetch(self, device: torch.device, *_: Any) -> None:
-        for module, name, kept in self._kept:
+        for module, name, original in self._originals:
             if getattr(module, name).device != device:
-                copy = kept.to(device, non_blocking=True)
-                learned = isinstance(kept, nn.Parameter)
+                copy = original.to(device, non_blocking=True)
+                learned = isinstance(original, nn.Parameter)
                 setattr(module, name, nn.Parameter(copy, requires_grad=False) if learned else copy)
 
     def release(self, *_: Any) -> None:
-        for module, name, kept in self._kept:
-            setattr(module, name, kept)
+        for module, name, original in self._originals:
+            setattr(module, name, original)
 
 
 class _Turn:
     """When one network is used, the others leave. The method's name is diffusers' (`apply_forward_hook`)."""
 
-    def __init__(self, own: _Waiting, everyone: Sequence[_Waiting], device: torch.device):
-        self._own, self._others = own, [one for one in everyone if one is not own]
+    def __init__(self, tensors: _Waiting, all_tensors: Sequence[_Waiting], device: torch.device):
+        self._tensors, self._others = tensors, [waiting for waiting in all_tensors if waiting is not tensors]
         self._device = device
 
     def pre_forward(self, *_: Any) -> None:
         for other in self._others:
             other.release()
-        self._own.fetch(self._device)
+        self._tensors.fetch(self._device)
 
     def leave(self) -> None:
-        self._own.release()
+        self._tensors.release()
 
 
 def _inputs_sent_to(device: torch.device) -> Callable[[nn.Module, Any, Any], Any]:
