@@ -62,16 +62,16 @@ def batched_engine(engine: Engine) -> Engine:
     return Engine(engine.choice, replace(engine.placement, batch=0), parts)
 
 
-def draw_cell(engine: Engine, order: CellConfig) -> Generator[DrawingProgress, None, Tensor]:
+def draw_cell(engine: Engine, cell: CellConfig) -> Generator[DrawingProgress, None, Tensor]:
     """Make the pictures; return them as uint8 (N, 3, h, w), at most 128 pixels high, in RAM."""
-    twin, made = batched_engine(engine), list[Tensor]()
-    for start in range(0, len(order.prompts), BATCH):
+    twin, pictures = batched_engine(engine), list[Tensor]()
+    for start in range(0, len(cell.prompts), BATCH):
         part = slice(start, start + BATCH)
-        options = order.options(order.seeds[part])
-        result = twin.generate(order.prompts[part], order.steps, progress=False, **options)
-        made += [reduce_picture(image_to_tensor(image)) for image in result]
-        yield DrawingProgress(mode=order.mode, steps=order.steps, pictures=len(made), of=len(order.prompts))
-    return torch.cat(made)
+        options = cell.options(cell.seeds[part])
+        result = twin.generate(cell.prompts[part], cell.steps, progress=False, **options)
+        pictures += [reduce_picture(image_to_tensor(image)) for image in result]
+        yield DrawingProgress(mode=cell.mode, steps=cell.steps, pictures=len(pictures), of=len(cell.prompts))
+    return torch.cat(pictures)
 
 
 def reduce_picture(picture: Tensor) -> Tensor:
@@ -83,12 +83,12 @@ def reduce_picture(picture: Tensor) -> Tensor:
 
 
 def draw_or_load(
-    engine: Engine, order: CellConfig, key: str, cache: Path
+    engine: Engine, cell: CellConfig, key: str, cache: Path
 ) -> Generator[DrawingProgress, None, Tensor]:
     """As `draw_cell`, once: `cache` keeps the pictures under their key."""
     path = cache / f"pictures-{key[:12]}.safetensors"
     if not path.exists():
-        pictures = yield from draw_cell(engine, order)
+        pictures = yield from draw_cell(engine, cell)
         outputs.write_tensors({"pictures": pictures}, path)
     return load_file(path)["pictures"]
 
@@ -96,31 +96,31 @@ def draw_or_load(
 def engine_digest(engine: Engine) -> str:
     """The sha256 of all weights; of an engine that has not drawn: LoRAs of a call stay on until the next."""
     parts = engine.parts
-    found = [outputs.network_digest(network) for network in (parts.unet, parts.vae, *parts.text.encoders)]
-    return hashlib.sha256(" ".join(found).encode()).hexdigest()
+    digests = [outputs.network_digest(network) for network in (parts.unet, parts.vae, *parts.text.encoders)]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
-def cell_key(weights: str, engine: Engine, order: CellConfig) -> str:
+def cell_key(weights: str, engine: Engine, cell: CellConfig) -> str:
     """The sha256 of all that the pictures depend on; `weights` as `engine_digest` says."""
-    loras = [(sha256(Path(file)) if os.path.isfile(file) else file, scale) for file, scale in order.loras]
+    loras = [(sha256(Path(file)) if os.path.isfile(file) else file, scale) for file, scale in cell.loras]
     place = [str(engine.placement.device), str(engine.placement.dtype)]
-    facts = [weights, asdict(order) | {"loras": loras}, *place]
+    facts = [weights, asdict(cell) | {"loras": loras}, *place]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def time_calls(engine: Engine, order: CellConfig, repeats: int) -> tuple[float, float, float]:
+def time_calls(engine: Engine, cell: CellConfig, repeats: int) -> tuple[float, float, float]:
     """Milliseconds from prompt to PIL image, warm: median, lower and upper quartile of single calls.
 
     Each call has another prompt, as far as there are so many, so that encoding it is part of it.
     """
-    distinct = list(dict.fromkeys(order.prompts))
+    distinct = list(dict.fromkeys(cell.prompts))
     engine.parts.text.forget()
-    took = []
+    milliseconds = []
     for i, text in enumerate(_cycle_prompts(distinct, WARM_UP + repeats)):
-        began = time.perf_counter()
-        engine.generate(text, order.steps, progress=False, **order.options(order.seeds[0] + i))
-        took.append(1000 * (time.perf_counter() - began))
-    return _quartiles(took[WARM_UP:])
+        started = time.perf_counter()
+        engine.generate(text, cell.steps, progress=False, **cell.options(cell.seeds[0] + i))
+        milliseconds.append(1000 * (time.perf_counter() - started))
+    return _quartiles(milliseconds[WARM_UP:])
 
 
 def _cycle_prompts(words: Sequence[str], count: int) -> Iterator[str]:

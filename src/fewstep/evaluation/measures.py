@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 
-def frechet(made: Tensor, real: Tensor) -> float:
+def frechet(generated: Tensor, real: Tensor) -> float:
     """Squared Fréchet distance of two sets' normal distributions (Heusel et al. 2017, arXiv:1706.08500).
 
     |m - n|² + tr(A + B - 2 (A B)^½); the last as the symmetric (A^½ B A^½)^½, which has its trace.
     """
-    m, n = made.double().mean(dim=0), real.double().mean(dim=0)
-    a, b = _covariance(made), _covariance(real)
+    m, n = generated.double().mean(dim=0), real.double().mean(dim=0)
+    a, b = _covariance(generated), _covariance(real)
     root = _matrix_root(a)
     shared = _matrix_root(root @ b @ root)
     return float((m - n).square().sum() + (a.trace() + b.trace() - 2 * shared.trace()))
@@ -30,16 +30,16 @@ def _matrix_root(matrix: Tensor) -> Tensor:
     return root
 
 
-def rmse(made: Tensor, other: Tensor) -> float:
+def rmse(pictures: Tensor, references: Tensor) -> float:
     """Root mean square difference of uint8 pictures (N, 3, H, W), as colours in [0, 1]; of each, averaged."""
-    parts = zip(made.split(64), other.split(64), strict=True)  # fp32 copies of few at a time
+    parts = zip(pictures.split(64), references.split(64), strict=True)  # fp32 copies of few at a time
     errors = [(a.float() - b.float()).div(255).square().mean(dim=(1, 2, 3)).sqrt() for a, b in parts]
     return float(torch.cat(errors).mean())
 
 
-def distance(features: Tensor, others: Tensor) -> float:
+def distance(features: Tensor, references: Tensor) -> float:
     """Cosine distance of pairs, averaged; in [0, 2]."""
-    return float(1 - (features * others).sum(dim=1).mean())
+    return float(1 - (features * references).sum(dim=1).mean())
 
 
 def diversity(features: Tensor, seeds: int) -> float:
@@ -48,8 +48,8 @@ def diversity(features: Tensor, seeds: int) -> float:
     Rows are prompt by prompt, `seeds` of each.
     """
     groups = features.unflatten(0, (-1, seeds))  # (P, S, D)
-    one, other = torch.triu_indices(seeds, seeds, offset=1)
-    return float(1 - (groups[:, one] * groups[:, other]).sum(dim=-1).mean())
+    first, second = torch.triu_indices(seeds, seeds, offset=1)
+    return float(1 - (groups[:, first] * groups[:, second]).sum(dim=-1).mean())
 
 
 def share_of_true(flags: Tensor) -> float:

@@ -55,8 +55,8 @@ def load_references(network: FeatureNetwork, folder: Path, cache: Path, apart: s
 
     `cache` keeps them for next time.
     """
-    seen = f"{outputs.network_digest(network)} {sha256(data.sprite_files(folder, apart)[0])}"
-    key = hashlib.sha256(seen.encode()).hexdigest()
+    digests = f"{outputs.network_digest(network)} {sha256(data.sprite_files(folder, apart)[0])}"
+    key = hashlib.sha256(digests.encode()).hexdigest()
     path = cache / f"references-{key[:12]}.safetensors"
     if not path.exists():
         outputs.write_tensors(

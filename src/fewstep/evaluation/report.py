@@ -141,13 +141,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 def _plot_mode(axes: Any, rows: Sequence[Row], place: int) -> None:
     """One mode's points; the numbers of every second mode are below them, so that they do not meet."""
-    times, right = [row.milliseconds for row in rows], [100 * row.name_1 for row in rows]
+    times, accuracy = [row.milliseconds for row in rows], [100 * row.name_1 for row in rows]
     low = [row.milliseconds - row.milliseconds_low for row in rows]
     high = [row.milliseconds_high - row.milliseconds for row in rows]
     mark, colour = "osD^vP*X"[place % 8], f"C{place % 10}"
-    axes.errorbar(times, right, xerr=[low, high], marker=mark, color=colour, capsize=3, label=rows[0].mode)
+    axes.errorbar(times, accuracy, xerr=[low, high], marker=mark, color=colour, capsize=3, label=rows[0].mode)
     above = (0, 8) if place % 2 == 0 else (0, -17)
-    for x, y, row in zip(times, right, rows, strict=True):
+    for x, y, row in zip(times, accuracy, rows, strict=True):
         axes.annotate(
             str(row.steps), (x, y), above, textcoords="offset points", ha="center", size=11, color=colour
         )

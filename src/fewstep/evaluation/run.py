@@ -48,7 +48,7 @@ def evaluate(work: Path, settings: Settings = DEFAULT_SETTINGS, csv: Path | None
     csv: each row is appended to it at once ("work/eval/rows.csv" where None). Rows that it already
         holds, of the same weights, prompts and feature space, are yielded and not made again.
     """
-    return (one for one in watch(work, settings, csv) if isinstance(one, Row))
+    return (item for item in watch(work, settings, csv) if isinstance(item, Row))
 
 
 def watch(
@@ -56,17 +56,17 @@ def watch(
 ) -> Iterator[DrawingProgress | Row]:
     """`evaluate`, with word of how far the pictures of each row are."""
     path = work / "eval" / "rows.csv" if csv is None else csv
-    cells = _modes_with_steps(settings)
+    modes_with_steps = _modes_with_steps(settings)
     finished = {row.key: row for row in report.read(path)}
     bench = _Bench(work, settings)
-    for mode, counts in cells:
+    for mode, counts in modes_with_steps:
         with _load_engine(settings, mode, counts[0]) as engine:
             weights = drawing.engine_digest(engine)
             for steps in counts:
-                order = bench.order(engine, steps)
-                key = bench.key(drawing.cell_key(weights, engine, order))
+                cell = bench.cell(engine, steps)
+                key = bench.key(drawing.cell_key(weights, engine, cell))
                 if key not in finished:
-                    finished[key] = yield from bench.row(engine, order, key)
+                    finished[key] = yield from bench.row(engine, cell, key)
                     report.append_row(finished[key], path)
                 yield finished[key]
 
@@ -82,15 +82,17 @@ def _modes_with_steps(settings: Settings) -> list[tuple[str, tuple[int, ...]]]:
             f"guidance for {', '.join(sorted(unknown))}, which is not measured: modes are {', '.join(modes)}"
         )
     recipes = {mode: find_recipe(mode).on(family) for mode in modes}
-    cells: list[tuple[str, tuple[int, ...]]] = []
+    modes_with_steps: list[tuple[str, tuple[int, ...]]] = []
     for mode, recipe in recipes.items():
-        fitting = tuple(steps for steps in settings.steps if steps in recipe.counts())
-        cells += [(mode, (steps,)) for steps in fitting] if recipe.steps.only else [(mode, fitting)]
-    cells = [(mode, counts) for mode, counts in cells if counts]
-    if not cells:
-        legal = "; ".join(f"{mode} {r.counts()[0]}-{r.counts()[-1]}" for mode, r in recipes.items())
-        raise RequestError(f"steps={settings.steps}: no mode was made for these: choose from {legal}")
-    return cells
+        allowed = tuple(steps for steps in settings.steps if steps in recipe.counts())
+        modes_with_steps += (
+            [(mode, (steps,)) for steps in allowed] if recipe.steps.only else [(mode, allowed)]
+        )
+    modes_with_steps = [(mode, counts) for mode, counts in modes_with_steps if counts]
+    if not modes_with_steps:
+        choices = "; ".join(f"{mode} {r.counts()[0]}-{r.counts()[-1]}" for mode, r in recipes.items())
+        raise RequestError(f"steps={settings.steps}: no mode was made for these: choose from {choices}")
+    return modes_with_steps
 
 
 def _load_engine(settings: Settings, mode: str, steps: int) -> Engine:
@@ -122,82 +124,82 @@ class _Bench:
         parts = [
             references.load_references(self.network, folder, self.cache, apart) for folder, apart in sets
         ]
-        self.known: References = references.join_references(parts)
-        pool = [asked for part in parts for asked in eval_prompts(part.captions)]
+        self.references: References = references.join_references(parts)
+        pool = [prompt for part in parts for prompt in eval_prompts(part.captions)]
         prompts = choose_prompts(pool, settings)
-        self.asked: list[EvalPrompt] = [one for one in prompts for _ in range(settings.seeds)]
+        self.prompts: list[EvalPrompt] = [prompt for prompt in prompts for _ in range(settings.seeds)]
         self._teacher: _Teacher | None = None
 
-    def order(self, engine: Engine, steps: int) -> CellConfig:
+    def cell(self, engine: Engine, steps: int) -> CellConfig:
         """The pictures of one row."""
         settings, recipe = self.settings, engine.recipe
         return CellConfig(
             mode=recipe.mode,
             steps=steps,
             guidance=settings.guidance.get(recipe.mode, recipe.guidance.default),
-            prompts=tuple(one.text for one in self.asked),
-            seeds=tuple(range(settings.seed, settings.seed + len(self.asked))),
+            prompts=tuple(prompt.text for prompt in self.prompts),
+            seeds=tuple(range(settings.seed, settings.seed + len(self.prompts))),
             loras=inputs.parse_loras(settings.loras, recipe.style_scale),
         )
 
     def key(self, pictures: str) -> str:
         """Of a row: what its pictures depend on, and what they are compared with."""
-        return hashlib.sha256(f"{pictures} {self.known.key}".encode()).hexdigest()
+        return hashlib.sha256(f"{pictures} {self.references.key}".encode()).hexdigest()
 
-    def row(self, engine: Engine, order: CellConfig, key: str) -> Generator[DrawingProgress, None, Row]:
+    def row(self, engine: Engine, cell: CellConfig, key: str) -> Generator[DrawingProgress, None, Row]:
         """Time, draw, compare."""
-        middle, low, high = drawing.time_calls(engine, order, self.settings.repeats)
+        middle, low, high = drawing.time_calls(engine, cell, self.settings.repeats)
         teacher = yield from self._draw_with_teacher()
         pictures = teacher.pictures
-        if (order.mode, order.steps) != REFERENCE_CELL:
-            pictures = yield from drawing.draw_cell(engine, order)
-        looks = describe_pictures(self.network, pictures)
+        if (cell.mode, cell.steps) != REFERENCE_CELL:
+            pictures = yield from drawing.draw_cell(engine, cell)
+        features = describe_pictures(self.network, pictures)
         return Row(
             model=self.settings.model,
-            mode=order.mode,
-            steps=order.steps,
-            guidance=order.guidance,
+            mode=cell.mode,
+            steps=cell.steps,
+            guidance=cell.guidance,
             pictures=len(pictures),
             prompts=len(pictures) // self.settings.seeds,
-            **self._retrieval_rates(looks),
-            frechet=measures.frechet(looks, self.known.features.flatten(0, 1)),
+            **self._retrieval_rates(features),
+            frechet=measures.frechet(features, self.references.features.flatten(0, 1)),
             rmse=measures.rmse(pictures, teacher.pictures),
-            feature_distance=measures.distance(looks, teacher.features),
-            diversity=measures.diversity(looks, self.settings.seeds),
+            feature_distance=measures.distance(features, teacher.features),
+            diversity=measures.diversity(features, self.settings.seeds),
             milliseconds=middle,
             milliseconds_low=low,
             milliseconds_high=high,
             **_machine_facts(engine),
-            loras=", ".join(f"{Path(file).name}:{weight:g}" for file, weight in order.loras),
+            loras=", ".join(f"{Path(file).name}:{weight:g}" for file, weight in cell.loras),
             key=key,
         )
 
-    def _retrieval_rates(self, looks: Tensor) -> dict[str, Any]:
+    def _retrieval_rates(self, features: Tensor) -> dict[str, Any]:
         """How often what was asked for is found, by name and by style."""
-        known, held = self.known, torch.tensor([one.held for one in self.asked])
-        names, styles = [one.label for one in self.asked], [one.style for one in self.asked]
-        right = retrieval_hits(looks, known.features, known.labels, names, nearest=1)
+        real, held_out = self.references, torch.tensor([prompt.held for prompt in self.prompts])
+        names, styles = [prompt.label for prompt in self.prompts], [prompt.style for prompt in self.prompts]
+        hits = retrieval_hits(features, real.features, real.labels, names, nearest=1)
         return {
-            "name_1": measures.share_of_true(right),
+            "name_1": measures.share_of_true(hits),
             "name_5": measures.share_of_true(
-                retrieval_hits(looks, known.features, known.labels, names, nearest=5)
+                retrieval_hits(features, real.features, real.labels, names, nearest=5)
             ),
             "style_1": measures.share_of_true(
-                retrieval_hits(looks, known.features, known.styles, styles, nearest=1)
+                retrieval_hits(features, real.features, real.styles, styles, nearest=1)
             ),
-            "seen_1": measures.share_of_true(right[~held]),
-            "held_out_1": measures.share_of_true(right[held]),
+            "seen_1": measures.share_of_true(hits[~held_out]),
+            "held_out_1": measures.share_of_true(hits[held_out]),
         }
 
     def _draw_with_teacher(self) -> Generator[DrawingProgress, None, _Teacher]:
         """The teacher's pictures, made once; the work folder keeps them."""
         if self._teacher is None:
             with _load_engine(self.settings, *REFERENCE_CELL) as engine:
-                order = self.order(engine, REFERENCE_CELL[1])
-                key = drawing.cell_key(drawing.engine_digest(engine), engine, order)
-                pictures = yield from drawing.draw_or_load(engine, order, key, self.cache)
-            looks = describe_pictures(self.network, pictures)
-            self._teacher = _Teacher(pictures=pictures, features=looks)
+                cell = self.cell(engine, REFERENCE_CELL[1])
+                key = drawing.cell_key(drawing.engine_digest(engine), engine, cell)
+                pictures = yield from drawing.draw_or_load(engine, cell, key, self.cache)
+            features = describe_pictures(self.network, pictures)
+            self._teacher = _Teacher(pictures=pictures, features=features)
         return self._teacher
 
 

@@ -69,25 +69,25 @@ def prompts(
     Those that were held out of training are among them in their natural share, or alone.
     """
     return sample_prompts(
-        [one for one in eval_prompts(captions) if one.held or not held_out_only], count, seed
+        [prompt for prompt in eval_prompts(captions) if prompt.held or not held_out_only], count, seed
     )
 
 
 def choose_prompts(pool: Sequence[EvalPrompt], settings: Settings) -> list[EvalPrompt]:
     """The prompts of an evaluation, drawn from all that can be asked."""
-    of_style = [one for one in pool if settings.style in ("", one.style)]
+    of_style = [prompt for prompt in pool if settings.style in ("", prompt.style)]
     if not of_style:
-        there = ", ".join(sorted({one.style for one in pool}))
+        styles = ", ".join(sorted({prompt.style for prompt in pool}))
         raise RequestError(
-            f"style={settings.style!r} is not among the real pictures, which are {there}: choose one of "
+            f"style={settings.style!r} is not among the real pictures, which are {styles}: choose one of "
             "these, or give the folder of that style as data (--data DIR)"
         )
-    fitting = [one for one in of_style if one.held or not settings.held_out]
-    if not fitting:
+    candidates = [prompt for prompt in of_style if prompt.held or not settings.held_out]
+    if not candidates:
         raise RequestError(
             "no pair of these pictures was held out of training: leave held_out (--held-out) out"
         )
-    return sample_prompts(fitting, settings.prompts, settings.seed)
+    return sample_prompts(candidates, settings.prompts, settings.seed)
 
 
 def sample_prompts(pool: Sequence[EvalPrompt], count: int, seed: int) -> list[EvalPrompt]:

@@ -34,9 +34,11 @@ LEFT = 0.05  # deviation that may be left at the end; TCD ends at sigma(0) = 0.0
 
 def check_backend(recipe: Recipe) -> None:
     """Hold a mode to the rules; `AssertionError` lists those it breaks."""
-    found = problems(recipe)
-    if found:
-        raise AssertionError("\n- ".join([f"mode {getattr(recipe, 'mode', recipe)!r} breaks rules:", *found]))
+    faults = problems(recipe)
+    if faults:
+        raise AssertionError(
+            "\n- ".join([f"mode {getattr(recipe, 'mode', recipe)!r} breaks rules:", *faults])
+        )
 
 
 def problems(recipe: Recipe) -> list[str]:
@@ -44,30 +46,32 @@ def problems(recipe: Recipe) -> list[str]:
 
     Of each scheduler and sampler the first call that breaks any is told.
     """
-    found = recipe_faults(recipe)
-    if not found:
-        for there in map(recipe.on, ("", *recipe.overrides)):
-            for name in there.schedulers:
-                found += _scheduler_faults(name, there)
-            for name in there.samplers:
-                found += _sampler_faults(name, there)
-    return list(dict.fromkeys(found))
+    faults = recipe_faults(recipe)
+    if not faults:
+        for family_recipe in map(recipe.on, ("", *recipe.overrides)):
+            for name in family_recipe.schedulers:
+                faults += _scheduler_faults(name, family_recipe)
+            for name in family_recipe.samplers:
+                faults += _sampler_faults(name, family_recipe)
+    return list(dict.fromkeys(faults))
 
 
 def _scheduler_faults(name: str, recipe: Recipe) -> list[str]:
     for strength in STRENGTHS:
         for steps in range(recipe.steps.low, recipe.steps.high + 1):
-            usual = name == recipe.schedulers[0] and steps == recipe.steps.default and strength == 1
-            found = [*_level_faults(recipe.scheduler(name), steps, strength, must=usual)]
-            if found:
-                return [f"scheduler {name!r} at steps={steps}, strength={strength:g}: {one}" for one in found]
+            is_default = name == recipe.schedulers[0] and steps == recipe.steps.default and strength == 1
+            faults = [*_level_faults(recipe.scheduler(name), steps, strength, must=is_default)]
+            if faults:
+                return [
+                    f"scheduler {name!r} at steps={steps}, strength={strength:g}: {fault}" for fault in faults
+                ]
     return []
 
 
 def _level_faults(scheduler: Callable[..., Any], steps: int, strength: float, *, must: bool) -> Iterator[str]:
     """What is wrong with the levels of one call, which may be refused unless it `must` not."""
     try:
-        levels, again = scheduler(steps, strength), scheduler(steps, strength)
+        levels, levels_again = scheduler(steps, strength), scheduler(steps, strength)
     except RequestError as error:
         if must:
             yield f"it should run at the mode's defaults, but refuses: {error}"
@@ -80,7 +84,7 @@ def _level_faults(scheduler: Callable[..., Any], steps: int, strength: float, *,
     if not isinstance(levels, Schedule):
         yield f"it should give a Schedule, not {type(levels).__name__}"
         return
-    if levels != again:
+    if levels != levels_again:
         yield "equal calls should give equal levels"
     timesteps, sigmas = levels.timesteps, levels.sigmas
     if (len(timesteps), len(sigmas)) != (steps, steps + 1):
@@ -99,9 +103,11 @@ def _sampler_faults(name: str, recipe: Recipe) -> list[str]:
     sampler = recipe.sampler(name)
     for schedule in _sound_schedules(recipe):
         for eta in ETAS if sampler.tunable else (sampler.eta,):
-            found = [*_run_faults(sampler, schedule, eta)]
-            if found:
-                return [f"sampler {name!r} at steps={schedule.steps}, eta={eta:g}: {one}" for one in found]
+            faults = [*_run_faults(sampler, schedule, eta)]
+            if faults:
+                return [
+                    f"sampler {name!r} at steps={schedule.steps}, eta={eta:g}: {fault}" for fault in faults
+                ]
     return []
 
 
@@ -117,18 +123,18 @@ def _run_faults(sampler: Sampler, schedule: Schedule, eta: float) -> Iterator[st
     """What is wrong with one run of a step rule."""
     start, *noise = np.random.default_rng(0).standard_normal((1 + sampler.draws * schedule.steps, PIXELS))
     x = PICTURE + schedule.sigmas[0] * start
-    given = [each.copy() for each in (x, *noise)]
+    copies = [array.copy() for array in (x, *noise)]
     try:
-        path, again = (_run_step_rule(sampler, x, schedule, noise, eta) for _ in range(2))
+        path, path_again = (_run_step_rule(sampler, x, schedule, noise, eta) for _ in range(2))
     except IndexError:
         yield f"it reads past its levels, or takes more noise than its draws={sampler.draws} a step"
         return
     except Exception as error:
         yield f"it should need arithmetic only, but raises {describe_error(error)}"
         return
-    if not np.array_equal(given, [x, *noise]):
+    if not np.array_equal(copies, [x, *noise]):
         yield "it should leave the latents and the noise that it is given as they are"
-    if not np.array_equal(path, again):
+    if not np.array_equal(path, path_again):
         yield "equal runs should give equal latents"
     if len(path) != schedule.steps:
         many = len(path) if len(path) < schedule.steps else "more"

@@ -70,8 +70,8 @@ class FakeEngine(EngineBase[FakeStep]):
 
     def embed(self, prompt: str) -> Embedding:
         """May stand for a prompt; holds no tensors."""
-        nothing: Any = None
-        return Embedding(tokens=nothing, pooled=nothing, text=prompt)
+        no_tensor: Any = None
+        return Embedding(tokens=no_tensor, pooled=no_tensor, text=prompt)
 
     def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
         started = time.perf_counter()
@@ -82,14 +82,14 @@ class FakeEngine(EngineBase[FakeStep]):
         key, model, recipe = self.choice
         vae, accelerator = key.file("vae"), key.file("accelerator")
         weights = mode_weights.choose_weights(model, recipe, accelerator)
-        used = mode_weights.licences_of_mode(model, recipe, weights, key.embeddings, vae)
+        weight_licences = mode_weights.licences_of_mode(model, recipe, weights, key.embeddings, vae)
         return Result(
             images=step.pictures,
             plan=job.plan,
             timings={"steps": seconds, "decode": 0.0, "total": seconds},
             warnings=job.plan.warnings,
             model=model.source,
-            licence=licences.join_licences((used | licences_of_call(job.request)).values()),
+            licence=licences.join_licences((weight_licences | licences_of_call(job.request)).values()),
             accelerator=accelerator,
             vae=vae,
             embeddings=key.embeddings,
@@ -140,12 +140,12 @@ def _fake_steps(
 
 def _hashed_picture(job: Job, index: int) -> Image.Image:
     """Colours from a hash of all that was asked for this picture; outside a mask, what was given."""
-    asked = json.dumps(job.plan.only([index]).to_dict(), sort_keys=True).encode()
+    request = json.dumps(job.plan.only([index]).to_dict(), sort_keys=True).encode()
     pictures = (job.image, *job.control, *job.reference)
-    given = b"".join(one.tobytes() for one in pictures if one is not None)
-    colours = hashlib.shake_256(asked + given).digest(3 * BLOCKS * BLOCKS)
+    picture_bytes = b"".join(picture.tobytes() for picture in pictures if picture is not None)
+    colours = hashlib.shake_256(request + picture_bytes).digest(3 * BLOCKS * BLOCKS)
     size = (job.request.width, job.request.height)
-    made = Image.frombytes("RGB", (BLOCKS, BLOCKS), colours).resize(size, Image.Resampling.NEAREST)
+    image = Image.frombytes("RGB", (BLOCKS, BLOCKS), colours).resize(size, Image.Resampling.NEAREST)
     if job.image is None or job.mask is None:
-        return made
-    return Image.composite(made, job.image.convert("RGB"), job.mask.convert("L"))
+        return image
+    return Image.composite(image, job.image.convert("RGB"), job.mask.convert("L"))
