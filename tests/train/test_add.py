@@ -110,7 +110,9 @@ def test_a_student_that_is_held_pays_for_leaving_its_start(task: add.AddTask) ->
     sigmas = [SDXL_SIGMAS[draw.python.choice(add.STARTS)] for _ in prompts]
     noisy = add_noise(real, sigmas, draw)
     # The fixture's student began as the teacher, and was moved from there.
-    made, began = (task.teacher.denoiser(condition, unet)(noisy, sigmas) for unet in (task.student, task.own))
+    made, began = (
+        task.teacher.denoiser(condition, unet)(noisy, sigmas) for unet in (task.student, task.teacher_network)
+    )
     assert tight - loose == pytest.approx(3.0 * float((made - began).square().mean()), rel=1e-3)
     assert tight - loose > 1e-3
 

@@ -76,7 +76,7 @@ def test_another_set_is_normalised_like_the_first(
 ) -> None:
     sprites = torch.full((len(captions), 4, 16, 16), 255, dtype=torch.uint8)  # white all over
     first = latents.read_latents(path, captions)
-    list(latents.encode_sprites(pooling_vae(), sprites, tmp_path / "white.safetensors", like=first))
+    list(latents.encode_sprites(pooling_vae(), sprites, tmp_path / "white.safetensors", scaling=first))
     white = latents.read_latents(tmp_path / "white.safetensors", captions)
     assert torch.equal(white.mean, first.mean)
     assert torch.equal(white.std, first.std)

@@ -63,7 +63,7 @@ def test_the_average_is_another_than_the_student(
     list(loop.train_task(task, Hyper(steps=16, batch=4, rate=1e-2, warmup=1, ema=0.8, bf16=False), tmp_path))
     assert measured() < 0.9 * start
     with torch.no_grad():
-        student, average, own = (call(*told) for call in (task.student, task.target, task.own))
+        student, average, own = (call(*told) for call in (task.student, task.target, task.teacher_network))
     assert torch.equal(own, before)
     assert not torch.allclose(student, average, atol=1e-5)
     assert not torch.allclose(average, own, atol=1e-5)

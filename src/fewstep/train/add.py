@@ -53,10 +53,10 @@ HOLD = 2.0
 ADVERSARY = 0.5  # the losses here are of latents, whose errors are smaller than those of pixels
 
 
-def distillation_loss(made: Tensor, aim: Tensor, sigmas: list[float]) -> Tensor:
+def distillation_loss(answer: Tensor, aim: Tensor, sigmas: list[float]) -> Tensor:
     """c(t) |made - aim|^2 with c(t) = alpha_t (ibid., eq. 5, exponential weighting)."""
-    alpha = level_column([1 / math.hypot(1, s) for s in sigmas], made)
-    return (alpha * (made - aim).square()).mean()
+    alpha = level_column([1 / math.hypot(1, s) for s in sigmas], answer)
+    return (alpha * (answer - aim).square()).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class AddTask:
     modules: Mapping[str, Learning]
     averages: Mapping[str, Learning]
     student: Network
-    own: Network  # the teacher
+    teacher_network: Network  # the teacher
     first: Network  # the student as it began
     heads: Heads
     features: Features
@@ -83,35 +83,39 @@ class AddTask:
         condition = self.teacher.read(prompts, self.source.size)
         start = [SDXL_SIGMAS[draw.python.choice(STARTS)] for _ in prompts]
         noisy = add_noise(real, start, draw)
-        made = self.teacher.denoiser(condition, self.student)(noisy, start)
+        answer = self.teacher.denoiser(condition, self.student)(noisy, start)
 
-        look = [SDXL_SIGMAS[_random_level(draw)] for _ in prompts]
-        seen = self.features(add_noise(made, look, draw), look, condition)
+        levels = [SDXL_SIGMAS[_random_level(draw)] for _ in prompts]
+        answer_features = self.features(add_noise(answer, levels, draw), levels, condition)
         with torch.no_grad():
-            known = self.features(add_noise(real, look, draw), look, condition)
-        fixed = {key: p.detach() for key, p in self.heads.named_parameters()}
-        fooled: Tensor = functional_call(self.heads, fixed, (seen, condition.added["text_embeds"]))
-        caught = discriminator_loss(
-            self.heads(known, condition.added["text_embeds"]),
-            self.heads([m.detach() for m in seen], condition.added["text_embeds"]),
+            real_features = self.features(add_noise(real, levels, draw), levels, condition)
+        fixed_heads = {key: p.detach() for key, p in self.heads.named_parameters()}
+        answer_scores: Tensor = functional_call(
+            self.heads, fixed_heads, (answer_features, condition.added["text_embeds"])
         )
-        aim, sigmas = self._teacher_answer(made.detach(), condition, draw)
-        taught = distillation_loss(made, aim, sigmas)
-        loss = ADVERSARY * generator_loss(fooled) + DISTILLATION * taught + caught
+        heads_loss = discriminator_loss(
+            self.heads(real_features, condition.added["text_embeds"]),
+            self.heads([m.detach() for m in answer_features], condition.added["text_embeds"]),
+        )
+        aim, sigmas = self._teacher_answer(answer.detach(), condition, draw)
+        teacher_loss = distillation_loss(answer, aim, sigmas)
+        loss = ADVERSARY * generator_loss(answer_scores) + DISTILLATION * teacher_loss + heads_loss
         if self.hold:
             with torch.no_grad():
-                began = self.teacher.denoiser(condition, self.first)(noisy, start)
-            loss = loss + self.hold * F.mse_loss(made, began)
+                first_answer = self.teacher.denoiser(condition, self.first)(noisy, start)
+            loss = loss + self.hold * F.mse_loss(answer, first_answer)
         return loss
 
     @torch.no_grad()
     def _teacher_answer(
-        self, made: Tensor, condition: Conditioning, draw: Draw
+        self, answer: Tensor, condition: Conditioning, draw: Draw
     ) -> tuple[Tensor, list[float]]:
         """What the teacher would make of the student's answer with noise in it, at any level."""
-        sigmas = [SDXL_SIGMAS[draw.python.randrange(TRAIN_STEPS)] for _ in made]
-        guided = self.teacher.guided(condition, self.source.size, [self.guidance] * len(made), self.own)
-        return guided(add_noise(made, sigmas, draw), sigmas), sigmas
+        sigmas = [SDXL_SIGMAS[draw.python.randrange(TRAIN_STEPS)] for _ in answer]
+        guided = self.teacher.guided(
+            condition, self.source.size, [self.guidance] * len(answer), self.teacher_network
+        )
+        return guided(add_noise(answer, sigmas, draw), sigmas), sigmas
 
 
 def _random_level(draw: Draw) -> int:
@@ -129,16 +133,16 @@ def add_task(
     compiled: bool = False,
 ) -> AddTask:
     """A student that begins as `start`, which has the teacher's shape."""
-    for fixed in (teacher.unet, start):
-        fixed.requires_grad_(False)
+    for network in (teacher.unet, start):
+        network.requires_grad_(False)
     student = copy.deepcopy(start).requires_grad_(True)
-    looks = UnetFeatures(teacher.unet) if features is None else features
+    extractor = UnetFeatures(teacher.unet) if features is None else features
     reader: Any = teacher.text.encoders[1]
-    heads = Heads(looks.channels, reader.config.projection_dim).to(teacher.device)
+    heads = Heads(extractor.channels, reader.config.projection_dim).to(teacher.device)
     modules: dict[str, Learning] = {"unet": student, "heads": heads}
     unets = (student, teacher.unet, start)
-    calls = [eager_network(torch.compile(unet) if compiled else unet) for unet in unets]
+    networks = [eager_network(torch.compile(unet) if compiled else unet) for unet in unets]
     return AddTask(
         source=source, teacher=teacher, batch=batch, modules=modules, averages=copy.deepcopy(modules),
-        student=calls[0], own=calls[1], first=calls[2], heads=heads, features=looks,
+        student=networks[0], teacher_network=networks[1], first=networks[2], heads=heads, features=extractor,
     )  # fmt: skip

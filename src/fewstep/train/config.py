@@ -86,16 +86,16 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 MAX_PROMPTS = 16  # pictures of a grid
 
 
-def check_stage(stage: str, known: tuple[str, ...] = STAGES) -> None:
+def check_stage(stage: str, stages: tuple[str, ...] = STAGES) -> None:
     """Is there such a stage?"""
-    if stage not in known:
-        near = get_close_matches(stage, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+    if stage not in stages:
+        near = get_close_matches(stage, stages, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(stages)}"
         raise RequestError(f"stage={stage!r} is not known: {hint}")
 
 
 def make_config(
-    stage: str, images: str | Path, out: str | Path, *, model: str | Path = "tiny", **given: Any
+    stage: str, images: str | Path, out: str | Path, *, model: str | Path = "tiny", **options: Any
 ) -> TrainConfig:
     """Complete an order from its stage's presets for the model's family, and check it.
 
@@ -103,41 +103,41 @@ def make_config(
     """
     check_stage(stage)
     names = {f.name for f in fields(TrainConfig)}
-    for name in given:
+    for name in options:
         if name not in names:
             raise RequestError(f"{name} is no option of training: choose from {', '.join(sorted(names))}")
-    about = describe_model(model)
-    if "rank" in given and stage != LORA_STAGE:
-        raise RequestError(f"rank={given['rank']!r}: stage {stage!r} has no adapter; leave rank out")
-    if "guidance" in given and stage not in GUIDED_STAGES:
-        raise RequestError(f"guidance={given['guidance']!r}: stage {stage!r} has no teacher; leave it out")
-    preset = PRESETS["tiny" if about.family == "tiny" else "sdxl"][stage]
-    full = {"size": about.size, **preset, **given}
-    made = TrainConfig(stage=stage, images=Path(images), out=Path(out), model=str(model), **full)
-    _check_config(made, about)
-    return made
+    described = describe_model(model)
+    if "rank" in options and stage != LORA_STAGE:
+        raise RequestError(f"rank={options['rank']!r}: stage {stage!r} has no adapter; leave rank out")
+    if "guidance" in options and stage not in GUIDED_STAGES:
+        raise RequestError(f"guidance={options['guidance']!r}: stage {stage!r} has no teacher; leave it out")
+    preset = PRESETS["tiny" if described.family == "tiny" else "sdxl"][stage]
+    full = {"size": described.size, **preset, **options}
+    config = TrainConfig(stage=stage, images=Path(images), out=Path(out), model=str(model), **full)
+    _check_config(config, described)
+    return config
 
 
-def _check_config(made: TrainConfig, about: Model) -> None:
+def _check_config(config: TrainConfig, model: Model) -> None:
     for name, (low, high) in _BOUNDS.items():
-        _check_number(name, getattr(made, name), low, high)
-    _check_guidance(made)
-    _check_size(made, about)
-    if not made.images.exists():
-        raise RequestError(f"images={str(made.images)!r}: there is no such folder or .tar file")
-    if made.out.resolve().is_relative_to(made.images.resolve()):
+        _check_number(name, getattr(config, name), low, high)
+    _check_guidance(config)
+    _check_size(config, model)
+    if not config.images.exists():
+        raise RequestError(f"images={str(config.images)!r}: there is no such folder or .tar file")
+    if config.out.resolve().is_relative_to(config.images.resolve()):
         raise RequestError(
-            f"out={str(made.out)!r} is inside images={str(made.images)!r}: give another folder"
+            f"out={str(config.out)!r} is inside images={str(config.images)!r}: give another folder"
         )
-    if made.out.exists() and not made.out.is_dir():
-        raise RequestError(f"out={str(made.out)!r} is a file: give a folder")
-    if about.carries and made.stage in GUIDED_STAGES:
+    if config.out.exists() and not config.out.is_dir():
+        raise RequestError(f"out={str(config.out)!r} is a file: give a folder")
+    if model.carries and config.stage in GUIDED_STAGES:
         raise RequestError(
-            f"model={made.model!r} is an LCM already: {made.stage} starts from an undistilled model"
+            f"model={config.model!r} is an LCM already: {config.stage} starts from an undistilled model"
         )
-    if len(made.prompts) > MAX_PROMPTS:
-        raise RequestError(f"a sample grid has {len(made.prompts)} prompts: at most {MAX_PROMPTS}")
-    for prompt in made.prompts:
+    if len(config.prompts) > MAX_PROMPTS:
+        raise RequestError(f"a sample grid has {len(config.prompts)} prompts: at most {MAX_PROMPTS}")
+    for prompt in config.prompts:
         check_prompt(prompt)
 
 
@@ -146,25 +146,27 @@ def _check_number(name: str, value: object, low: float, high: float) -> None:
     kind = int if isinstance(low, int) else (int, float)
     fits = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
     if not fits:
-        what = "a whole number" if kind is int else "a number"
-        raise RequestError(f"{name}={value!r}: give {what} from {low:g} to {high:g}")
+        expected = "a whole number" if kind is int else "a number"
+        raise RequestError(f"{name}={value!r}: give {expected} from {low:g} to {high:g}")
 
 
-def _check_guidance(made: TrainConfig) -> None:
-    if not isinstance(made.guidance, tuple) or len(made.guidance) != 2:
-        raise RequestError(f"guidance={made.guidance!r}: give the range as two numbers, such as (3.0, 15.0)")
-    low, high = made.guidance
+def _check_guidance(config: TrainConfig) -> None:
+    if not isinstance(config.guidance, tuple) or len(config.guidance) != 2:
+        raise RequestError(
+            f"guidance={config.guidance!r}: give the range as two numbers, such as (3.0, 15.0)"
+        )
+    low, high = config.guidance
     if not (math.isfinite(low) and math.isfinite(high) and 1 <= low <= high <= 20):
         raise RequestError(f"guidance={low:g},{high:g}: give the range, such as 3,15, within 1 (off) to 20")
-    if made.stage == "add" and low != high:
+    if config.stage == "add" and low != high:
         raise RequestError(f"guidance={low:g},{high:g}: add learns from one; type guidance={high:g},{high:g}")
 
 
-def _check_size(made: TrainConfig, about: Model) -> None:
-    low, high = (32, about.size) if made.stage == "vae" else (about.size // 2, 2 * about.size)
-    if type(made.size) is not int or made.size % 8 or not low <= made.size <= high:
-        what = "crops for the VAE" if made.stage == "vae" else "this model"
+def _check_size(config: TrainConfig, model: Model) -> None:
+    low, high = (32, model.size) if config.stage == "vae" else (model.size // 2, 2 * model.size)
+    if type(config.size) is not int or config.size % 8 or not low <= config.size <= high:
+        subject = "crops for the VAE" if config.stage == "vae" else "this model"
         raise RequestError(
-            f"size={made.size!r}: {what} may have {low} to {high} pixels, in multiples of 8; type "
-            f"size={min(256, about.size) if made.stage == 'vae' else about.size}"
+            f"size={config.size!r}: {subject} may have {low} to {high} pixels, in multiples of 8; type "
+            f"size={min(256, model.size) if config.stage == 'vae' else model.size}"
         )

@@ -49,8 +49,8 @@ class UnetFeatures:
         maps = []
         for block in unet.down_blocks:
             attends = getattr(block, "has_cross_attention", False)
-            told = {"encoder_hidden_states": condition.tokens} if attends else {}
-            x, _ = block(hidden_states=x, temb=emb, **told)
+            text_inputs = {"encoder_hidden_states": condition.tokens} if attends else {}
+            x, _ = block(hidden_states=x, temb=emb, **text_inputs)
             maps.append(x)
         maps.append(unet.mid_block(x, emb, encoder_hidden_states=condition.tokens))
         return maps
@@ -73,10 +73,10 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, pooled: Tensor) -> Tensor:
         """(B, C, h, w), (B, P) → (B, h w)."""
-        seen = self.read(features)
-        wanted = self.suit(pooled)[:, :, None, None]
-        judged: Tensor = self.judge(seen) + (seen * wanted).mean(dim=1, keepdim=True)
-        return judged.flatten(1)
+        hidden = self.read(features)
+        prompt_direction = self.suit(pooled)[:, :, None, None]
+        scores: Tensor = self.judge(hidden) + (hidden * prompt_direction).mean(dim=1, keepdim=True)
+        return scores.flatten(1)
 
 
 class Heads(nn.Module):
@@ -91,11 +91,11 @@ class Heads(nn.Module):
         return torch.cat([head(m, pooled) for head, m in zip(self.heads, maps, strict=True)], dim=1)
 
 
-def generator_loss(made: Tensor) -> Tensor:
+def generator_loss(generated: Tensor) -> Tensor:
     """The student wants to be judged real (arXiv:2311.17042, eq. 2)."""
-    return -made.mean()
+    return -generated.mean()
 
 
-def discriminator_loss(real: Tensor, made: Tensor) -> Tensor:
+def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
     """Hinge (ibid., eq. 3, without the gradient penalty)."""
-    return (1 - real).relu().mean() + (1 + made).relu().mean()
+    return (1 - real).relu().mean() + (1 + generated).relu().mean()

@@ -51,8 +51,8 @@ class EncodedPictures:
 def cache_name(data: str, vae: Any, side: int) -> str:
     """Of the file for these pictures (their fingerprint), this VAE and this size."""
     config = json.dumps(dict(vae.config), default=str)
-    whole = hashlib.sha256(f"{data} {side} {config} {outputs.network_digest(vae)}".encode())
-    return f"latents-{whole.hexdigest()[:16]}.safetensors"
+    digest = hashlib.sha256(f"{data} {side} {config} {outputs.network_digest(vae)}".encode())
+    return f"latents-{digest.hexdigest()[:16]}.safetensors"
 
 
 def encode_pictures(

@@ -60,38 +60,38 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(order: TrainConfig) -> Estimate:
+def estimate(config: TrainConfig) -> Estimate:
     """What one device would hold at the most, and what there is here."""
-    drawn = build_meta_networks(order)
-    task = _task_on_meta(order, drawn)
+    meta = build_meta_networks(config)
+    task = _task_on_meta(config, meta)
     learning = _learning_weights(task)
     count = sum(p.numel() for p in learning.values())
     rows = (
-        *_frozen_weights(order, drawn),
+        *_frozen_weights(config, meta),
         (f"what learns, {count / 1e6:,.1f} M parameters", 4 * count),
         ("its average", _bytes_of_averages(task)),
         ("gradients", 4 * count),
         ("optimiser", 4 * ADAM * count),
-        (f"activations, {_how(order)}", peak(order, task)),
+        (f"activations, {_how(config)}", peak(config, task)),
     )
     reserve = int(RESERVE * sum(size for _, size in rows))
     return Estimate(
-        title=f"{order.stage} on {order.model}: {order.size} pixels, batch {order.batch}",
+        title=f"{config.stage} on {config.model}: {config.size} pixels, batch {config.batch}",
         rows=(*rows, (f"reserve, {RESERVE:.0%}", reserve)),
         free=tuple(_free_memory()),
     )
 
 
-def _frozen_weights(order: TrainConfig, drawn: MetaNetworks) -> list[tuple[str, int]]:
+def _frozen_weights(config: TrainConfig, meta: MetaNetworks) -> list[tuple[str, int]]:
     """Weights that do not learn; on a GPU a teacher's and the text encoders' are bf16 where that is asked."""
-    half = 2 if order.bf16 else 4
-    if order.stage == "vae":
-        return [("the encoder, which stays", 4 * (drawn.vae - drawn.decoder))]
-    rows = [("text encoders", half * drawn.text), ("autoencoder", 4 * drawn.vae)]
-    if order.stage in ("lcm", "add"):
-        rows.append(("the teacher", half * drawn.unet))
-    if order.stage == "lcm-lora":
-        rows.append(("UNet", half * drawn.unet))
+    half = 2 if config.bf16 else 4
+    if config.stage == "vae":
+        return [("the encoder, which stays", 4 * (meta.vae - meta.decoder))]
+    rows = [("text encoders", half * meta.text), ("autoencoder", 4 * meta.vae)]
+    if config.stage in ("lcm", "add"):
+        rows.append(("the teacher", half * meta.unet))
+    if config.stage == "lcm-lora":
+        rows.append(("UNet", half * meta.unet))
     return rows
 
 
@@ -101,21 +101,23 @@ def _bytes_of_averages(task: Task) -> int:
 
 
 def _learning_weights(task: Task) -> dict[str, Any]:
-    named = (network.named_parameters() for network in task.modules.values())
-    return {f"{i}.{key}": p for i, each in enumerate(named) for key, p in each if p.requires_grad}
+    by_network = (network.named_parameters() for network in task.modules.values())
+    return {
+        f"{i}.{key}": p for i, parameters in enumerate(by_network) for key, p in parameters if p.requires_grad
+    }
 
 
-def peak(order: TrainConfig, task: Task) -> int:
+def peak(config: TrainConfig, task: Task) -> int:
     """The most bytes alive at once in a batch's loss and backward pass, gradients of weights left out."""
     hooks = [p.register_post_accumulate_grad_hook(_forget) for p in _learning_weights(task).values()]
     try:
-        with Live() as live, _counted_kernels(order):
+        with Live() as live, _counted_kernels(config):
             task.loss(Draw.of(0, 0)).backward()
     finally:
         for hook in hooks:
             hook.remove()
-    most: int = live.peak
-    return most
+    peak_bytes: int = live.peak
+    return peak_bytes
 
 
 class Live(TorchDispatchMode):
@@ -124,25 +126,25 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._sizes: dict[int, int] = {}
-        self._now = self.peak = 0
+        self._alive = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known:
+        storages = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in storages:
                 self._tensor_born(tensor.untyped_storage())
-        return made
+        return result
 
     def _tensor_born(self, storage: Any) -> None:
         if storage._cdata not in self._sizes:
             self._sizes[storage._cdata] = storage.nbytes()
-            self._now += storage.nbytes()
-            self.peak = max(self.peak, self._now)
+            self._alive += storage.nbytes()
+            self.peak = max(self.peak, self._alive)
             weakref.finalize(storage, self._tensor_died, storage._cdata)
 
     def _tensor_died(self, key: int) -> None:
-        self._now -= self._sizes.pop(key)
+        self._alive -= self._sizes.pop(key)
 
 
 class Fused(torch.autograd.Function):
@@ -150,13 +152,15 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        made = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, made, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return made
+        output = torch.empty_like(query)
+        ctx.save_for_backward(
+            query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32)
+        )
+        return output
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        query, key, value, _made, _rows = ctx.saved_tensors
+        query, key, value, _output, _rows = ctx.saved_tensors
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
@@ -165,78 +169,78 @@ def _forget(p: Tensor) -> None:
 
 
 @contextmanager
-def _counted_kernels(order: TrainConfig) -> Iterator[None]:
+def _counted_kernels(config: TrainConfig) -> Iterator[None]:
     """Fused attention and, under bf16, autocast's casts: matrices in bf16, norms in fp32.
 
     Put in torch's own place for the while: a mode of torch is not seen by what is recomputed in the
     backward pass.
     """
-    low = torch.bfloat16 if order.bf16 else torch.float32
+    low = torch.bfloat16 if config.bf16 else torch.float32
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         apply: Any = Fused.apply
-        made: Tensor = apply(query.to(low), key.to(low), value.to(low))
-        return made
+        output: Tensor = apply(query.to(low), key.to(low), value.to(low))
+        return output
 
     casts = {"linear": low, "conv2d": low, "group_norm": torch.float32, "layer_norm": torch.float32}
-    own = {name: getattr(F, name) for name in ("scaled_dot_product_attention", *casts)}
+    originals = {name: getattr(F, name) for name in ("scaled_dot_product_attention", *casts)}
     try:
         F.scaled_dot_product_attention = attend
         for name, dtype in casts.items():
-            setattr(F, name, _cast(own[name], dtype))
+            setattr(F, name, _cast(originals[name], dtype))
         yield
     finally:
-        for name, function in own.items():
+        for name, function in originals.items():
             setattr(F, name, function)
 
 
 def _cast(function: Any, dtype: torch.dtype) -> Any:
-    def fit(one: Any) -> Any:
-        return one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one
+    def fit(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    return lambda *args, **named: function(*map(fit, args), **tree_map(fit, named))
+    return lambda *args, **kwargs: function(*map(fit, args), **tree_map(fit, kwargs))
 
 
 class _Empty:
     """Stands for pictures and for text encoders: tensors of the right shapes, on no memory."""
 
-    def __init__(self, order: TrainConfig, drawn: MetaNetworks):
-        self.size: Size = (order.size, order.size)
-        self._order, self._drawn = order, drawn
+    def __init__(self, config: TrainConfig, meta: MetaNetworks):
+        self.size: Size = (config.size, config.size)
+        self._config, self._meta = config, meta
         self.encoders = (nn.Module(), nn.Module())  # without weights: what they give is not computed
-        self.encoders[1].config = SimpleNamespace(projection_dim=drawn.pooled)  # type: ignore[assignment]
-        self._dtype = torch.bfloat16 if order.bf16 else torch.float32
+        self.encoders[1].config = SimpleNamespace(projection_dim=meta.pooled)  # type: ignore[assignment]
+        self._dtype = torch.bfloat16 if config.bf16 else torch.float32
 
-    def batch(self, asked: Any, *_: Any) -> Any:
+    def batch(self, count_or_prompts: Any, *_: Any) -> Any:
         """Latents and prompts of a number of pictures, or what prompts are encoded to."""
-        if isinstance(asked, int):
-            side = self._order.size // 8
-            return torch.empty(asked, 4, side, side, device="meta"), [""] * asked
-        rows, device = len(asked), torch.device("meta")
-        tokens = torch.empty(rows, WINDOW, self._drawn.context, device=device, dtype=self._dtype)
-        pooled = torch.empty(rows, self._drawn.pooled, device=device, dtype=self._dtype)
+        if isinstance(count_or_prompts, int):
+            side = self._config.size // 8
+            return torch.empty(count_or_prompts, 4, side, side, device="meta"), [""] * count_or_prompts
+        rows, device = len(count_or_prompts), torch.device("meta")
+        tokens = torch.empty(rows, WINDOW, self._meta.context, device=device, dtype=self._dtype)
+        pooled = torch.empty(rows, self._meta.pooled, device=device, dtype=self._dtype)
         return Conditioning(tokens, {"text_embeds": pooled, "time_ids": size_ids(self.size, rows, device)})
 
 
-def _task_on_meta(order: TrainConfig, drawn: MetaNetworks) -> Task:
+def _task_on_meta(config: TrainConfig, meta: MetaNetworks) -> Task:
     """The very task that would run, on networks of no memory."""
-    empty: Any = _Empty(order, drawn)
-    unet: Any = drawn.networks["unet"]
-    parts: Any = SimpleNamespace(unet=unet, vae=drawn.networks["vae"], text=empty, process=SDXL_NOISE)
+    empty: Any = _Empty(config, meta)
+    unet: Any = meta.networks["unet"]
+    parts: Any = SimpleNamespace(unet=unet, vae=meta.networks["vae"], text=empty, process=SDXL_NOISE)
     blank: Any = SimpleNamespace(tensor=lambda side: torch.empty(1, 3, side, side, device="meta"))
     with torch.device("meta"):
-        if order.stage == "vae":
-            return stages.vae_run(order, parts, [blank]).task
-        task, *_ = stages.make_task(order, parts, empty)
+        if config.stage == "vae":
+            return stages.vae_run(config, parts, [blank]).task
+        task, *_ = stages.make_task(config, parts, empty)
     for p in unet.parameters():
-        if order.bf16 and not p.requires_grad:
+        if config.bf16 and not p.requires_grad:
             p.data = p.data.bfloat16()
     return task
 
 
-def _how(order: TrainConfig) -> str:
-    kind = "bf16" if order.bf16 else "fp32"
-    return f"{kind}, recomputed (checkpointing)" if order.checkpointing else f"{kind}, all kept"
+def _how(config: TrainConfig) -> str:
+    kind = "bf16" if config.bf16 else "fp32"
+    return f"{kind}, recomputed (checkpointing)" if config.checkpointing else f"{kind}, all kept"
 
 
 def _estimate_line(name: str, size: int) -> str:
@@ -245,7 +249,7 @@ def _estimate_line(name: str, size: int) -> str:
 
 def _free_memory() -> Iterator[tuple[str, int]]:
     """Of the GPUs; of main memory where there is none."""
-    seen = probe()
-    gpus = [(gpu.device, gpu.free) for gpu in seen.cuda]
-    gpus += [] if seen.mps is None else [(seen.mps.device, seen.mps.free)]
-    yield from gpus or [(seen.cpu.device, seen.cpu.free)]
+    machine = probe()
+    gpus = [(gpu.device, gpu.free) for gpu in machine.cuda]
+    gpus += [] if machine.mps is None else [(machine.mps.device, machine.mps.free)]
+    yield from gpus or [(machine.cpu.device, machine.cpu.free)]

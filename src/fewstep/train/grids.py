@@ -42,22 +42,22 @@ def stage_recipe(stage: str, family: str) -> Recipe:
 
 
 @torch.no_grad()
-def draw_grid(sitting: GridSettings) -> Image.Image:
+def draw_grid(settings: GridSettings) -> Image.Image:
     """One picture for each prompt, one at a time, which bounds memory.
 
     Raises:
         FewstepError: a picture has numbers that are not finite.
     """
     return tile_images(
-        [_draw_grid_picture(sitting, prompt, seed) for seed, prompt in enumerate(sitting.prompts)]
+        [_draw_grid_picture(settings, prompt, seed) for seed, prompt in enumerate(settings.prompts)]
     )
 
 
 @torch.no_grad()
-def comparison_grid(made: Tensor, real: Tensor) -> Image.Image:
+def comparison_grid(reconstructed: Tensor, real: Tensor) -> Image.Image:
     """(B, 3, H, W) in [-1, 1] each: the real ones above, what was made of them below."""
-    both = to_pixels(torch.cat([real.cpu(), made.float().cpu()]))
-    return tile_images([Image.fromarray(one.numpy()) for one in both], columns=len(real))
+    pixels = to_pixels(torch.cat([real.cpu(), reconstructed.float().cpu()]))
+    return tile_images([Image.fromarray(picture.numpy()) for picture in pixels], columns=len(real))
 
 
 def tile_images(pictures: Sequence[Image.Image], columns: int = 0) -> Image.Image:
@@ -72,32 +72,32 @@ def tile_images(pictures: Sequence[Image.Image], columns: int = 0) -> Image.Imag
     return sheet
 
 
-def _draw_grid_picture(sitting: GridSettings, prompt: str, seed: int) -> Image.Image:
+def _draw_grid_picture(settings: GridSettings, prompt: str, seed: int) -> Image.Image:
     """A call of the product's loop on networks that are in training."""
     call = Call(
-        job=_grid_job(sitting, prompt, seed), recipe=sitting.recipe, token=CancelToken(),
+        job=_grid_job(settings, prompt, seed), recipe=settings.recipe, token=CancelToken(),
         apply_loras=_do_nothing, restore=_do_nothing, notify=_log.warning,
     )  # fmt: skip
-    *_, last = loop.run_steps(sitting.networks, call)
-    (made,) = loop.decode_pictures(sitting.networks, call, last.latents)
-    if isinstance(made, Failure):
-        raise FewstepError(f"the sample of {prompt!r}: {made.reason}")
-    return made
+    *_, last = loop.run_steps(settings.networks, call)
+    (picture,) = loop.decode_pictures(settings.networks, call, last.latents)
+    if isinstance(picture, Failure):
+        raise FewstepError(f"the sample of {prompt!r}: {picture.reason}")
+    return picture
 
 
-def _grid_job(sitting: GridSettings, prompt: str, seed: int) -> Job:
+def _grid_job(settings: GridSettings, prompt: str, seed: int) -> Job:
     """The mode's defaults for one prompt, read as training reads captions: plainly, in one window."""
-    told, against = (_read_plainly(sitting, text) for text in (prompt, ""))
-    height, width = sitting.size
-    asked = {"model": "", "prompts": (told.name,), "seed": seed, "width": width, "height": height}
-    request = complete_request(sitting.recipe, None, {**asked, "guidance": sitting.guidance})
-    understood = make_plan(request, sitting.recipe)
-    return Job(plan=understood, prompts=(told,), negative=against, image=None, mask=None)
+    embedding, negative = (_read_plainly(settings, text) for text in (prompt, ""))
+    height, width = settings.size
+    options = {"model": "", "prompts": (embedding.name,), "seed": seed, "width": width, "height": height}
+    request = complete_request(settings.recipe, None, {**options, "guidance": settings.guidance})
+    plan = make_plan(request, settings.recipe)
+    return Job(plan=plan, prompts=(embedding,), negative=negative, image=None, mask=None)
 
 
-def _read_plainly(sitting: GridSettings, text: str) -> Embedding:
-    known = sitting.networks.text.batch([text], sitting.size)
-    return Embedding(tokens=known.tokens[0], pooled=known.added["text_embeds"][0], text=text)
+def _read_plainly(settings: GridSettings, text: str) -> Embedding:
+    condition = settings.networks.text.batch([text], settings.size)
+    return Embedding(tokens=condition.tokens[0], pooled=condition.added["text_embeds"][0], text=text)
 
 
 def _do_nothing() -> None:

@@ -107,7 +107,7 @@ class LcmTask:
     averages: Mapping[str, Learning]
     student: Network
     target: Network  # the average
-    own: Network  # the teacher
+    teacher_network: Network  # the teacher
 
     def loss(self, draw: Draw) -> Tensor:
         """Algorithm 1, lines 5 to 10."""
@@ -121,19 +121,21 @@ class LcmTask:
 
         noisy = add_noise(real, high, draw)
         embedding = self._embedded(guidance, real)
-        made = consistency_function(self.teacher.denoiser(condition, self.student, embedding), noisy, start)
+        answer = consistency_function(self.teacher.denoiser(condition, self.student, embedding), noisy, start)
         with torch.no_grad():
-            guided = self.teacher.guided(condition, self.source.size, guidance, self.own)
-            nearer = ddim_step(noisy, guided(noisy, high), level_column(high, real), level_column(low, real))
-            aim = consistency_function(
-                self.teacher.denoiser(condition, self.target, embedding), nearer, target
+            guided = self.teacher.guided(condition, self.source.size, guidance, self.teacher_network)
+            less_noisy = ddim_step(
+                noisy, guided(noisy, high), level_column(high, real), level_column(low, real)
             )
-        return pseudo_huber(made, aim)
+            aim = consistency_function(
+                self.teacher.denoiser(condition, self.target, embedding), less_noisy, target
+            )
+        return pseudo_huber(answer, aim)
 
-    def _embedded(self, guidance: list[float], like: Tensor) -> Tensor | None:
+    def _embedded(self, guidance: list[float], latents: Tensor) -> Tensor | None:
         if not self.width:
             return None
-        return guidance_embedding(torch.tensor(guidance, device=like.device) - 1, self.width)
+        return guidance_embedding(torch.tensor(guidance, device=latents.device) - 1, self.width)
 
 
 def lcm_task(
@@ -153,7 +155,7 @@ def lcm_task(
     return LcmTask(
         source=source, teacher=teacher, batch=batch, guidance=guidance, width=width,
         modules={"unet": student}, averages={"unet": average},
-        student=calls[0], target=calls[1], own=calls[2],
+        student=calls[0], target=calls[1], teacher_network=calls[2],
     )  # fmt: skip
 
 
@@ -173,5 +175,5 @@ def lcm_lora_task(
         source=source, teacher=teacher, batch=batch, guidance=guidance, width=0,
         modules={"lora": factors}, averages={"lora": average},
         student=eager_network(teacher.unet), target=smoothed,
-        own=lora.with_factors(teacher.unet, factors.off()),
+        teacher_network=lora.with_factors(teacher.unet, factors.off()),
     )  # fmt: skip

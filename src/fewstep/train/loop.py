@@ -202,8 +202,8 @@ class _State:
         tensors = {f"live.{key}": p.detach() for key, p in self.live.items()}
         tensors |= {f"ema.{key}": p for key, p in self.mean.items()}
         tensors |= dict(self.optimiser.tensors())
-        about = {"step": str(step), "hyper": json.dumps(asdict(self.hyper))}
-        write_tensors(tensors, self.folder / STATE, about)
+        metadata = {"step": str(step), "hyper": json.dumps(asdict(self.hyper))}
+        write_tensors(tensors, self.folder / STATE, metadata)
 
     def resume(self) -> int:
         """Read the state back, if there is one; return how many steps are done."""
@@ -211,27 +211,27 @@ class _State:
         if not path.exists():
             return 0
         with safe_open(path, "pt") as file:
-            about = file.metadata()
-        self._require_same(json.loads(about["hyper"]))
+            metadata = file.metadata()
+        self._require_same(json.loads(metadata["hyper"]))
         tensors = load_file(path)
         with torch.no_grad():
             for key, p in self.live.items():
                 p.copy_(tensors[f"live.{key}"])
                 self.mean[key].copy_(tensors[f"ema.{key}"])
         self.optimiser.load(tensors)
-        return int(about["step"])
+        return int(metadata["step"])
 
     def _require_same(self, stored: dict[str, object]) -> None:
         """A run goes on only with the settings that it began with."""
-        now = asdict(self.hyper)
-        usual = asdict(Hyper(steps=0, batch=0, rate=0))  # what a state from before a setting was there had
-        other = [name for name in now if now[name] != stored.get(name, usual[name])]
-        if other:
-            had = ", ".join(f"{name}={stored.get(name, usual[name])}" for name in other)
-            asked = ", ".join(f"{name}={now[name]}" for name in other)
+        current = asdict(self.hyper)
+        defaults = asdict(Hyper(steps=0, batch=0, rate=0))  # what a state from before a setting was there had
+        changed = [name for name in current if current[name] != stored.get(name, defaults[name])]
+        if changed:
+            stored_text = ", ".join(f"{name}={stored.get(name, defaults[name])}" for name in changed)
+            current_text = ", ".join(f"{name}={current[name]}" for name in changed)
             raise RequestError(
-                f"{self.folder} holds a run with {had}, and asked is {asked}: ask for the same, or for "
-                "another folder"
+                f"{self.folder} holds a run with {stored_text}, and asked is {current_text}: ask for the "
+                "same, or for another folder"
             )
 
 

@@ -64,7 +64,7 @@ def add_factors(unet: UNet2DConditionModel, rank: int, targets: tuple[str, ...])
 
 def with_factors(unet: UNet2DConditionModel, tensors: dict[str, Tensor]) -> Network:
     """The UNet with these in the place of its own."""
-    return eager_network(lambda *args, **named: functional_call(unet, tensors, args, named))
+    return eager_network(lambda *args, **kwargs: functional_call(unet, tensors, args, kwargs))
 
 
 def save_lora(unet: UNet2DConditionModel, factors: LoraFactors, folder: Path) -> None:

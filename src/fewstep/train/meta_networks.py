@@ -54,30 +54,30 @@ class MetaNetworks:
     pooled: int  # width of a prompt's summary
 
 
-def build_meta_networks(order: TrainConfig) -> MetaNetworks:
+def build_meta_networks(config: TrainConfig) -> MetaNetworks:
     """Of the model of an order. SDXL itself needs no files: its configuration is known."""
-    about = describe_model(order.model)
-    here = existing_path(about.source) or hub.cached_folder(
-        about.source, assets.model_files(about.architecture), about.revision
+    described = describe_model(config.model)
+    path = existing_path(described.source) or hub.cached_folder(
+        described.source, assets.model_files(described.architecture), described.revision
     )
-    if here is None and about.family != "sdxl":
+    if path is None and described.family != "sdxl":
         raise RequestError(
-            f"model={order.model!r} is not on this machine: type fewstep models pull {order.model}"
+            f"model={config.model!r} is not on this machine: type fewstep models pull {config.model}"
         )
-    drawn = _sdxl_blueprints() if here is None else _read_blueprints(here)
-    networks = {name: _meta_network(one) for name, one in drawn.items()}
+    blueprints = _sdxl_blueprints() if path is None else _read_blueprints(path)
+    networks = {name: _meta_network(blueprint) for name, blueprint in blueprints.items()}
     autoencoder: Any = networks["vae"]
     unet, vae = _count_parameters(networks["unet"]), _count_parameters(autoencoder)
-    config: Any = networks["unet"].config
-    size_ids = 6 * config.addition_time_embed_dim
+    unet_config: Any = networks["unet"].config
+    size_ids = 6 * unet_config.addition_time_embed_dim
     return MetaNetworks(
         networks=networks,
         unet=unet,
         vae=vae,
         decoder=_count_parameters(autoencoder.decoder),
-        text=footprint.measure_model(about).text,
-        context=config.cross_attention_dim,
-        pooled=config.projection_class_embeddings_input_dim - size_ids,
+        text=footprint.measure_model(described).text,
+        context=unet_config.cross_attention_dim,
+        pooled=unet_config.projection_class_embeddings_input_dim - size_ids,
     )
 
 
@@ -95,13 +95,13 @@ def _sdxl_blueprints() -> dict[str, Blueprint]:
 def _read_blueprints(root: Path) -> dict[str, Blueprint]:
     """From a folder's configurations, or the shapes in a file's header."""
     parts = (folder.read_folder(root) if root.is_dir() else single_file.read_single_file(root)).parts
-    known = _sdxl_blueprints()
-    return {name: parts.get(name, known[name]) for name in known}
+    defaults = _sdxl_blueprints()
+    return {name: parts.get(name, defaults[name]) for name in defaults}
 
 
-def _meta_network(drawn: Blueprint) -> nn.Module:
+def _meta_network(blueprint: Blueprint) -> nn.Module:
     import diffusers
 
     with torch.device("meta"):
-        made: nn.Module = getattr(diffusers, drawn.kind)(**network_config(drawn))
-    return made.requires_grad_(False)
+        network: nn.Module = getattr(diffusers, blueprint.kind)(**network_config(blueprint))
+    return network.requires_grad_(False)

@@ -115,12 +115,12 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     return x.T if len(matrix) > matrix.shape[1] else x
 
 
-def _parameter_groups(named: Mapping[str, Tensor], paces: Mapping[str, float]) -> list[dict[str, Any]]:
+def _parameter_groups(parameters: Mapping[str, Tensor], paces: Mapping[str, float]) -> list[dict[str, Any]]:
     """The parameters of each network, with its pace."""
     networks: dict[str, list[Tensor]] = {}
-    for key, p in named.items():
+    for key, p in parameters.items():
         networks.setdefault(key.split(".", 1)[0], []).append(p)
-    return [{"params": own, "pace": paces.get(network, 1.0)} for network, own in networks.items()]
+    return [{"params": tensors, "pace": paces.get(network, 1.0)} for network, tensors in networks.items()]
 
 
 def _is_hidden_matrix(key: str, p: Tensor) -> bool:

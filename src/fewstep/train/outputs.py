@@ -22,7 +22,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 def write_record(folder: Path, facts: dict[str, Any]) -> None:
     """Write it; `facts` is what only this run knows."""
-    about = {
+    record = {
         "command": ["fewstep", *sys.argv[1:]],
         "versions": {name: version(name) for name in _PACKAGES},
         "machine": platform.machine(),
@@ -30,7 +30,7 @@ def write_record(folder: Path, facts: dict[str, Any]) -> None:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+        (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise OutputError(f"{str(folder)!r} cannot be written: {error.strerror or error}") from error
 
@@ -51,8 +51,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
 
 def network_digest(network: nn.Module) -> str:
     """The sha256 of all weights, by name."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -56,12 +56,12 @@ class TrainingPicture:
 
     def fitted(self, side: int) -> Image.Image:
         """Upright RGB, over white where it is transparent, resized to cover and cropped to a square."""
-        whole = decode_image(io.BytesIO(self.read()), self.name)
-        if whole.has_transparency_data:
-            seen = whole.convert("RGBA")
-            whole = Image.new("RGBA", seen.size, "white")
-            whole.alpha_composite(seen)
-        return ImageOps.fit(whole.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+        image = decode_image(io.BytesIO(self.read()), self.name)
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            image = Image.new("RGBA", rgba.size, "white")
+            image.alpha_composite(rgba)
+        return ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
 
     def tensor(self, side: int) -> Tensor:
         """(1, 3, side, side) in [-1, 1]."""
@@ -92,11 +92,11 @@ def find_pictures(images: Path) -> list[TrainingPicture]:
 
 def fingerprint(pictures: list[TrainingPicture]) -> str:
     """64 hex digits of all files and captions."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for picture in pictures:
-        whole.update(hashlib.sha256(picture.read()).digest())
-        whole.update(hashlib.sha256(picture.caption.encode()).digest())
-    return whole.hexdigest()
+        digest.update(hashlib.sha256(picture.read()).digest())
+        digest.update(hashlib.sha256(picture.caption.encode()).digest())
+    return digest.hexdigest()
 
 
 def _pictures_of_folder(root: Path) -> list[TrainingPicture]:
@@ -117,13 +117,13 @@ def _pictures_of_folder(root: Path) -> list[TrainingPicture]:
 
 def _require_captions(pictures: list[TrainingPicture | str]) -> list[TrainingPicture]:
     """All of them; the names of those without a caption are an error."""
-    bare = [one for one in pictures if isinstance(one, str)]
+    bare = [picture for picture in pictures if isinstance(picture, str)]
     if bare:
         raise RequestError(
             f"{len(bare)} of {len(pictures)} pictures have no caption, the first is {bare[0]}: write one "
             "into a .txt file of its name beside it, or move it away"
         )
-    return [one for one in pictures if isinstance(one, TrainingPicture)]
+    return [picture for picture in pictures if isinstance(picture, TrainingPicture)]
 
 
 def _picture_with_caption_beside(root: Path, path: Path) -> TrainingPicture | str:
@@ -236,14 +236,14 @@ def _picture_of_file(root: Path, path: Path, caption: str, where: str = "") -> T
     return TrainingPicture(name=str(path), caption=caption, path=path, length=path.stat().st_size)
 
 
-def _require_plain_file(root: Path, path: Path, most: int) -> Path:
+def _require_plain_file(root: Path, path: Path, limit: int) -> Path:
     """A file that lies in the folder, is no pipe, and not too large."""
     if not path.resolve().is_relative_to(root.resolve()):
         raise RequestError(f"{path} is a link that leads out of {root}: copy the file itself")
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):
         raise RequestError(f"{path} is no file")
-    _require_small(about.st_size, most, str(path))
+    _require_small(info.st_size, limit, str(path))
     return path
 
 
@@ -255,9 +255,9 @@ def _require_inside(name: str, where: str) -> None:
         raise RequestError(f"{where}: the name {name!r:.200} leads out of the folder: give a relative one")
 
 
-def _require_small(size: int, most: int, where: str) -> None:
-    if size > most:
-        raise RequestError(f"{where} has {size} bytes: at most {most}")
+def _require_small(size: int, limit: int, where: str) -> None:
+    if size > limit:
+        raise RequestError(f"{where} has {size} bytes: at most {limit}")
 
 
 def _parse_object(data: bytes, where: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ FREE = ("images", "out", "save_every", "grid_every", "prompts", "checkpointing")
 _log = logging.getLogger("fewstep")
 
 
-def run_training(order: TrainConfig) -> Iterator[EncodingProgress | Progress]:
+def run_training(config: TrainConfig) -> Iterator[EncodingProgress | Progress]:
     """Encode the pictures, train, write the result; yield after each picture and each step.
 
     Raises:
@@ -51,68 +51,68 @@ def run_training(order: TrainConfig) -> Iterator[EncodingProgress | Progress]:
         FewstepError: the loss is not a finite number.
     """
     devices = loop.process_state(timeout=PATIENCE)
-    shown = pictures.find_pictures(order.images)
-    facts = _run_facts(order, pictures.fingerprint(shown), len(shown))
-    _require_same(order.out, facts)
+    examples = pictures.find_pictures(config.images)
+    facts = _run_facts(config, pictures.fingerprint(examples), len(examples))
+    _require_same(config.out, facts)
     if devices.is_main_process:
-        write_record(order.out, facts)
-    place = _placement(order, devices.device)
-    parts = _load_undistilled(order, place)
-    _warn_of_long(shown, parts.text)
-    if order.stage == "vae":
-        job = stages.vae_run(order, parts, shown)
+        write_record(config.out, facts)
+    place = _placement(config, devices.device)
+    parts = _load_undistilled(config, place)
+    _warn_of_long(examples, parts.text)
+    if config.stage == "vae":
+        job = stages.vae_run(config, parts, examples)
     else:
-        path = order.out / encode.cache_name(facts["pictures"], parts.vae, order.size)
-        source = yield from _latents_made_once(order, shown, Codec(parts.vae, place), path)
-        job = stages.unet_run(order, parts, source, place)
-    yield from _train_with_grids(order, job)
+        path = config.out / encode.cache_name(facts["pictures"], parts.vae, config.size)
+        source = yield from _latents_made_once(config, examples, Codec(parts.vae, place), path)
+        job = stages.unet_run(config, parts, source, place)
+    yield from _train_with_grids(config, job)
     if devices.is_main_process:
-        job.write(order.out)
-        write_record(order.out, {**facts, "finished": True})
+        job.write(config.out)
+        write_record(config.out, {**facts, "finished": True})
     devices.wait_for_everyone()
 
 
-def make_hyper(order: TrainConfig) -> Hyper:
+def make_hyper(config: TrainConfig) -> Hyper:
     """How long and how fast, for the loop."""
     return Hyper(
-        steps=order.steps,
-        batch=order.batch,
-        rate=order.rate,
-        warmup=order.warmup,
-        ema=order.ema,
-        weight_decay=order.weight_decay,
-        seed=order.seed,
-        bf16=order.bf16,
-        muon=order.muon,
-        accumulate=order.accumulate,
-        paces=add.HYPER.paces if order.stage == "add" else {},
+        steps=config.steps,
+        batch=config.batch,
+        rate=config.rate,
+        warmup=config.warmup,
+        ema=config.ema,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+        bf16=config.bf16,
+        muon=config.muon,
+        accumulate=config.accumulate,
+        paces=add.HYPER.paces if config.stage == "add" else {},
     )
 
 
-def _train_with_grids(order: TrainConfig, job: stages.StageRun) -> Iterator[Progress]:
+def _train_with_grids(config: TrainConfig, job: stages.StageRun) -> Iterator[Progress]:
     """The loop, with a sample grid every so many steps, and one at the end."""
     devices = loop.process_state()
-    for progress in loop.train_task(job.task, make_hyper(order), order.out, every=order.save_every):
-        due = order.grid_every and (progress.step % order.grid_every == 0 or progress.step == order.steps)
+    for progress in loop.train_task(job.task, make_hyper(config), config.out, every=config.save_every):
+        due = config.grid_every and (progress.step % config.grid_every == 0 or progress.step == config.steps)
         if due and devices.is_main_process:
-            with loop.bf16_autocast(devices.device, enabled=order.bf16):
-                job.draw().save(order.out / f"samples-{progress.step:06d}.png")
+            with loop.bf16_autocast(devices.device, enabled=config.bf16):
+                job.draw().save(config.out / f"samples-{progress.step:06d}.png")
         yield progress
 
 
 def _latents_made_once(
-    order: TrainConfig, shown: Sequence[TrainingPicture], codec: Codec, path: Path
+    config: TrainConfig, examples: Sequence[TrainingPicture], codec: Codec, path: Path
 ) -> Generator[EncodingProgress, None, EncodedPictures]:
     """The latents, which the main process makes where they are not there yet."""
     with loop.process_state().main_process_first():
         if not path.exists():
-            yield from encode.encode_pictures(shown, codec, order.size, path)
-    return encode.load_encoded(path, shown)
+            yield from encode.encode_pictures(examples, codec, config.size, path)
+    return encode.load_encoded(path, examples)
 
 
-def _placement(order: TrainConfig, device: torch.device) -> Placement:
+def _placement(config: TrainConfig, device: torch.device) -> Placement:
     """Everything on one device. An adapter's UNet does not learn: on a GPU it has half the bytes."""
-    halved = order.stage == "lcm-lora" and order.bf16 and device.type == "cuda"
+    halved = config.stage == "lcm-lora" and config.bf16 and device.type == "cuda"
     return Placement(
         device=device,
         dtype=torch.bfloat16 if halved else torch.float32,
@@ -126,17 +126,17 @@ def _placement(order: TrainConfig, device: torch.device) -> Placement:
     )
 
 
-def _load_undistilled(order: TrainConfig, place: Placement) -> Parts:
+def _load_undistilled(config: TrainConfig, place: Placement) -> Parts:
     """The undistilled model."""
-    about, recipe = modes.choose_mode(order.model, "base")
-    return load_parts(about, recipe, EngineKey.of("base", model=order.model), place)
+    model, recipe = modes.choose_mode(config.model, "base")
+    return load_parts(model, recipe, EngineKey.of("base", model=config.model), place)
 
 
-def _warn_of_long(shown: Sequence[TrainingPicture], text: TextEncoder) -> None:
+def _warn_of_long(examples: Sequence[TrainingPicture], text: TextEncoder) -> None:
     """Captions are read in one window; whose end is not read is said."""
-    captions = [picture.caption for picture in shown]
+    captions = [picture.caption for picture in examples]
     lengths = [len(ids) for ids in text.tokenizers[0](captions, verbose=False).input_ids]
-    long = [picture for picture, length in zip(shown, lengths, strict=True) if length > WINDOW]
+    long = [picture for picture, length in zip(examples, lengths, strict=True) if length > WINDOW]
     if long:
         _log.warning(
             "%d captions have more than %d tokens, and their ends are not read; the first is of %s",
@@ -144,9 +144,9 @@ def _warn_of_long(shown: Sequence[TrainingPicture], text: TextEncoder) -> None:
         )  # fmt: skip
 
 
-def _run_facts(order: TrainConfig, data: str, count: int) -> dict[str, Any]:
+def _run_facts(config: TrainConfig, data: str, count: int) -> dict[str, Any]:
     """What `run.json` says."""
-    settings = {**asdict(order), "images": str(order.images), "out": str(order.out)}
+    settings = {**asdict(config), "images": str(config.images), "out": str(config.out)}
     return {
         "settings": settings,
         "pictures": data,
@@ -160,13 +160,19 @@ def _require_same(out: Path, facts: dict[str, Any]) -> None:
     """A folder holds one run: the same pictures, model and settings."""
     if not (out / loop.STATE).exists() or not (out / "run.json").exists():
         return
-    before = json.loads((out / "run.json").read_text())
-    now = json.loads(json.dumps(facts))  # lists for tuples, as they are read back
-    had, asked = (
-        {**one["settings"], "pictures": one["pictures"], "processes": one["processes"]}
-        for one in (before, now)
+    stored = json.loads((out / "run.json").read_text())
+    current = json.loads(json.dumps(facts))  # lists for tuples, as they are read back
+    stored_settings, current_settings = (
+        {**record["settings"], "pictures": record["pictures"], "processes": record["processes"]}
+        for record in (stored, current)
     )
-    other = [name for name in asked if name not in FREE and asked[name] != had.get(name)]
-    if other:
-        told = ", ".join(f"{name}={had.get(name)}, and asked is {asked[name]}" for name in other)
-        raise RequestError(f"{out} holds a run with {told}: ask for the same, or for another folder")
+    changed = [
+        name
+        for name in current_settings
+        if name not in FREE and current_settings[name] != stored_settings.get(name)
+    ]
+    if changed:
+        differences = ", ".join(
+            f"{name}={stored_settings.get(name)}, and asked is {current_settings[name]}" for name in changed
+        )
+        raise RequestError(f"{out} holds a run with {differences}: ask for the same, or for another folder")

@@ -53,9 +53,9 @@ class Teacher:
         self, condition: Conditioning, size: Size, guidance: Sequence[float], unet: Network
     ) -> Denoiser:
         """The same with classifier-free guidance, one scale per picture; 1 is off."""
-        nothing = self.read([""] * len(guidance), size)
+        negative = self.read([""] * len(guidance), size)
         scale = torch.tensor(guidance, device=self.device).view(-1, 1, 1, 1)
-        return Denoiser(unet, condition, process=self.process, cfg=Cfg(negative=nothing, scale=scale))
+        return Denoiser(unet, condition, process=self.process, cfg=Cfg(negative=negative, scale=scale))
 
 
 def add_noise(latents: Tensor, sigmas: Sequence[float], draw: Draw) -> Tensor:
@@ -64,6 +64,6 @@ def add_noise(latents: Tensor, sigmas: Sequence[float], draw: Draw) -> Tensor:
     return latents + level_column(sigmas, latents) * noise
 
 
-def level_column(values: Sequence[float], like: Tensor) -> Tensor:
+def level_column(values: Sequence[float], latents: Tensor) -> Tensor:
     """One number per picture, as (B, 1, 1, 1) beside `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)
+    return torch.tensor(values, dtype=latents.dtype, device=latents.device).view(-1, 1, 1, 1)

@@ -39,9 +39,9 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
+def reconstruction_loss(decoded: Tensor, real: Tensor) -> Tensor:
     """L1 + L2 + half an L1 on the differences between neighbours; (B, 3, H, W) each."""
-    error = made - real
+    error = decoded - real
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     return error.abs().mean() + error.square().mean() + 0.5 * edges
 
@@ -66,8 +66,8 @@ class VaeTask:
         posterior = self.vae.encode(real).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         noise = torch.randn(mean.shape, generator=draw.torch).to(mean)
-        made = self.vae.decode(mean + (0.5 * logvar).exp() * noise).sample.float()
-        return reconstruction_loss(made, real) + KL_WEIGHT * kl_loss(mean, logvar)
+        decoded = self.vae.decode(mean + (0.5 * logvar).exp() * noise).sample.float()
+        return reconstruction_loss(decoded, real) + KL_WEIGHT * kl_loss(mean, logvar)
 
 
 def crops(sprites: Tensor, batch: int, draw: Draw) -> Tensor:
@@ -78,17 +78,17 @@ def crops(sprites: Tensor, batch: int, draw: Draw) -> Tensor:
     return pictures[:, :, top : top + CROP, left : left + CROP].contiguous()
 
 
-def psnr(made: Tensor, real: Tensor) -> float:
+def psnr(decoded: Tensor, real: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of pictures in [-1, 1], over all pixels."""
-    return float(10 * torch.log10(4 / F.mse_loss(made.clamp(-1, 1), real)))
+    return float(10 * torch.log10(4 / F.mse_loss(decoded.clamp(-1, 1), real)))
 
 
 def round_trip(vae: AutoencoderKL) -> Callable[[Tensor], Tensor]:
     """Pictures (B, 3, H, W) in [-1, 1] → what the autoencoder makes of them, encoded by the mean."""
 
     def both_ways(pictures: Tensor) -> Tensor:
-        made: Tensor = vae.decode(vae.encode(pictures.to(vae.device)).latent_dist.mode()).sample
-        return made.cpu()
+        decoded: Tensor = vae.decode(vae.encode(pictures.to(vae.device)).latent_dist.mode()).sample
+        return decoded.cpu()
 
     return both_ways
 
@@ -125,6 +125,6 @@ class VaeDecoderTask:
 
     def crop(self, draw: Draw) -> Tensor:
         """A random square of a random picture, (1, 3, crop, crop) in [-1, 1]."""
-        whole = self.pictures[draw.python.randrange(len(self.pictures))].tensor(self._side)
+        picture = self.pictures[draw.python.randrange(len(self.pictures))].tensor(self._side)
         top, left = (draw.python.randrange(self._side - self._crop + 1) for _ in range(2))
-        return whole[:, :, top : top + self._crop, left : left + self._crop]
+        return picture[:, :, top : top + self._crop, left : left + self._crop]

@@ -157,10 +157,10 @@ def _read_pictures(
         return
     icons = json.loads(_read_member(tarball, "package/icons.json"))
     chars = json.loads(_read_member(tarball, "package/chars.json")) or _codes_by_name(icons["icons"], labels)
-    seen: set[str] = set()
+    seen_codes: set[str] = set()
     for code, name in chars.items():
-        if _code_points(code) not in seen:
-            seen.add(_code_points(code))
+        if _code_points(code) not in seen_codes:
+            seen_codes.add(_code_points(code))
             yield _code_points(code), _render_icon(icons, name)
 
 

@@ -77,10 +77,10 @@ def set_scaling(vae: AutoencoderKL, mean: list[float], std: list[float]) -> None
 
 def write_features(work: Path, folder: Path) -> None:
     """The network that evaluation looks through, where it is trained."""
-    made = work / "features" / FEATURES
-    if made.exists():
+    path = work / "features" / FEATURES
+    if path.exists():
         (folder / "features").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(made, folder / "features" / FEATURES)
+        shutil.copyfile(path, folder / "features" / FEATURES)
 
 
 def write_sums(folder: Path) -> None:

@@ -34,13 +34,13 @@ STYLE_WEIGHT = 0.3  # of the style's loss beside the name's
 NOISE, BLOTCHES = 0.05, 0.08  # standard deviations, at most, of pictures in [-1, 1]
 
 
-def cosine_loss(feature: Tensor, centres: Tensor, right: Tensor) -> Tensor:
+def cosine_loss(feature: Tensor, centres: Tensor, labels: Tensor) -> Tensor:
     """Softmax over scaled cosines less a margin (CosFace, Wang et al. 2018, arXiv:1801.09414, eq. 4).
 
     feature (B, D) of length 1, centres (C, D) of any length, right (B,) the index of the true one.
     """
     cosines = feature @ F.normalize(centres.float(), dim=1).T
-    return F.cross_entropy(SCALE * (cosines - MARGIN * F.one_hot(right, len(centres))), right)
+    return F.cross_entropy(SCALE * (cosines - MARGIN * F.one_hot(labels, len(centres))), labels)
 
 
 def soften(pictures: Tensor, draw: Draw) -> Tensor:
@@ -108,14 +108,16 @@ def measure_features(
     from fewstep.train.bundled import features
     from fewstep.train.bundled.features import retrieval_hits
 
-    known = features.describe_sprites(network, sprites)
+    plain_features = features.describe_sprites(network, sprites)
     draw = Draw(torch.Generator().manual_seed(seed), random.Random(seed))
-    made = [
+    placed_features = [
         network(soften(sprite_pictures.make_pictures(part, draw.python)[0], draw))
         for part in shrink_sprites(sprites).split(128)
     ]
     names = [caption.label for caption in captions]
-    return float(retrieval_hits(torch.cat(made), known, names, names, nearest=1).float().mean())
+    return float(
+        retrieval_hits(torch.cat(placed_features), plain_features, names, names, nearest=1).float().mean()
+    )
 
 
 def train_features(work: Path) -> Iterator[Progress]:
@@ -127,6 +129,6 @@ def train_features(work: Path) -> Iterator[Progress]:
     loop.restore(learner.averages, folder)
     network: Any = learner.averages["network"]
     digest = features.write_features(network, folder / "features.safetensors")
-    found = measure_features(network, sprites, captions)
-    facts = {"retrieval_1_of_real_pictures": found, "sha256": digest, "hyper": asdict(HYPER)}
+    accuracy = measure_features(network, sprites, captions)
+    facts = {"retrieval_1_of_real_pictures": accuracy, "sha256": digest, "hyper": asdict(HYPER)}
     write_record(folder, facts)

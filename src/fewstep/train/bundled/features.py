@@ -84,22 +84,25 @@ def read_features(path: Path = SHIPPED) -> FeatureNetwork:
     with raise_as_corrupt(path):
         network.load_state_dict({key: tensor.float() for key, tensor in load_file(path).items()})
     network.eval().requires_grad_(False)
-    found: FeatureNetwork = network
-    return found
+    loaded: FeatureNetwork = network
+    return loaded
 
 
 def retrieval_hits(
-    features: Tensor, known: Tensor, labels: Sequence[str], wanted: Sequence[str], nearest: int
+    features: Tensor, references: Tensor, labels: Sequence[str], query_labels: Sequence[str], nearest: int
 ) -> Tensor:
     """Retrieval@k: is what is wanted among the labels of the k nearest known pictures? (N,), bool.
 
     known (P, V, D): P pictures, each in V views, of which the one that fits best counts, so that k
     nearest are k distinct pictures. labels (P), wanted (N). Near is a large cosine.
     """
-    likeness = (features @ known.flatten(0, 1).T).unflatten(1, known.shape[:2]).amax(dim=2)  # (N, P)
-    found = likeness.topk(min(nearest, len(known)), dim=1).indices.tolist()
+    likeness = (
+        (features @ references.flatten(0, 1).T).unflatten(1, references.shape[:2]).amax(dim=2)
+    )  # (N, P)
+    indices = likeness.topk(min(nearest, len(references)), dim=1).indices.tolist()
     return torch.tensor(
-        [word in {labels[i] for i in row} for word, row in zip(wanted, found, strict=True)], dtype=torch.bool
+        [label in {labels[i] for i in row} for label, row in zip(query_labels, indices, strict=True)],
+        dtype=torch.bool,
     )
 
 

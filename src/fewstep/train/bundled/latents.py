@@ -43,8 +43,8 @@ class Latents:
     @cached_property
     def shown(self) -> Tensor:
         """The rows to train on: those of captions that are not held out."""
-        held = torch.tensor(held_out_pairs(self.captions))
-        return (~held).repeat(len(self.values) // len(held)).nonzero()[:, 0]
+        held_out = torch.tensor(held_out_pairs(self.captions))
+        return (~held_out).repeat(len(self.values) // len(held_out)).nonzero()[:, 0]
 
     def batch(self, size: int, draw: Draw, empty: float) -> tuple[Tensor, list[str]]:
         """`size` random latents, fp32, each with a way of saying what it shows; "" at the rate `empty`."""
@@ -68,7 +68,7 @@ def held_out_pairs(captions: list[Caption]) -> list[bool]:
 
 
 def encode_sprites(
-    vae: AutoencoderKL, sprites: Tensor, path: Path, *, like: Latents | None = None, seed: int = 1
+    vae: AutoencoderKL, sprites: Tensor, path: Path, *, scaling: Latents | None = None, seed: int = 1
 ) -> Iterator[Progress]:
     """Encode all placements to `path`, normalised as `like` is; yield after each batch how many are done."""
     rng = random.Random(seed)
@@ -84,7 +84,9 @@ def encode_sprites(
                 yield Progress(len(backdrops), 0.0, 0.0)
     latents = torch.cat(values)
     mean, std = (
-        (latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))) if like is None else (like.mean, like.std)
+        (latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
+        if scaling is None
+        else (scaling.mean, scaling.std)
     )
     normal = (latents - mean.view(1, 4, 1, 1)) / std.view(1, 4, 1, 1)
     content = {"values": normal.half(), "backdrops": torch.tensor(backdrops), "mean": mean, "std": std}
@@ -93,5 +95,5 @@ def encode_sprites(
 
 def read_latents(path: Path, captions: list[Caption]) -> Latents:
     """Read what `encode` wrote."""
-    found = load_file(path)
-    return Latents(found["values"], found["backdrops"], captions, found["mean"], found["std"])
+    tensors = load_file(path)
+    return Latents(tensors["values"], tensors["backdrops"], captions, tensors["mean"], tensors["std"])

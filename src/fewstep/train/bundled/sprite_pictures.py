@@ -67,5 +67,5 @@ def make_prompt(caption: Caption, backdrop: str | None, rng: random.Random, empt
     if rng.random() < 0.3:
         subject = ("an " if subject[0] in "aeiou" else "a ") + subject
     style = f", {caption.style} style" if rng.random() < 0.85 else ""
-    said = backdrop is not None and rng.random() < (0.2 if backdrop == "white" else 0.8)
-    return subject + style + (f", on a {backdrop} background" if said else "")
+    names_backdrop = backdrop is not None and rng.random() < (0.2 if backdrop == "white" else 0.8)
+    return subject + style + (f", on a {backdrop} background" if names_backdrop else "")

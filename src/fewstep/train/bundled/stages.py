@@ -55,7 +55,7 @@ def train_vae(work: Path) -> Iterator[Progress]:
         yield from latents.encode_sprites(network, task.sprites, path)
     if not (path := tasks.latents_path(work, tasks.STYLE_NAME)).exists():
         sprites = data.load_sprites(work / "data", tasks.STYLE_NAME)[0]
-        yield from latents.encode_sprites(network, sprites, path, like=tasks.load_latents(work))
+        yield from latents.encode_sprites(network, sprites, path, scaling=tasks.load_latents(work))
     psnr = vae.measure_psnr(vae.round_trip(network), task.sprites)
     write_record(work / "vae", {"psnr_db": psnr, "hyper": asdict(vae.HYPER)})
 
@@ -161,9 +161,9 @@ def run_stage(stage: str, work: Path) -> Iterator[Progress]:
     """Run or resume one stage."""
     check_stage(stage, BUNDLED_STAGES)
     if stage in _NEEDS:
-        before, file = _NEEDS[stage]
+        earlier_stage, file = _NEEDS[stage]
         if not (work / file).exists():
             raise RequestError(
-                f"stage={stage!r} needs {work / file}: type fewstep train {before} --work {work}"
+                f"stage={stage!r} needs {work / file}: type fewstep train {earlier_stage} --work {work}"
             )
     return STAGES[stage](work)

@@ -77,9 +77,9 @@ def latents_path(work: Path, apart: str = "") -> Path:
 
 def load_vae(work: Path) -> AutoencoderKL:
     """The finished VAE, which knows how its latents are normalised."""
-    network, known = vae.build_vae().to(loop.process_state().device), load_latents(work)
+    network, encoded = vae.build_vae().to(loop.process_state().device), load_latents(work)
     loop.restore({"vae": network}, work / "vae")
-    export.set_scaling(network, known.mean.tolist(), known.std.tolist())
+    export.set_scaling(network, encoded.mean.tolist(), encoded.std.tolist())
     return network
 
 

@@ -40,7 +40,7 @@ class TinyVaeTask:
         self._teacher, self._batch = teacher.requires_grad_(False), batch
         scaling = (teacher.config.latents_mean, teacher.config.latents_std)
         self._mean, self._std = (
-            torch.tensor(each, device=teacher.device).view(1, -1, 1, 1) for each in scaling
+            torch.tensor(values, device=teacher.device).view(1, -1, 1, 1) for values in scaling
         )
         self._tiny: AutoencoderTiny = build_tiny_vae().to(teacher.device)
         self.modules: dict[str, nn.Module] = {"vae": self._tiny}
@@ -48,16 +48,16 @@ class TinyVaeTask:
 
     def loss(self, draw: Draw) -> Tensor:
         real = crops(self.sprites, self._batch, draw).to(self._teacher.device)
-        known = self._teacher_latents(real)
-        made = self._tiny.decode(known).sample.float()
-        seen = self._tiny.encode(real).latents.float()
-        return reconstruction_loss(made, real) + F.mse_loss(seen, known)
+        latents = self._teacher_latents(real)
+        decoded = self._tiny.decode(latents).sample.float()
+        encoded = self._tiny.encode(real).latents.float()
+        return reconstruction_loss(decoded, real) + F.mse_loss(encoded, latents)
 
     def decoded(self, pictures: Tensor) -> Tensor:
         """Pictures, encoded by the large autoencoder and decoded by the tiny one's average."""
         average: Any = self.averages["vae"]
-        made: Tensor = average.decode(self._teacher_latents(pictures)).sample
-        return made.cpu()
+        decoded: Tensor = average.decode(self._teacher_latents(pictures)).sample
+        return decoded.cpu()
 
     @torch.no_grad()
     def _teacher_latents(self, pictures: Tensor) -> Tensor:
