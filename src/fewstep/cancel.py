@@ -46,13 +46,13 @@ async def run_in_thread(call: Callable[[CancelToken], T], token: CancelToken | N
     """
     import asyncio
 
-    own = CancelToken(*([] if token is None else [token]))
-    started = _thread_pool().submit(copy_context().run, call, own)
+    call_token = CancelToken(*([] if token is None else [token]))
+    started = _thread_pool().submit(copy_context().run, call, call_token)
     work = asyncio.wrap_future(started)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        own.cancel()
+        call_token.cancel()
         if not started.cancel():
             work.add_done_callback(lambda done: done.cancelled() or done.exception())  # it has been told
             await asyncio.wait([work])

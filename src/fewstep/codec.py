@@ -79,8 +79,8 @@ class Codec:
         latents = latents.nan_to_num()  # what is wrong with them is said when the picture is made
         if self._cheap:
             with self._lock:
-                seen = self._run_or_tile(self._vae, lambda vae: self._decode_raw(vae, latents), ignore)
-            return to_pixels(seen.nan_to_num())[0].cpu()
+                decoded = self._run_or_tile(self._vae, lambda vae: self._decode_raw(vae, latents), ignore)
+            return to_pixels(decoded.nan_to_num())[0].cpu()
         with self._lock:
             if self._colours is None:
                 self._colours = self._fit_colours()
@@ -131,11 +131,11 @@ class Codec:
         levels = torch.linspace(-1, 1, 3)
         flat = torch.cartesian_prod(levels, levels, levels)
         noise = torch.zeros(1, 4, 8, 8)
-        seen = [
+        encoded = [
             self._encode_raw(self._vae, colour.view(1, 3, 1, 1).expand(1, 3, 64, 64), noise).mean(dim=(2, 3))
             for colour in flat
         ]
-        latents = torch.cat(seen).cpu()
+        latents = torch.cat(encoded).cpu()
         fitted: Tensor = torch.linalg.lstsq(torch.cat([latents, torch.ones(27, 1)], dim=1), flat).solution
         return fitted.to(self._placement.device)
 

@@ -112,13 +112,15 @@ class Denoiser:
         """Return x0, (B, C, h, w) in fp32; `sigma` is one level for the batch, or one per row."""
         process, levels = self._process, [sigma] if isinstance(sigma, float | int) else list(sigma)
         skip, out = (_per_row(c, x) for c in zip(*map(process.x0_weights, levels), strict=True))
-        seen = (x * _per_row([*map(process.input_scale, levels)], x)).to(self._conditioning.tokens.dtype)
+        scaled = (x * _per_row([*map(process.input_scale, levels)], x)).to(self._conditioning.tokens.dtype)
         times = torch.tensor([*map(process.network_time, levels)], dtype=torch.float32, device=x.device)
         times = times.expand(len(x))
         if self._cfg is None:
-            return skip * x + out * self._network(seen, times, self._conditioning, self._embedding).float()
-        both = self._network(torch.cat([seen, seen]), times.repeat(2), self._conditioning, self._embedding)
-        negative, positive = both.float().chunk(2)
+            return skip * x + out * self._network(scaled, times, self._conditioning, self._embedding).float()
+        predictions = self._network(
+            torch.cat([scaled, scaled]), times.repeat(2), self._conditioning, self._embedding
+        )
+        negative, positive = predictions.float().chunk(2)
         guided = negative + self._cfg.scale * (positive - negative)
         return skip * x + out * rescale_guidance(guided, positive, self._cfg.rescale)
 

@@ -35,15 +35,17 @@ def output_paths(path: str | Path, places: Sequence[int], *, overwrite: bool) ->
         raise OutputError(f"{path!r} is no path: type 'picture.png'")
     target = Path(path)
     if target.suffix.lower() != ".png":
-        fitting = target.with_suffix(".png") if target.name else target / "picture.png"
-        raise OutputError(f"{str(path)!r}: pictures are saved as PNG; type {str(fitting)!r}")
+        suggestion = target.with_suffix(".png") if target.name else target / "picture.png"
+        raise OutputError(f"{str(path)!r}: pictures are saved as PNG; type {str(suggestion)!r}")
     if not os.path.isdir(target.parent):
-        there = f"there is no folder {str(target.parent)!r}; make it, or choose another"
-        raise OutputError(f"{str(path)!r} cannot be written: {there}")
+        reason = f"there is no folder {str(target.parent)!r}; make it, or choose another"
+        raise OutputError(f"{str(path)!r} cannot be written: {reason}")
     paths = [target.with_stem(f"{target.stem}-{place}") for place in places] or [target]
-    taken = [p for p in paths if os.path.lexists(p)] if not overwrite else []
-    if taken:
-        raise OutputError(f"{str(taken[0])!r} exists: choose another name, or overwrite=True (--overwrite)")
+    existing = [p for p in paths if os.path.lexists(p)] if not overwrite else []
+    if existing:
+        raise OutputError(
+            f"{str(existing[0])!r} exists: choose another name, or overwrite=True (--overwrite)"
+        )
     return paths
 
 

@@ -107,9 +107,9 @@ def _bracket_weights(prompt: str, brackets: Sequence[re.Match[str]]) -> dict[int
                 continue
             weight = float(bracket[1])
             if not 0 <= weight <= MAX_WEIGHT:
-                given = prompt[first.start() : bracket.end()]
+                piece = prompt[first.start() : bracket.end()]
                 raise RequestError(
-                    f"the weight {bracket[1]} in {given!r} is not from 0 to {MAX_WEIGHT:g}: choose another, "
+                    f"the weight {bracket[1]} in {piece!r} is not from 0 to {MAX_WEIGHT:g}: choose another, "
                     r"or write \( and \) for literal brackets"
                 )
             weights[first.start()] = weights[bracket.start()] = weight
@@ -118,8 +118,8 @@ def _bracket_weights(prompt: str, brackets: Sequence[re.Match[str]]) -> dict[int
 
 def parse_prompts(prompt: object, second: object) -> tuple[Prompt | Embedding, ...]:
     """`prompt` and `prompt_2` as given, checked → what each says; `second` None is the same again."""
-    several = "a string or a non-empty list of strings; an Embedding may stand for any"
-    firsts = _as_tuple("prompt", prompt, (str, Embedding), several)
+    allowed = "a string or a non-empty list of strings; an Embedding may stand for any"
+    firsts = _as_tuple("prompt", prompt, (str, Embedding), allowed)
     seconds = firsts
     if second is not None:
         seconds = _as_tuple("prompt_2", second, (str,), "a string, or a list as long as prompt")
@@ -128,10 +128,12 @@ def parse_prompts(prompt: object, second: object) -> tuple[Prompt | Embedding, .
             raise RequestError(
                 f"prompt_2 lists {len(seconds)} for {len(firsts)} of prompt: give as many, or one"
             )
-        if any(isinstance(one, Embedding) for one in firsts):
+        if any(isinstance(text, Embedding) for text in firsts):
             raise RequestError("prompt_2 cannot act beside an Embedding, which has it in it: leave it out")
     pairs = zip(firsts, seconds, strict=True)
-    return tuple(one if isinstance(one, Embedding) else checked_prompt(one, two) for one, two in pairs)
+    return tuple(
+        text if isinstance(text, Embedding) else checked_prompt(text, text_2) for text, text_2 in pairs
+    )
 
 
 def parse_negative_prompt(negative: object) -> Prompt | Embedding:
@@ -154,12 +156,12 @@ def checked_prompt(first: str, second: str) -> Prompt:
     return Prompt(first, second)
 
 
-def _as_tuple(name: str, given: object, kinds: tuple[type, ...], allowed: str) -> tuple[Any, ...]:
+def _as_tuple(name: str, value: object, kinds: tuple[type, ...], allowed: str) -> tuple[Any, ...]:
     """One or several of `kinds` → a tuple of them."""
-    several = (given,) if isinstance(given, kinds) else given
-    if not isinstance(several, Sequence) or not several or not all(isinstance(s, kinds) for s in several):
-        raise RequestError(f"{name}={given!r}: give {allowed}")
-    return tuple(several)
+    values = (value,) if isinstance(value, kinds) else value
+    if not isinstance(values, Sequence) or not values or not all(isinstance(s, kinds) for s in values):
+        raise RequestError(f"{name}={value!r}: give {allowed}")
+    return tuple(values)
 
 
 def has_weights(prompt: str) -> bool:
@@ -192,16 +194,18 @@ class TokenizedPrompt:
 
 def tokenize_prompt(tokenizer: Any, prompt: str) -> TokenizedPrompt:
     """Tokens of a prompt of any length, by a CLIP tokenizer of transformers. Fragments share no token."""
-    kept, words = list[Fragment](), ""
+    fragments, words = list[Fragment](), ""
     ids, spans = list[int](), list[tuple[int, int]]()
     for fragment in parse_fragments(prompt):
-        found = tokenizer(fragment.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        kept += [fragment] if found.input_ids else []
-        ids += found.input_ids
-        spans += [(len(words) + start, len(words) + stop) for start, stop in found.offset_mapping]
+        encoding = tokenizer(
+            fragment.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        fragments += [fragment] if encoding.input_ids else []
+        ids += encoding.input_ids
+        spans += [(len(words) + start, len(words) + stop) for start, stop in encoding.offset_mapping]
         words += fragment.text
     return TokenizedPrompt(
-        fragments=tuple(kept),
+        fragments=tuple(fragments),
         ids=ids,
         ends=[token.endswith("</w>") for token in tokenizer.convert_ids_to_tokens(ids)],
         rest=_unread_text(words, spans),
@@ -212,8 +216,8 @@ def _unread_text(words: str, spans: Sequence[tuple[int, int]]) -> str:
     """What follows the tokens that fit. Bytes of one character, and vectors of one word, share a span."""
     if len(spans) <= WINDOW_TOKENS:
         return ""
-    whole = [stop for start, stop in spans[:WINDOW_TOKENS] if (start, stop) != spans[WINDOW_TOKENS]]
-    return words[whole[-1] if whole else 0 :].lstrip()
+    stops = [stop for start, stop in spans[:WINDOW_TOKENS] if (start, stop) != spans[WINDOW_TOKENS]]
+    return words[stops[-1] if stops else 0 :].lstrip()
 
 
 def split_windows(ends: Sequence[bool], room: int = WINDOW_TOKENS) -> tuple[slice, ...]:
@@ -224,6 +228,6 @@ def split_windows(ends: Sequence[bool], room: int = WINDOW_TOKENS) -> tuple[slic
     cuts = [0]
     while len(ends) - cuts[-1] > room:
         start = cuts[-1]
-        whole = (stop for stop in range(start + room, start, -1) if ends[stop - 1])
-        cuts.append(next(whole, start + room))
+        word_ends = (stop for stop in range(start + room, start, -1) if ends[stop - 1])
+        cuts.append(next(word_ends, start + room))
     return tuple(slice(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(ends)], strict=True))

@@ -103,10 +103,10 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, schedule: Schedule, noise: Sequence[Te
         x0 = denoise(x, sigma)
         if before is not None:
             slope = (x0 - before[0]) / math.log(_noise_ratio(before[1], sigma))
-        ahead = (
+        extrapolated = (
             x0 + 0.5 * math.log(_noise_ratio(sigma, target)) * slope if target and before is not None else x0
         )
-        x = _step_to_level(x, ahead, sigma, target, target, 0.0, ())
+        x = _step_to_level(x, extrapolated, sigma, target, target, 0.0, ())
         before = (x0, sigma) if signal_of(sigma) else None
         yield x, x0
 
@@ -146,8 +146,8 @@ def _step_to_level(  # noqa: PLR0913  seven numbers and tensors make one formula
     x: Tensor, x0: Tensor, sigma: float, target: float, down: float, up: float, noise: Sequence[Tensor]
 ) -> Tensor:
     """Along the line to x0 from `sigma` to deviation `down` at `target`'s signal; then fresh noise, `up`."""
-    signal, ahead = signal_of(sigma), signal_of(target)
-    picture = x0 if ahead == 1 else ahead * x0
+    signal, target_signal = signal_of(sigma), signal_of(target)
+    picture = x0 if target_signal == 1 else target_signal * x0
     moved = picture + down / sigma * (x - (x0 if signal == 1 else signal * x0)) if down else picture
     return moved + up * noise[0] if up else moved
 

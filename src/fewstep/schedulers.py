@@ -122,14 +122,14 @@ def ays(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -
 
 def explicit(timesteps: Sequence[float], process: NoiseProcess = SDXL_NOISE) -> Schedule:
     """Exactly these timesteps, in [0, 999] and strictly falling."""
-    given = tuple(timesteps)
-    in_range = all(0 <= t <= TRAIN_STEPS - 1 for t in given)
-    if not given or not in_range or any(a <= b for a, b in pairwise(given)):
+    levels = tuple(timesteps)
+    in_range = all(0 <= t <= TRAIN_STEPS - 1 for t in levels)
+    if not levels or not in_range or any(a <= b for a, b in pairwise(levels)):
         raise RequestError(
-            f"timesteps={list(given)} cannot be run: give whole numbers from 999 down to 0, "
+            f"timesteps={list(levels)} cannot be run: give whole numbers from 999 down to 0, "
             "each below the one before, for example timesteps=[999, 749, 499, 249]"
         )
-    return Schedule(given, (*map(process.level, given), 0.0), process)
+    return Schedule(levels, (*map(process.level, levels), 0.0), process)
 
 
 def scaled(timesteps: Sequence[int]) -> Scheduler:
