@@ -53,7 +53,7 @@ def split_controlnet_view(source: str) -> tuple[str, str]:
 
 
 def check_guides(control: Iterable[str], reference: Iterable[str]) -> None:
-    """Is each a name, or a place where one may be?"""
+    """Check that each is a name, or a place where one may be; raises `ModelNotFoundError`."""
     for source in control:
         locate_controlnet(split_controlnet_view(source)[0])
     for source in reference:
@@ -61,13 +61,13 @@ def check_guides(control: Iterable[str], reference: Iterable[str]) -> None:
 
 
 def licences_of_guides(control: Iterable[str], reference: Iterable[str]) -> dict[str, str]:
-    """Each → its licence; of others than the named ones it is not known."""
+    """Return the licence of each; "unknown" of others than the named ones."""
     names = [split_controlnet_view(source)[0] for source in control] + list(reference)
     return {repr(name): assets.ASSETS[name].licence if name in GUIDE_NAMES else "unknown" for name in names}
 
 
 def locate_controlnet(source: str) -> AddonPlace:
-    """Where a ControlNet is; `source` without a view."""
+    """Return where a ControlNet is; `source` has no view."""
     if source in CONTROLNETS:
         return CONTROLNETS[source]
     path = existing_path(source)
@@ -80,7 +80,7 @@ def locate_controlnet(source: str) -> AddonPlace:
 
 
 def locate_ip_adapter(source: str) -> AddonPlace:
-    """Where an IP-Adapter is."""
+    """Return where an IP-Adapter is."""
     if source in IP_ADAPTERS:
         return IP_ADAPTERS[source]
     path = existing_path(source)
@@ -97,7 +97,7 @@ def locate_ip_adapter(source: str) -> AddonPlace:
 
 
 def _file_place(path: Path) -> AddonPlace:
-    """A file here; what lies beside its folder can be reached, as in a copy of h94/IP-Adapter."""
+    """Return a file's place; its root is the folder above the file's, as in a copy of h94/IP-Adapter."""
     path = path.absolute()
     return AddonPlace(
         root=str(path.parent.parent), file=str(PurePath(path.parent.name, path.name).as_posix())
@@ -123,7 +123,7 @@ SDXL_KIN = frozenset({"sdxl", "sdxl-inpaint", "ssd-1b", "vega"})
 
 
 def check_loras(loras: Sequence[tuple[str, float]], model: Model) -> None:
-    """Is each there, and a LoRA for such a model? What is on the hub alone is looked at when it is here."""
+    """Check that each is there, and a LoRA for such a model; one on the hub alone is not looked at."""
     for source, _ in loras:
         path = addon_file(source)
         if path is not None:
@@ -132,7 +132,7 @@ def check_loras(loras: Sequence[tuple[str, float]], model: Model) -> None:
 
 
 def check_embeddings(sources: Sequence[str], model: Model) -> None:
-    """The same of textual inversions."""
+    """Check that each is there, and a textual inversion for such a model; as `check_loras` does."""
     for source in sources:
         path = addon_file(source, "embeddings")
         if path is not None:
@@ -142,7 +142,7 @@ def check_embeddings(sources: Sequence[str], model: Model) -> None:
 
 
 def addon_file(source: str, name: str = "loras") -> Path | None:
-    """The adapter that is meant: a name's, itself, or the one in a folder. None: on the hub.
+    """Return the adapter's file: a name's, itself, or the one in a folder. None: on the hub.
 
     `name` is the argument that it was given as.
     """
@@ -168,17 +168,17 @@ def addon_file(source: str, name: str = "loras") -> Path | None:
 
 
 def fetch_addon(source: str, name: str = "loras") -> Path:
-    """The same of a hub repository: from its cache, or downloaded into it."""
+    """Return the adapter's file of a hub repository: from the hub's cache, or downloaded into it."""
     return hub.fetch_one_of(source, _usual_names(name))
 
 
 def _usual_names(name: str) -> Sequence[str]:
-    """What the file is called in a folder; a learned word has its own name."""
+    """Return what the file is called in a folder; a learned word has a name of its own."""
     return () if name == "embeddings" else LORA_NAMES
 
 
 def require_lora(header: Header) -> FileKind:
-    """What it is; `CorruptModelError` for what is none, or of a variety that cannot be merged."""
+    """Return a LoRA's kind; raises `CorruptModelError` for what is none, or cannot be merged."""
     kind = identify.identify(header)
     if kind.what != "lora":
         description = f"is a {kind.what}" if kind.what != "unknown" else "holds no adapter's tensors"
@@ -215,7 +215,7 @@ def require_inversion(header: Header, encoders: int) -> tuple[str, ...]:
 
 
 def _require_family(header: Header, kind: FileKind, family: str) -> None:
-    """A LoRA fits no other base than its own; that of unknown ones is seen when they are put on."""
+    """Check that an add-on is for the model's base, or for an unknown one; raises `CorruptModelError`."""
     addon_family = kind.family
     fitting_families = SDXL_KIN if family in SDXL_KIN else {family}
     if addon_family != "unknown" and addon_family not in fitting_families:

@@ -117,7 +117,7 @@ _PCM_LORAS = {
 
 
 def _hyper_loras(base: str, size: int, family: str) -> Iterator[Asset]:
-    """For "SDXL" or "SD15"."""
+    """Yield Hyper-SD's LoRAs for "SDXL" or "SD15"."""
     for end, (file, mode, steps, guided) in _HYPER_LORAS.items():
         yield Asset(
             name=_name_for("hyper", end, family), title=f"Hyper-SD's {_lora_title(steps, guided, family)}",
@@ -127,7 +127,7 @@ def _hyper_loras(base: str, size: int, family: str) -> Iterator[Asset]:
 
 
 def _pcm_loras(base: str, family: str) -> Iterator[Asset]:
-    """For "sdxl" or "sd15"."""
+    """Yield PCM's LoRAs for "sdxl" or "sd15"."""
     for end, (file, mode, steps, guided) in _PCM_LORAS.items():
         yield Asset(
             name=_name_for("pcm", end, family),
@@ -321,7 +321,7 @@ def style_asset(name: str) -> Asset | None:
 
 
 def has_several_assets(repo: str) -> bool:
-    """Has fewstep names for more than one file of a repository?"""
+    """Return whether fewstep has names for more than one file of a repository."""
     return sum(asset.repo == repo for asset in ASSETS.values()) > 1
 
 

@@ -29,7 +29,7 @@ def existing_path(name: str) -> Path | None:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether it has the form of a hub id, 'owner/name'."""
+    """Return whether it has the form of a hub id, 'owner/name'."""
     return _HUB_ID.fullmatch(name) is not None
 
 
@@ -122,7 +122,7 @@ def cached_folder(source: str, patterns: Sequence[str], revision: str = "") -> P
 
 
 def prefer_fp16(names: Iterable[str]) -> list[str]:
-    """Of weights that are there in fp16 as well, only those."""
+    """Return these names, of weights that are there in fp16 as well only the fp16 ones."""
     matches = {name: _WEIGHTS.fullmatch(name) for name in names}
     halves = {match["stem"] for match in matches.values() if match and match["half"]}
     return [n for n, match in matches.items() if not match or match["half"] or match["stem"] not in halves]

@@ -69,12 +69,12 @@ def find_licence(name: str) -> Licence:
 
 
 def join_licences(licences: Iterable[str]) -> str:
-    """Licences for a result, each once; one may be several, joined before."""
+    """Return the licences of a result, each once; one may be several, joined before."""
     return ", ".join(dict.fromkeys(name for joined in licences for name in joined.split(", ")))
 
 
 def check_commercial(licences: Mapping[str, str]) -> None:
-    """Refuse what may not be used commercially, or is not known to be: what it is → its licence."""
+    """Check that all may be used commercially: what it is → its licence; raises `RequestError`."""
     for source, name in licences.items():
         licence = find_licence(name)
         if not licence.commercial:

@@ -25,7 +25,7 @@ _CONVERT = "somebody you trust can convert it, by safetensors.torch.save_file"
 
 
 def choose_weights(model: Model, recipe: Recipe, accelerator: str | Path) -> Weights | None:
-    """The mode's own weights on this model, "" or those given; None where the model's suffice."""
+    """Return the mode's weights on a model, or the user's; None where the model's own suffice."""
     weights = (
         _given_weights(model, recipe, accelerator) if accelerator != "" else _usual_weights(model, recipe)
     )
@@ -39,7 +39,7 @@ def choose_weights(model: Model, recipe: Recipe, accelerator: str | Path) -> Wei
 def check_guidance_embedding(
     model: Model, recipe: Recipe, embedded: bool, accelerator: str | Path = ""
 ) -> None:
-    """An LCM UNet must be told its guidance, and no other can be."""
+    """Check that the UNet has a guidance embedding where the mode needs one, and only there."""
     if embedded != _needs_embedding(recipe):
         verb, fitting_mode = ("has a", "lcm") if embedded else ("has no", "base")
         subject, advice = f"model={model.name!r}", f"use mode={fitting_mode!r}"
@@ -54,7 +54,7 @@ def check_guidance_embedding(
 
 
 def check_revision(revision: object, model: Model, weights: Weights | None) -> None:
-    """Is this a commit, and the model one that is read at it? `own` is what `choose` chose."""
+    """Check that it is a commit, and the model read at it; `weights` is `choose_weights`' choice."""
     if not isinstance(revision, str) or not hub.COMMIT.fullmatch(revision):
         raise RequestError(f"revision={revision!r}: give a commit of the hub, 40 hex digits")
     if model.family == "tiny" or existing_path(model.source) is not None:
@@ -74,7 +74,7 @@ def _needs_embedding(recipe: Recipe) -> bool:
 
 
 def unet_folder(source: str, root: Path) -> Path | None:
-    """A UNet on its own: inside the model's folder, or a folder of its own. None: on the hub."""
+    """Return the folder of a UNet: inside the model's folder, or of its own. None: on the hub."""
     path = existing_path(source)
     for folder in (root / source, *([path, path / "unet"] if path else [])):
         if (folder / "config.json").is_file():
@@ -87,7 +87,7 @@ def unet_folder(source: str, root: Path) -> Path | None:
 
 
 def unet_file(weights: Weights, root: Path) -> Path | None:
-    """A UNet in one file. None: it is a folder, of the model's first of all, or on the hub."""
+    """Return a UNet's one file. None: it is a folder, of the model's first of all, or on the hub."""
     if not weights.file and (root / weights.source).is_dir():
         return None  # whatever the working directory has of that name
     path = existing_path(weights.source)
@@ -98,7 +98,7 @@ def unet_file(weights: Weights, root: Path) -> Path | None:
 
 
 def adapter_file(weights: Weights, root: Path) -> Path | None:
-    """A LoRA: inside the model's folder, a file, or the one in a folder. None: on the hub."""
+    """Return a LoRA's file: inside the model's folder, itself, or the one in a folder. None: on the hub."""
     inside = root / weights.source / weights.file
     if weights.file and inside.is_file():
         return inside
@@ -147,7 +147,7 @@ _ATTACHMENTS: dict[str, Attachment] = {
 
 
 def _attachment_of_file(name: str, path: Path, default: Attachment) -> Attachment:
-    """What a file or folder would be in a mode, whatever the mode's own weights are."""
+    """Return what a file or folder would be in a mode, whatever the mode's own weights are."""
     if path.is_dir():
         signs: dict[str, Attachment] = {
             "model_index.json": "checkpoint", "config.json": "unet", "unet/config.json": "unet",
@@ -201,7 +201,7 @@ def _usual_weights(model: Model, recipe: Recipe) -> Weights | None:
 
 
 def _has_guidance_embedding(model: Model, weights: Weights | None) -> bool | None:
-    """Has the UNet that will run a guidance embedding? None where only its file could tell."""
+    """Return whether the UNet that will run has a guidance embedding; None where only its file could tell."""
     if weights is not None and weights.attach == "adapter":
         adapter_file(weights, Path(model.source))  # one that is missing is missed now
         weights = None
@@ -222,7 +222,7 @@ def _has_guidance_embedding(model: Model, weights: Weights | None) -> bool | Non
 def licences_of_mode(
     model: Model, recipe: Recipe, weights: Weights | None, embeddings: Sequence[str] = (), vae: str = ""
 ) -> dict[str, str]:
-    """What a mode on a model is made of → its licence; `weights` is what `weights.choose` chose.
+    """Return the licences of what a mode on a model is made of; `weights` is `choose_weights`' choice.
 
     `vae` is the one given in the place of the model's own.
     """

@@ -46,12 +46,12 @@ class Model:
 
     @property
     def architecture(self) -> ArchitectureInfo:
-        """What it is made of."""
+        """Return the architecture of its family."""
         return architectures.architecture_of(self.family)
 
     @property
     def foreign(self) -> bool:
-        """Whether it is somebody's own, and none that the modes' whole checkpoints and UNets stand for."""
+        """Return whether it is somebody's own, none that the modes' whole checkpoints and UNets stand for."""
         return self.local or (self.family != "tiny" and self.source not in _BASES)
 
 

@@ -37,7 +37,7 @@ NAMES = ("auto", *RUNTIMES)
 
 
 def choose_runtime(runtime: str, features: Iterable[str] = ()) -> RuntimeInfo:
-    """Return the runtime that serves `wanted`, one of `NAMES`, with these of `FEATURES`.
+    """Return the runtime called `runtime`, one of `NAMES`, which must have these of `FEATURES`.
 
     "auto" is the first that can; `RequestError` where a named one cannot.
     """

@@ -37,7 +37,7 @@ def usual_vae(model: Model) -> Mapping[str, Any]:
 
 
 def fp16_safe(config: Mapping[str, Any]) -> bool:
-    """Does a VAE's configuration say that it stays within fp16's range?
+    """Return whether a VAE's configuration says that it stays within fp16's range.
 
     AutoencoderTiny ends in a clamp; for others `force_upcast` is the field diffusers reads, true by default.
     """
@@ -75,7 +75,7 @@ def replacement_vae(config: Mapping[str, Any] | None, half: bool, model: Model) 
 
 
 def check_vae(vae: object, model: Model) -> None:
-    """Is it a VAE for such a model? What is on the hub alone is looked at when it is here."""
+    """Check that it is a VAE for such a model; one that is on the hub alone is not looked at."""
     if not isinstance(vae, str | Path):
         raise RequestError(
             f"vae={vae!r:.120}: give 'tiny', a folder, a .safetensors file, or a hub id such as 'owner/name'"
@@ -93,7 +93,7 @@ def check_vae(vae: object, model: Model) -> None:
 
 
 def fetch_vae(name: str, model: Model) -> Path:
-    """Its folder or file on this machine; what is not here is downloaded into the hub's cache."""
+    """Return a VAE's folder or file on this machine; what is not here is downloaded into the hub's cache."""
     asset = assets.vae_asset(name, model.family)
     path = _local_vae(name, model)
     if path is None and asset is not None:
@@ -115,7 +115,7 @@ def read_vae_config(path: Path, model: Model) -> Mapping[str, Any]:
 def check_latents(
     name: str, model: Model, config: Mapping[str, Any], model_config: Mapping[str, Any]
 ) -> None:
-    """Are a VAE's latents those of the model, whose own VAE has the configuration `own`?
+    """Check that a VAE's latents are the model's, whose own VAE has `model_config`; `CorruptModelError`.
 
     An AutoencoderTiny takes latents as the UNet has them, and does not say whose: of SD 1.x's and SDXL's,
     which have the same shapes, only the one fewstep knows by name can be told.
@@ -144,7 +144,7 @@ def _model_vae_config(model: Model) -> Mapping[str, Any]:
 
 
 def _local_vae(name: str, model: Model) -> Path | None:
-    """The folder or file that is meant. None: on the hub."""
+    """Return the folder or file of a VAE. None: on the hub."""
     asset = assets.vae_asset(name, model.family)
     if asset is not None:
         return _named_vae(asset, name, model)
@@ -166,7 +166,7 @@ def _local_vae(name: str, model: Model) -> Path | None:
 
 
 def _named_vae(asset: assets.Asset, name: str, model: Model) -> Path | None:
-    """One that has a name: in the hub's cache, or inside the model's own folder."""
+    """Return a named VAE: in the hub's cache, or inside the model's own folder."""
     if (asset.family == "tiny") != (model.family == "tiny"):
         raise RequestError(
             f"vae={name!r} does not fit model={model.name!r}: it was made for {asset.family}; type vae='tiny'"
@@ -183,7 +183,7 @@ def _named_vae(asset: assets.Asset, name: str, model: Model) -> Path | None:
 
 
 def _require_fit(path: Path, name: str, model: Model) -> None:
-    """A VAE, of a class that is built, for latents of the model's shape."""
+    """Check that it is a VAE of a class that is built, for latents of the model's shape."""
     paths = safetensors.weight_files(path) if path.is_dir() else [path]
     if not paths:
         raise CorruptModelError(f"vae={name!r}: {path} holds no weights: fewstep reads .safetensors alone")

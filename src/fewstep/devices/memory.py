@@ -39,7 +39,7 @@ class ModelSize:
 
     @property
     def small(self) -> bool:
-        """Do its overheads outweigh its arithmetic?"""
+        """Return whether its overheads outweigh its arithmetic."""
         return self.unet + self.text + self.vae < SMALL_MODEL
 
 

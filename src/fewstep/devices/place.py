@@ -68,7 +68,7 @@ def place(
 
 
 def _place_on_first(probe: Probe, need: ModelSize, wishes: _Wishes) -> Placement:
-    """On the best device that is large enough."""
+    """Return the placement on the best device that is large enough."""
     short: list[str] = []
     for spot in _allowed_devices(probe, wishes):
         try:
@@ -104,7 +104,7 @@ def _allowed_devices(probe: Probe, wishes: _Wishes) -> list[Device]:
 
 
 def _place_on(spot: Device, cpu: Cpu, need: ModelSize, wishes: _Wishes) -> Placement:
-    """Every decision for one device."""
+    """Return every decision for one device."""
     dtype, why_dtype = choose_precision(spot, need, wishes.precision)
     vae_dtype, why_vae = choose_vae_precision(spot, need, dtype)
     batch, why_batch = choose_batch(spot)
@@ -148,7 +148,7 @@ class TooSmallError(RequestError):
 
 
 def _why_best(spot: Device, probe: Probe, short: Sequence[str]) -> str:
-    """Why this device, where the user did not name it."""
+    """Return why this device was taken, where the user did not name it."""
     if short:
         return "; ".join(short)
     match spot:
@@ -229,7 +229,7 @@ def choose_batch(spot: Device) -> tuple[int, str]:
 
 
 def choose_layout(spot: Device, need: ModelSize) -> tuple[bool, str]:
-    """Channels last?"""
+    """Return whether weights are channels last, and why."""
     if isinstance(spot, Mps):
         return False, "channels first: the layout of MPS"
     if need.small:

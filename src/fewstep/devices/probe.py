@@ -201,7 +201,7 @@ def bf16_speedup() -> float:
 
 @torch.no_grad()
 def _measure_speedup(threads: int) -> float:
-    """To be called in a thread of its own, where OpenMP's number of threads is that thread's own.
+    """Return bf16's speedup; to be called in a thread of its own, which has its own number of OpenMP threads.
 
     One, because on a busy machine several wait for each other, and the waiting would be measured.
     """

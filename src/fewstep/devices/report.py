@@ -29,7 +29,7 @@ def device_report(probe: Probe, needs: Mapping[str, ModelSize]) -> dict[str, Any
 
 
 def report_as_text(report: Mapping[str, Any]) -> str:
-    """The same, to be read at a glance."""
+    """Return `device_report`'s object as lines to be read at a glance."""
     machine = report["machine"]
     rows = [
         ("versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items())),
