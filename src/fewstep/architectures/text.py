@@ -93,7 +93,7 @@ class TextEncoder:
         size: Size,
         long_prompt: str = "chunk",
     ) -> tuple[Conditioning, Conditioning]:
-        """Both sides of classifier-free guidance, each picture's two with as many windows."""
+        """Return both sides of classifier-free guidance, each picture's two with as many windows."""
         with self.lock:
             pairs = [
                 self._pad_to_longest(
@@ -105,14 +105,14 @@ class TextEncoder:
         return self._batch_rows(negative_rows, size), self._batch_rows(positive_rows, size)
 
     def embed(self, prompt: str) -> Embedding:
-        """What `encode` makes of a prompt, all of it, to keep or to change; in RAM."""
+        """Return what `encode` makes of a prompt, all of it, to keep or to change; in RAM."""
         check_prompt(prompt)
         with self.lock:
             tokens, pooled = self._encode_cached(prompt, "chunk")
         return Embedding(tokens=tokens.to("cpu", copy=True), pooled=pooled.to("cpu", copy=True), text=prompt)
 
     def check(self, prompts: Iterable[PromptLike], long_prompt: str) -> tuple[str, ...]:
-        """What will not be read, a sentence each; `RequestError` where that, or an embedding, is refused."""
+        """Return what will not be read, a sentence each; raises `RequestError` where that is refused."""
         sentences: dict[str, None] = {}
         for prompt in dict.fromkeys(prompts):
             if isinstance(prompt, Embedding):
@@ -254,7 +254,7 @@ class TextEncoder:
         return Conditioning(pad_sequence(list(tokens), batch_first=True), added, windows)
 
     def _check_shape(self, embedding: Embedding) -> None:
-        """Is it of the shape that these encoders make, and of numbers?"""
+        """Check that it has the shape that these encoders make, and finite numbers; raises `RequestError`."""
         configs: list[Any] = [encoder.config for encoder in self.encoders]
         width = sum(config.hidden_size for config in configs)
         summary = configs[-1].projection_dim if self.layout.summary else 0

@@ -15,7 +15,7 @@ LATENT_CHANNELS = 4  # of SDXL's latents
 
 
 def trained_size(unet: Mapping[str, Any], source: str = "this model") -> int:
-    """Pixels: the side that a UNet's configuration was written for; the larger of two."""
+    """Return the side in pixels that a UNet's configuration was written for; the larger of two."""
     stored = unet.get("sample_size")
     sizes = (
         stored if isinstance(stored, list | tuple) else [DEFAULT_LATENT_SIDE if stored is None else stored]
@@ -31,7 +31,7 @@ def trained_size(unet: Mapping[str, Any], source: str = "this model") -> int:
 
 
 def prediction_type(scheduler: Mapping[str, Any], source: str) -> str:
-    """What a UNet was trained to predict."""
+    """Return what a UNet was trained to predict."""
     prediction = scheduler.get("prediction_type", PREDICTIONS[0])
     if prediction not in PREDICTIONS:
         raise CorruptModelError(
@@ -42,7 +42,7 @@ def prediction_type(scheduler: Mapping[str, Any], source: str) -> str:
 
 
 def check_latent_scaling(vae: Mapping[str, Any], source: str) -> None:
-    """What a VAE's latents are divided by, and moved by, is numbers that can be."""
+    """Check that scale, means and deviations of a VAE's latents are numbers that can be."""
     scale = vae.get("scaling_factor", 1.0)
     if not _is_number(scale) or scale <= 0:
         raise CorruptModelError(
@@ -59,7 +59,7 @@ def check_latent_scaling(vae: Mapping[str, Any], source: str) -> None:
 
 
 def check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any], source: str) -> None:
-    """UNet and VAE are for latents of four channels, as SDXL's."""
+    """Check that UNet and VAE are for latents of four channels, as SDXL's."""
     channels_by_part = {
         "a UNet with in_channels": unet.get("in_channels", LATENT_CHANNELS),
         "a UNet with out_channels": unet.get("out_channels", LATENT_CHANNELS),

@@ -79,7 +79,7 @@ class UnetAnatomy:
 
 
 def unet_anatomy(modules: Mapping[str, Shape]) -> UnetAnatomy:
-    """`modules`: name, underscored → shape of its weight, (outputs, inputs, …)."""
+    """Return what modules show of a UNet: name, underscored → shape of its weight (outputs, inputs, …)."""
     widths = {name: shape[1] for name, shape in modules.items() if len(shape) > 1}
     context = [width for name, width in widths.items() if name.endswith(("attn2_to_k", "attn2_to_v"))]
     depths = [int(match[1]) + 1 for name in modules if (match := _DEPTH.fullmatch(name))]
@@ -93,7 +93,7 @@ def unet_anatomy(modules: Mapping[str, Shape]) -> UnetAnatomy:
 
 
 def family_of_unet(unet: UnetAnatomy) -> str:
-    """Of a whole UNet."""
+    """Return the family of a whole UNet."""
     family = (
         POOLED_FAMILIES.get(unet.pooled, UNKNOWN)
         if unet.context == 2048
@@ -110,19 +110,19 @@ def family_of_unet(unet: UnetAnatomy) -> str:
 
 
 def family_of_lora(unet: UnetAnatomy) -> str:
-    """Of an adapter, which may touch little of its base; "" where that is too little to tell."""
+    """Return the family of an adapter; "" where it touches too little of its base to tell."""
     if unet.context == 2048 or (not unet.context and unet.depth > 4):
         return "sdxl" if unet.middle else DEPTH_FAMILIES.get(unet.depth, "sdxl")
     return CONTEXT_FAMILIES.get(unet.context, UNKNOWN) if unet.context else ""
 
 
 def family_of_controlnet(unet: UnetAnatomy) -> str:
-    """Of a ControlNet; the small ones do not attend at all."""
+    """Return the family of a ControlNet; the small ones do not attend at all."""
     return CONTEXT_FAMILIES.get(unet.context) or POOLED_FAMILIES.get(unet.pooled, UNKNOWN)
 
 
 def family_of_part(shapes: Mapping[str, Shape]) -> str:
-    """Of a text encoder or VAE on its own; SDXL shares CLIP ViT-L and its VAE's shapes with SD 1.x."""
+    """Return the family of a lone text encoder or VAE; SDXL shares CLIP ViT-L and VAE shapes with SD 1.x."""
     for name, shape in shapes.items():
         if name.endswith("token_embedding.weight") and len(shape) == 2:
             return TEXT_FAMILIES.get(shape[1], UNKNOWN)
@@ -138,7 +138,7 @@ def transformer_family(names: Iterable[str]) -> str:
 
 
 def family_in_metadata(metadata: Mapping[str, str]) -> str:
-    """What a file says of itself."""
+    """Return the family that a file's metadata name."""
     words = [metadata.get(key, "").lower() for key in METADATA_KEYS]
     return next((f for word in words for start, f in METADATA_FAMILIES if word.startswith(start)), UNKNOWN)
 
@@ -201,7 +201,7 @@ def _identify_ip_adapter(header: Header) -> FileKind | None:
 
 
 def _identify_inversion(header: Header) -> FileKind | None:
-    """Textual inversion: a few rows of a token embedding."""
+    """Return the kind of a textual inversion: a few rows of a token embedding."""
     shapes = [entry.shape for entry in header.tensors.values()]
     has_usual_names = bool(shapes) and all(_INVERSION_NAMES.fullmatch(name) for name in header.tensors)
     is_lone_embedding = (
@@ -252,7 +252,7 @@ def _identify_controlnet(header: Header) -> FileKind | None:
 
 
 def _identify_networks(header: Header) -> FileKind | None:
-    """Whole weights: one network, or a checkpoint of several."""
+    """Return the kind of whole weights: one network, or a checkpoint of several."""
     groups: dict[str, dict[str, Shape]] = {}  # prefix → its tensors
     shapes_by_network: dict[str, dict[str, Shape]] = {}  # network → its tensors
     for name, entry in header.tensors.items():
@@ -287,13 +287,13 @@ def _is_quantised(header: Header) -> bool:
 
 
 def _layout_of_names(groups: Mapping[str, Iterable[str]]) -> str:
-    """Of whole weights: tensors' names by their prefix."""
+    """Return the layout of whole weights, whose tensors' names are grouped by prefix."""
     ours = any(name.startswith(_ORIGINAL) for names in groups.values() for name in names)
     return "original" if ours or not _STABILITY.isdisjoint(groups) else "diffusers"
 
 
 def _guidance_width(header: Header) -> int:
-    """LCM's time_embedding.cond_proj, whatever stands before it."""
+    """Return the width of LCM's time_embedding.cond_proj, whatever stands before it."""
     ends = ("time_embedding.cond_proj.weight", "time_embed.cond_proj.weight")
     shapes = [entry.shape for name, entry in header.tensors.items() if name.endswith(ends)]
     return shapes[0][1] if shapes and len(shapes[0]) == 2 else 0
@@ -347,7 +347,7 @@ def _changes_convolution(module: str, factors: Mapping[str, Shape]) -> bool:
 
 
 def _alphas_in_metadata(header: Header) -> list[float]:
-    """kohya's ss_network_alpha; or diffusers' lora_adapter_metadata, {"unet.lora_alpha": 8}."""
+    """Return kohya's ss_network_alpha; or diffusers' lora_adapter_metadata's, {"unet.lora_alpha": 8}."""
     try:
         if "ss_network_alpha" in header.metadata:
             return [float(header.metadata["ss_network_alpha"])]

@@ -171,12 +171,12 @@ def _parse_entry(name: str, raw_entry: Any) -> TensorEntry:
 
 
 def _are_counts(values: Any) -> bool:
-    """A list of whole numbers from 0; True is none."""
+    """Return whether it is a list of whole numbers from 0; True is none."""
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _require_seamless(tensors: Mapping[str, TensorEntry], size: int) -> None:
-    """Each tensor begins where the one before ends, and the last ends with the file."""
+    """Check that each tensor begins where the one before ends, and the last ends with the file."""
     position = 0
     for name, entry in tensors.items():
         if entry.begin != position:
@@ -235,7 +235,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _weight_map(path: Path) -> Mapping[str, str]:
-    """Tensor → file."""
+    """Return which file each tensor is in."""
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise CorruptModelError(
@@ -245,7 +245,7 @@ def _weight_map(path: Path) -> Mapping[str, str]:
 
 
 def _require_plain_name(path: Path, name: str) -> None:
-    """A file beside the index: on POSIX and on Windows, and with nothing hidden in its name."""
+    """Check that a name is a file beside the index, on POSIX and on Windows, with nothing hidden in it."""
     if set(name) & set('/\\:*?"<>|') or not name.isprintable() or not name.endswith(".safetensors"):
         raise CorruptModelError(
             f"{printable_path(path)} names {name!r:.80} as a shard: "
@@ -262,7 +262,7 @@ def _shard_path(path: Path, name: str) -> Path:
 
 
 def _require_agreement(path: Path, shard: Header, promised: set[str]) -> None:
-    """A shard holds what the index says, no less and no more."""
+    """Check that a shard holds what the index says, no less and no more."""
     odd = promised ^ shard.tensors.keys()
     if odd:
         name = min(odd)

@@ -18,7 +18,7 @@ from fewstep.files import untrusted
 
 @contextmanager
 def raise_as_corrupt(path: Path) -> Iterator[None]:
-    """Whatever a foreign reader raises here means that `path` is damaged, or is something else.
+    """Raise what a foreign reader raises as `CorruptModelError`: `path` is damaged, or something else.
 
     Our own errors stay as they are, and a key that is missing is named.
     """

@@ -72,7 +72,7 @@ def _entry_points() -> list[EntryPoint]:
 
 @lru_cache(maxsize=1)
 def _installed_modes(places: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
-    """Looked for once, until a package comes or goes in one of these places."""
+    """Return the modes' entry points, looked for anew when a package comes or goes in these places."""
     return tuple(entry_points(group=GROUP))
 
 
