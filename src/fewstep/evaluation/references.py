@@ -41,7 +41,7 @@ class References:
 
 
 def check_folders(folders: Sequence[Path]) -> None:
-    """Are there real pictures in each?"""
+    """Check that there are real pictures in each."""
     for folder in folders:
         if not all(path.is_file() for path in data.sprite_files(folder)):
             raise RequestError(
@@ -51,7 +51,7 @@ def check_folders(folders: Sequence[Path]) -> None:
 
 
 def load_references(network: FeatureNetwork, folder: Path, cache: Path, apart: str = "") -> References:
-    """Of all sprites in a data folder, as `train.data.build` wrote it, or of a style that is apart there.
+    """Return the references of a data folder's sprites, or of a style that is apart there.
 
     `cache` keeps them for next time.
     """
@@ -67,7 +67,7 @@ def load_references(network: FeatureNetwork, folder: Path, cache: Path, apart: s
 
 
 def join_references(parts: Sequence[References]) -> References:
-    """Several folders' as one."""
+    """Return several folders' references as one."""
     key = hashlib.sha256(" ".join(part.key for part in parts).encode()).hexdigest()
     return References(
         features=torch.cat([part.features for part in parts]),

@@ -105,7 +105,7 @@ def row_note(row: Row) -> str:
 
 
 def check_plot(path: Path) -> None:
-    """Can a plot be made, and put there? To be asked before the work."""
+    """Check that a plot can be made, and put there; to be asked before the work."""
     if find_spec("matplotlib") is None:
         raise FewstepError("a plot needs matplotlib: pip install 'fewstep[train]'")
     try_writing(metadata.output_paths(path, (), overwrite=True), 1 << 16)
@@ -160,12 +160,12 @@ def _in_two_lines(line: str) -> str:
 
 
 def _save_plot(figure: Any, path: Path) -> None:
-    """Whole or not at all."""
+    """Write the plot whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_file(path, buffer.getvalue(), overwrite=True)
 
 
 def _column_width(form: str) -> int:
-    """Of a column."""
+    """Return the width of a column."""
     return int(form.rstrip("%gf").split(".")[0])

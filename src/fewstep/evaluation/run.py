@@ -96,7 +96,7 @@ def _modes_with_steps(settings: Settings) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _load_engine(settings: Settings, mode: str, steps: int) -> Engine:
-    """Loaded; `steps` counts where each number of them has weights of its own."""
+    """Return the engine of a mode; `steps` counts where each number of them has weights of its own."""
     several = find_recipe(mode).steps.only
     return fewstep.load(
         settings.model, mode, steps=steps if several else None,
@@ -131,7 +131,7 @@ class _Bench:
         self._teacher: _Teacher | None = None
 
     def cell(self, engine: Engine, steps: int) -> CellConfig:
-        """The pictures of one row."""
+        """Return the configuration of one row's pictures."""
         settings, recipe = self.settings, engine.recipe
         return CellConfig(
             mode=recipe.mode,
@@ -143,11 +143,11 @@ class _Bench:
         )
 
     def key(self, pictures: str) -> str:
-        """Of a row: what its pictures depend on, and what they are compared with."""
+        """Return the key of a row: what its pictures depend on, and what they are compared with."""
         return hashlib.sha256(f"{pictures} {self.references.key}".encode()).hexdigest()
 
     def row(self, engine: Engine, cell: CellConfig, key: str) -> Generator[DrawingProgress, None, Row]:
-        """Time, draw, compare."""
+        """Time, draw and compare the pictures of one row, and return it."""
         middle, low, high = drawing.time_calls(engine, cell, self.settings.repeats)
         teacher = yield from self._draw_with_teacher()
         pictures = teacher.pictures
@@ -204,12 +204,12 @@ class _Bench:
 
 
 def _reference_sets(folder: Path, style: str) -> tuple[str, ...]:
-    """Of a data folder: all that was trained on, and the style asked for where that is apart."""
+    """Return a data folder's sets: all that was trained on, and the style asked for where that is apart."""
     return ("", style) if style and data.sprite_files(folder, style)[0].is_file() else ("",)
 
 
 def _machine_facts(engine: Engine) -> dict[str, Any]:
-    """What the times are of."""
+    """Return what the times were measured on."""
     place = engine.placement
     gpu = place.device.type == "cuda"
     return {

@@ -96,7 +96,7 @@ def sample_prompts(pool: Sequence[EvalPrompt], count: int, seed: int) -> list[Ev
 
 
 def check_settings(settings: Settings) -> None:
-    """Numbers that make no sense are refused."""
+    """Check that the numbers make sense; raises `RequestError`."""
     for name in ("prompts", "seeds", "repeats"):
         number = getattr(settings, name)
         if number < 1:

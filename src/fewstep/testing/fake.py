@@ -69,7 +69,7 @@ class FakeEngine(EngineBase[FakeStep]):
         self._error, self._delay, self._closed = error, delay, False
 
     def embed(self, prompt: str) -> Embedding:
-        """May stand for a prompt; holds no tensors."""
+        """Return an embedding that may stand for a prompt and holds no tensors."""
         no_tensor: Any = None
         return Embedding(tokens=no_tensor, pooled=no_tensor, text=prompt)
 

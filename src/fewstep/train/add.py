@@ -54,7 +54,7 @@ ADVERSARY = 0.5  # the losses here are of latents, whose errors are smaller than
 
 
 def distillation_loss(answer: Tensor, aim: Tensor, sigmas: list[float]) -> Tensor:
-    """c(t) |made - aim|^2 with c(t) = alpha_t (ibid., eq. 5, exponential weighting)."""
+    """c(t) |answer - aim|^2 with c(t) = alpha_t (ibid., eq. 5, exponential weighting)."""
     alpha = level_column([1 / math.hypot(1, s) for s in sigmas], answer)
     return (alpha * (answer - aim).square()).mean()
 
@@ -77,7 +77,7 @@ class AddTask:
     hold: float = 0.0  # weight of what keeps the student near to how it began
 
     def loss(self, draw: Draw) -> Tensor:
-        """The student's (ibid., eq. 1) and the heads', each blind to the other's weights."""
+        """Return the student's loss (ibid., eq. 1) and the heads', each blind to the other's weights."""
         real, prompts = self.source.batch(self.batch, draw, 0)
         real = real.to(self.teacher.device)
         condition = self.teacher.read(prompts, self.source.size)

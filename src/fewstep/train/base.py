@@ -97,7 +97,7 @@ class BaseTask:
         process: NoiseProcess = PROCESS,
         compiled: bool = False,
     ):
-        """What asks for gradients learns, of the UNet and of the text encoders."""
+        """Prepare to train what asks for gradients, of the UNet and of the text encoders."""
         self.source, self.batch, self.text, self._process = source, batch, text, process
         networks: dict[str, Any] = dict(zip(NETWORKS, (unet, *text.encoders), strict=True))
         self.modules: dict[str, nn.Module] = {name: net for name, net in networks.items() if _learns(net)}

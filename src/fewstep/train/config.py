@@ -29,7 +29,7 @@ GUIDED_STAGES = ("lcm", "lcm-lora", "add")  # a teacher with guidance is learnt 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One run, complete. `order` fills in what is not given."""
+    """One run, complete. `make_config` fills in what is not given."""
 
     stage: str  # one of STAGES
     images: Path  # a folder, or a .tar file
@@ -87,7 +87,7 @@ MAX_PROMPTS = 16  # pictures of a grid
 
 
 def check_stage(stage: str, stages: tuple[str, ...] = STAGES) -> None:
-    """Is there such a stage?"""
+    """Check that there is such a stage; raises `RequestError`."""
     if stage not in stages:
         near = get_close_matches(stage, stages, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(stages)}"
@@ -97,9 +97,9 @@ def check_stage(stage: str, stages: tuple[str, ...] = STAGES) -> None:
 def make_config(
     stage: str, images: str | Path, out: str | Path, *, model: str | Path = "tiny", **options: Any
 ) -> TrainConfig:
-    """Complete an order from its stage's presets for the model's family, and check it.
+    """Complete a run's options from its stage's presets for the model's family, and check them.
 
-    `given` are fields of `TrainConfig`. `RequestError` says which is out of range; nothing is loaded.
+    `options` are fields of `TrainConfig`. `RequestError` says which is out of range; nothing is loaded.
     """
     check_stage(stage)
     names = {f.name for f in fields(TrainConfig)}
@@ -142,7 +142,7 @@ def _check_config(config: TrainConfig, model: Model) -> None:
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:
-    """Within its bounds, and whole where they are."""
+    """Check that a number is within its bounds, and whole where they are."""
     kind = int if isinstance(low, int) else (int, float)
     fits = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
     if not fits:

@@ -49,7 +49,7 @@ class EncodedPictures:
 
 
 def cache_name(data: str, vae: Any, side: int) -> str:
-    """Of the file for these pictures (their fingerprint), this VAE and this size."""
+    """Return the name of the file for these pictures (their fingerprint), this VAE and this size."""
     config = json.dumps(dict(vae.config), default=str)
     digest = hashlib.sha256(f"{data} {side} {config} {outputs.network_digest(vae)}".encode())
     return f"latents-{digest.hexdigest()[:16]}.safetensors"

@@ -61,7 +61,7 @@ class Estimate:
 
 
 def estimate(config: TrainConfig) -> Estimate:
-    """What one device would hold at the most, and what there is here."""
+    """Return what one device would hold at the most, and what there is here."""
     meta = build_meta_networks(config)
     task = _task_on_meta(config, meta)
     learning = _learning_weights(task)
@@ -248,7 +248,7 @@ def _estimate_line(name: str, size: int) -> str:
 
 
 def _free_memory() -> Iterator[tuple[str, int]]:
-    """Of the GPUs; of main memory where there is none."""
+    """Yield the free memory of each GPU; of main memory where there is none."""
     machine = probe()
     gpus = [(gpu.device, gpu.free) for gpu in machine.cuda]
     gpus += [] if machine.mps is None else [(machine.mps.device, machine.mps.free)]

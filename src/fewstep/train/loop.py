@@ -222,7 +222,7 @@ class _State:
         return int(metadata["step"])
 
     def _require_same(self, stored: dict[str, object]) -> None:
-        """A run goes on only with the settings that it began with."""
+        """Check that a run goes on with the settings that it began with."""
         current = asdict(self.hyper)
         defaults = asdict(Hyper(steps=0, batch=0, rate=0))  # what a state from before a setting was there had
         changed = [name for name in current if current[name] != stored.get(name, defaults[name])]

@@ -43,12 +43,12 @@ class LoraFactors:
         yield from self._parameters.items()
 
     def copy(self) -> LoraFactors:
-        """The same numbers, to go another way from here."""
+        """Return the same numbers, to go another way from here."""
         twins = {key: nn.Parameter(p.detach().clone()) for key, p in self.named_parameters()}
         return LoraFactors(twins)
 
     def off(self) -> dict[str, Tensor]:
-        """What to put in their place for the UNet to be as it was: every second factor zero."""
+        """Return what to put in their place for the UNet to be as it was: every second factor zero."""
         return {key: torch.zeros_like(p) for key, p in self.named_parameters() if "lora_B" in key}
 
 
@@ -63,7 +63,7 @@ def add_factors(unet: UNet2DConditionModel, rank: int, targets: tuple[str, ...])
 
 
 def with_factors(unet: UNet2DConditionModel, tensors: dict[str, Tensor]) -> Network:
-    """The UNet with these in the place of its own."""
+    """Return the UNet with these in the place of its own."""
     return eager_network(lambda *args, **kwargs: functional_call(unet, tensors, args, kwargs))
 
 

@@ -55,7 +55,7 @@ class MetaNetworks:
 
 
 def build_meta_networks(config: TrainConfig) -> MetaNetworks:
-    """Of the model of an order. SDXL itself needs no files: its configuration is known."""
+    """Return the networks of a run's model. SDXL itself needs no files: its configuration is known."""
     described = describe_model(config.model)
     path = existing_path(described.source) or hub.cached_folder(
         described.source, assets.model_files(described.architecture), described.revision
@@ -93,7 +93,7 @@ def _sdxl_blueprints() -> dict[str, Blueprint]:
 
 
 def _read_blueprints(root: Path) -> dict[str, Blueprint]:
-    """From a folder's configurations, or the shapes in a file's header."""
+    """Return the blueprints in a folder's configurations, or of the shapes in a file's header."""
     parts = (folder.read_folder(root) if root.is_dir() else single_file.read_single_file(root)).parts
     defaults = _sdxl_blueprints()
     return {name: parts.get(name, defaults[name]) for name in defaults}

@@ -21,7 +21,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
 def write_record(folder: Path, facts: dict[str, Any]) -> None:
-    """Write it; `facts` is what only this run knows."""
+    """Write `run.json`; `facts` is what only this run knows."""
     record = {
         "command": ["fewstep", *sys.argv[1:]],
         "versions": {name: version(name) for name in _PACKAGES},

@@ -116,7 +116,7 @@ def _pictures_of_folder(root: Path) -> list[TrainingPicture]:
 
 
 def _require_captions(pictures: list[TrainingPicture | str]) -> list[TrainingPicture]:
-    """All of them; the names of those without a caption are an error."""
+    """Return all of them; the names of those without a caption are an error."""
     bare = [picture for picture in pictures if isinstance(picture, str)]
     if bare:
         raise RequestError(

@@ -133,7 +133,7 @@ def _load_undistilled(config: TrainConfig, place: Placement) -> Parts:
 
 
 def _warn_of_long(examples: Sequence[TrainingPicture], text: TextEncoder) -> None:
-    """Captions are read in one window; whose end is not read is said."""
+    """Warn of captions that are longer than one window: their ends are not read."""
     captions = [picture.caption for picture in examples]
     lengths = [len(ids) for ids in text.tokenizers[0](captions, verbose=False).input_ids]
     long = [picture for picture, length in zip(examples, lengths, strict=True) if length > WINDOW]
@@ -157,7 +157,7 @@ def _run_facts(config: TrainConfig, data: str, count: int) -> dict[str, Any]:
 
 
 def _require_same(out: Path, facts: dict[str, Any]) -> None:
-    """A folder holds one run: the same pictures, model and settings."""
+    """Check that a folder holds no run of other pictures, another model or other settings."""
     if not (out / loop.STATE).exists() or not (out / "run.json").exists():
         return
     stored = json.loads((out / "run.json").read_text())

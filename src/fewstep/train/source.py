@@ -52,7 +52,7 @@ class Teacher:
     def guided(
         self, condition: Conditioning, size: Size, guidance: Sequence[float], unet: Network
     ) -> Denoiser:
-        """The same with classifier-free guidance, one scale per picture; 1 is off."""
+        """Return `denoiser` with classifier-free guidance, one scale per picture; 1 is off."""
         negative = self.read([""] * len(guidance), size)
         scale = torch.tensor(guidance, device=self.device).view(-1, 1, 1, 1)
         return Denoiser(unet, condition, process=self.process, cfg=Cfg(negative=negative, scale=scale))
@@ -65,5 +65,5 @@ def add_noise(latents: Tensor, sigmas: Sequence[float], draw: Draw) -> Tensor:
 
 
 def level_column(values: Sequence[float], latents: Tensor) -> Tensor:
-    """One number per picture, as (B, 1, 1, 1) beside `like`."""
+    """Return one number per picture, as (B, 1, 1, 1) beside `latents`."""
     return torch.tensor(values, dtype=latents.dtype, device=latents.device).view(-1, 1, 1, 1)

@@ -55,7 +55,7 @@ def soften(pictures: Tensor, draw: Draw) -> Tensor:
 
 
 def blur(pictures: Tensor) -> Tensor:
-    """By (1, 2, 1)/4 each way; what is beyond the edge is the edge."""
+    """Blur by (1, 2, 1)/4 each way; what is beyond the edge is the edge."""
     padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
     rows = (padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]) / 4
     return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4
@@ -104,7 +104,7 @@ def _class_numbers(words: list[str]) -> Tensor:
 def measure_features(
     network: FeatureNetwork, sprites: Tensor, captions: list[Caption], *, seed: int = 7
 ) -> float:
-    """Of real pictures placed and softened anew: the share whose nearest plain picture has their name."""
+    """Return the share of sprites, placed and softened anew, whose nearest plain picture has their name."""
     from fewstep.train.bundled import features
     from fewstep.train.bundled.features import retrieval_hits
 

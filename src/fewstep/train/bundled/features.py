@@ -91,10 +91,10 @@ def read_features(path: Path = SHIPPED) -> FeatureNetwork:
 def retrieval_hits(
     features: Tensor, references: Tensor, labels: Sequence[str], query_labels: Sequence[str], nearest: int
 ) -> Tensor:
-    """Retrieval@k: is what is wanted among the labels of the k nearest known pictures? (N,), bool.
+    """Retrieval@k: whether a feature's label is among those of its k nearest references; (N,), bool.
 
-    known (P, V, D): P pictures, each in V views, of which the one that fits best counts, so that k
-    nearest are k distinct pictures. labels (P), wanted (N). Near is a large cosine.
+    features (N, D); references (P, V, D): P pictures, each in V views, of which the one that fits best
+    counts, so that k nearest are k distinct pictures; labels (P), query_labels (N). Near is a large cosine.
     """
     likeness = (
         (features @ references.flatten(0, 1).T).unflatten(1, references.shape[:2]).amax(dim=2)

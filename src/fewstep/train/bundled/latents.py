@@ -59,7 +59,7 @@ class Latents:
 
 
 def held_out_pairs(captions: list[Caption]) -> list[bool]:
-    """Which are kept from training: a twentieth of those whose name is there in another style too."""
+    """Return which are kept from training: a twentieth of those whose name is there in another style too."""
     names = Counter(caption.label for caption in captions)
     return [
         names[c.label] > 1 and zlib.crc32(f"{c.label}, {c.style} style".encode()) % HELD_OUT == 0
@@ -70,7 +70,7 @@ def held_out_pairs(captions: list[Caption]) -> list[bool]:
 def encode_sprites(
     vae: AutoencoderKL, sprites: Tensor, path: Path, *, scaling: Latents | None = None, seed: int = 1
 ) -> Iterator[Progress]:
-    """Encode all placements to `path`, normalised as `like` is; yield after each batch how many are done."""
+    """Encode all placements to `path`, normalised as `scaling` is; yield the number done after each batch."""
     rng = random.Random(seed)
     noise = torch.Generator().manual_seed(seed)
     values: list[Tensor] = []
