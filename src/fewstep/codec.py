@@ -141,7 +141,7 @@ class Codec:
 
 
 def with_tiles(vae: Any) -> Any:
-    """The same networks, worked in tiles of about half the side that the VAE was trained at.
+    """Return the same networks, worked in tiles of about half the side that the VAE was trained at.
 
     An AutoencoderTiny has the same three settings, and does not say that side: its tiles are of 256 pixels.
     """
@@ -154,7 +154,7 @@ def with_tiles(vae: Any) -> Any:
 
 
 def is_finite(x: Tensor) -> bool:
-    """Is every element a number?"""
+    """Return whether every element is a number."""
     return bool(x.isfinite().all())
 
 

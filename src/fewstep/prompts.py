@@ -117,7 +117,7 @@ def _bracket_weights(prompt: str, brackets: Sequence[re.Match[str]]) -> dict[int
 
 
 def parse_prompts(prompt: object, second: object) -> tuple[Prompt | Embedding, ...]:
-    """`prompt` and `prompt_2` as given, checked → what each says; `second` None is the same again."""
+    """Return what each of `prompt` and `prompt_2` says, checked; `second` None is the same again."""
     allowed = "a string or a non-empty list of strings; an Embedding may stand for any"
     firsts = _as_tuple("prompt", prompt, (str, Embedding), allowed)
     seconds = firsts
@@ -213,7 +213,7 @@ def tokenize_prompt(tokenizer: Any, prompt: str) -> TokenizedPrompt:
 
 
 def _unread_text(words: str, spans: Sequence[tuple[int, int]]) -> str:
-    """What follows the tokens that fit. Bytes of one character, and vectors of one word, share a span."""
+    """Return what follows the tokens that fit. Bytes of one character, vectors of one word, share a span."""
     if len(spans) <= WINDOW_TOKENS:
         return ""
     stops = [stop for start, stop in spans[:WINDOW_TOKENS] if (start, stop) != spans[WINDOW_TOKENS]]

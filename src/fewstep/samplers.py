@@ -145,7 +145,7 @@ def _noise_ratio(level: float, other: float) -> float:
 def _step_to_level(  # noqa: PLR0913  seven numbers and tensors make one formula
     x: Tensor, x0: Tensor, sigma: float, target: float, down: float, up: float, noise: Sequence[Tensor]
 ) -> Tensor:
-    """Along the line to x0 from `sigma` to deviation `down` at `target`'s signal; then fresh noise, `up`."""
+    """Step along the line to x0 to deviation `down` at `target`'s signal; then add fresh noise, `up`."""
     signal, target_signal = signal_of(sigma), signal_of(target)
     picture = x0 if target_signal == 1 else target_signal * x0
     moved = picture + down / sigma * (x - (x0 if signal == 1 else signal * x0)) if down else picture
