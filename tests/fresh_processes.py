@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 PROMPTS = ["red heart, flat style", "an owl, noto style", "grinning face, 3d style"]
-MODES = {"lcm": (1, 4), "base": (5,)}
+MODES = {"lcm": (1, 4), "base": (2,)}
 
 
 def wanted() -> list[tuple[str, int, int]]:
