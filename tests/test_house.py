@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -165,7 +166,9 @@ def test_import_is_cheap_and_bare() -> None:
 
 def test_only_public_names_are_listed() -> None:
     """Whatever has been imported."""
-    assert [name for name in dir(fewstep) if not name.startswith("__")] == sorted(fewstep.__all__)
+    public = {*fewstep.__all__, *fewstep._MODULES}
+    assert [name for name in dir(fewstep) if not name.startswith("__")] == sorted(public)
+    assert all(isinstance(fewstep.__getattr__(name), ModuleType) for name in fewstep._MODULES)
 
 
 def test_words_need_no_torch() -> None:

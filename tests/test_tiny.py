@@ -84,15 +84,23 @@ def test_pictures_are_not_mush(engine: Engine) -> None:
         assert pixels(image).std() > 0.12
 
 
+THREE = ["a red heart, flat style", "grinning face, noto style", "a green apple, 3d style"]
+
+
+@pytest.fixture(scope="module")
+def slow() -> list[Any]:
+    """The teacher's pictures of the three."""
+    with fewstep.load("tiny", "base") as base:
+        return [pixels(image) for image in base.generate(THREE, 25, seed=7)]
+
+
 @pytest.mark.parametrize("mode", MODES[1:])
-def test_a_student_agrees_with_its_teacher(mode: str) -> None:
+def test_a_student_agrees_with_its_teacher(mode: str, slow: list[Any]) -> None:
     """Four steps land nearer to the teacher's 25, from the same prompt, than to another prompt's."""
-    prompts = ["a red heart, flat style", "grinning face, noto style", "a green apple, 3d style"]
-    with fewstep.load("tiny", "base") as base, fewstep.load("tiny", mode) as student:
-        slow = [pixels(i) for i in base.generate(prompts, 25, seed=7)]
-        fast = [pixels(i) for i in student.generate(prompts, 4, seed=7)]
+    with fewstep.load("tiny", mode) as student:
+        fast = [pixels(image) for image in student.generate(THREE, 4, seed=7)]
     distance = np.array([[np.abs(a - b).mean() for b in slow] for a in fast])
-    assert (distance.argmin(axis=1) == np.arange(len(prompts))).all()
+    assert (distance.argmin(axis=1) == np.arange(len(THREE))).all()
 
 
 def test_the_tiny_autoencoder_draws_nearly_the_same() -> None:

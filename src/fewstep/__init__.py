@@ -57,6 +57,11 @@ _HOMES = {
     "fewstep.result": ("Result",),
     "fewstep.schedulers": ("Schedule",),
 }  # fmt: skip
+# Modules that are used as such: `fewstep.metadata.read` works after `import fewstep` alone.
+_MODULES = (
+    "catalog", "devices", "errors", "evaluation", "metadata", "modes", "recipe", "samplers", "schedulers",
+    "testing", "train",
+)  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -98,13 +103,15 @@ logging.getLogger("fewstep").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _MODULES:
+        return import_module(f"fewstep.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
     globals()[name] = value = getattr(import_module(_HOME[name]), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*(name for name in globals() if name.startswith("__")), *__all__})
+    return sorted({*(name for name in globals() if name.startswith("__")), *_MODULES, *__all__})
