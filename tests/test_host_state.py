@@ -8,9 +8,12 @@ code too, which must give the same bits all the same.
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fewstep
-from fewstep import CancelToken, Engine, GenerationCancelledError
-
-TASKS = ("text", "image", "inpaint")
+from fewstep import CancelToken, CorruptModelError, Engine, GenerationCancelledError, ModelError
+from fewstep.files.untrusted import raise_as_corrupt
+from fewstep.loading import build
+from fewstep.loading.build import NETWORK_CLASSES, Blueprint
 
 
 class PassingMode(TorchFunctionMode):
@@ -71,6 +75,14 @@ def learning() -> Iterator[None]:
 
 
 @contextmanager
+def at_once(*states: AbstractContextManager[Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for state in states:
+            stack.enter_context(state)
+        yield
+
+
+@contextmanager
 def strict_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -97,7 +109,17 @@ STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "function mode": PassingMode,
     "dispatch mode": lambda: FlopCounterMode(display=False),
     "warnings are errors": strict_warnings,
-}
+    "autocast without cache": lambda: torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False),
+    "grad in inference_mode": lambda: at_once(torch.inference_mode(), torch.enable_grad()),
+    "device in inference_mode": lambda: at_once(torch.inference_mode(), torch.device("meta")),
+    "float16 under autocast": lambda: at_once(
+        default_dtype(torch.float16), torch.autocast("cpu", dtype=torch.bfloat16)
+    ),
+    "all at once": lambda: at_once(
+        default_dtype(torch.float64), torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.inference_mode(), PassingMode(),
+    ),
+}  # fmt: skip
 
 
 def host_state() -> dict[str, Any]:
@@ -122,50 +144,140 @@ def host_state() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
-def loaded(sdxl_folder: Path, lcm_unet_folder: Path) -> Callable[[], Engine]:
-    return lambda: fewstep.load(
-        sdxl_folder, "lcm", accelerator=lcm_unet_folder, device="cpu", precision="fp32"
-    )
+SMALL: dict[str, Any] = {"seed": 3, "width": 64, "height": 64}
+Draw = Callable[..., dict[str, bytes]]
 
 
-@pytest.fixture(scope="session")
-def draw(drawing: Image.Image) -> Callable[..., dict[str, bytes]]:
-    mask = Image.radial_gradient("L").resize(drawing.size)
+@pytest.fixture(scope="module")
+def load(sdxl_folder: Path, lcm_unet_folder: Path) -> Callable[[], Engine]:
+    def load_lcm() -> Engine:
+        return fewstep.load(sdxl_folder, "lcm", accelerator=lcm_unet_folder, device="cpu", precision="fp32")
+
+    return load_lcm
+
+
+@pytest.fixture(scope="module")
+def draw(drawing: Image.Image) -> Draw:
+    picture = drawing.resize((64, 64))
+    mask = Image.radial_gradient("L").resize((64, 64))
     given: dict[str, Any] = {
         "text": {},
-        "image": {"image": drawing},
-        "inpaint": {"image": drawing, "mask": mask},
+        "image": {"image": picture},
+        "inpaint": {"image": picture, "mask": mask},
     }
 
-    def run(engine: Engine, prompt: str = "a red fox") -> dict[str, bytes]:
-        return {task: engine.generate(prompt, 1, seed=3, **given[task])[0].tobytes() for task in TASKS}
+    def draw_tasks(engine: Engine, prompt: str = "a red fox") -> dict[str, bytes]:
+        return {
+            task: engine.generate(prompt, 1, **SMALL, **more)[0].tobytes() for task, more in given.items()
+        }
 
-    return run
+    return draw_tasks
 
 
-@pytest.fixture(scope="session")
-def plain(loaded: Callable[[], Engine], draw: Callable[..., dict[str, bytes]]) -> dict[str, bytes]:
-    with loaded() as engine:
+@pytest.fixture(scope="module")
+def plain(load: Callable[[], Engine], draw: Draw) -> dict[str, bytes]:
+    with load() as engine:
         pictures = draw(engine)
-    assert len({*pictures.values()}) == len(TASKS)
+    assert len({*pictures.values()}) == 3
     return pictures
+
+
+@pytest.fixture(scope="module")
+def known(load: Callable[[], Engine]) -> Iterator[Engine]:
+    """An engine that was loaded in no state at all."""
+    with load() as engine:
+        yield engine
 
 
 @pytest.mark.parametrize("name", STATES)
 def test_pictures_are_the_same(
-    name: str, loaded: Callable[[], Engine], draw: Callable[..., dict[str, bytes]], plain: dict[str, bytes]
+    name: str, load: Callable[[], Engine], known: Engine, draw: Draw, plain: dict[str, bytes]
 ) -> None:
-    """Around all, then around the load alone, then around the call alone; what is cached serves both."""
-    first = host_state()
+    """Loaded and called in a state; loaded in it and called outside; loaded outside and called in it."""
+    known.parts.text.forget()
     with STATES[name]():
         before = host_state()
-        engine = loaded()
-        assert draw(engine) == plain
+        engine = load()
+        assert draw(engine) == draw(known) == plain
+        for step in engine.stream("a red fox", 1, **SMALL):
+            assert host_state() == before  # the host's turn
+            step.preview()
+            assert not step.latents.is_inference()
         assert host_state() == before
-    assert draw(engine) == plain
-    engine.close()
-    with loaded() as other, STATES[name]():
-        assert draw(other) == plain
-    if name != "other seeds":
-        assert host_state() == first
+    assert draw(engine) == draw(known) == plain  # by prompts encoded in there
+    assert not any(weight.is_inference() for weight in engine.parts.unet.parameters())
+
+
+def test_errors_and_cancelling_leave_the_state(known: Engine, draw: Draw, plain: dict[str, bytes]) -> None:
+    def fail(_: object) -> None:
+        assert torch.is_inference_mode_enabled()
+        raise ZeroDivisionError
+
+    token = CancelToken()
+    with STATES["all at once"]():
+        before = host_state()
+        with pytest.raises(ZeroDivisionError):
+            known.generate("a fox", 1, progress=fail, **SMALL)
+        with pytest.raises(GenerationCancelledError):
+            known.generate("a fox", 2, progress=lambda _: token.cancel(), cancel=token, **SMALL)
+        with pytest.raises(ModelError):
+            fewstep.load("nowhere/at-all", "base", device="cpu")
+        assert host_state() == before
+        assert draw(known) == plain
+
+
+def test_threads_in_different_states(known: Engine, draw: Draw, plain: dict[str, bytes]) -> None:
+    """One of them changes the whole process's default dtype."""
+
+    def draw_in(name: str) -> dict[str, bytes]:
+        with STATES[name]():
+            return draw(known)
+
+    names = ("autocast bfloat16", "set_default_device", "default dtype float64", "no_grad")
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(draw_in, names)] == [plain] * 4
+
+
+PROGRAM = """
+import hashlib, sys, fewstep
+try:
+    picture = fewstep.generate("a sun", 1, "turbo", seed=7, device="cpu")[0]
+    print(hashlib.sha256(picture.tobytes()).hexdigest())
+except fewstep.ModelError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_python_without_asserts_and_docstrings() -> None:
+    """-O draws the same; under -OO transformers cannot be imported, and that is said of no file."""
+    told = {
+        flags: subprocess.run(
+            [sys.executable, *flags, "-c", PROGRAM], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for flags in ((), ("-O",), ("-OO",))
+    }
+    assert len(told[()]) == 64
+    assert told[("-O",)] == told[()]
+    assert told[("-OO",)].startswith("ModelError ")
+    assert "type python -O" in told[("-OO",)]
+
+
+@pytest.mark.parametrize("kind", NETWORK_CLASSES)
+def test_who_is_to_blame(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that cannot be built with its own defaults is no file's fault."""
+    spoilt = {"norm_num_groups": 7} if not NETWORK_CLASSES[kind] else {"num_attention_heads": 7}
+    drawn = Blueprint(kind=kind, config=spoilt, weights={}, source="a file")
+    if kind != "AutoencoderTiny":  # whose configuration has no such entry
+        with pytest.raises(CorruptModelError, match="a file: its configuration"):
+            build._build_on_meta(drawn)
+    monkeypatch.setattr(build, "_of_class", lambda *_: 1 / 0)
+    with pytest.raises(ModelError, match="can be built in this process") as caught:
+        build._build_on_meta(drawn)
+    assert not isinstance(caught.value, CorruptModelError)
+
+
+@pytest.mark.parametrize("error", [ImportError("no such library"), DeprecationWarning("old"), NameError("x")])
+def test_what_no_file_can_cause(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="by no fault of its own") as caught, raise_as_corrupt(tmp_path):
+        raise error
+    assert not isinstance(caught.value, CorruptModelError)

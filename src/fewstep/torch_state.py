@@ -102,8 +102,8 @@ def _require_own_process() -> None:
     global _process
     if _process:
         raise FewstepError(
-            "this process was forked after torch had worked in it, and neither torch's threads nor CUDA "
-            "survive that: load models after the fork (in gunicorn's post_fork, in Celery's "
-            'worker_process_init), or start children by multiprocessing.get_context("spawn")'
+            "torch had worked before a fork made this process, and neither its threads nor CUDA survive "
+            "one: load models after the fork (in gunicorn's post_fork, in Celery's worker_process_init), or "
+            "start children by multiprocessing.get_context('spawn')"
         )
     _process = os.getpid()
