@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -195,3 +196,34 @@ def test_generate_keeps_one_engine(sdxl_folder: Path, engine: Load) -> None:
     fewstep.generate("a red fox", 2, "base", seed=1, **where)
     assert gone() is None
     assert [key.mode for key in api._engines.loaded] == ["base"]
+
+
+@pytest.mark.usefixtures("nothing_resident")
+def test_unload_frees_what_generate_keeps(sdxl_folder: Path) -> None:
+    where: Call = {"model": sdxl_folder, "device": "cpu", "precision": "fp32"}
+    first = fewstep.generate("a red fox", 1, "turbo", seed=1, **where)
+    (kept,) = api._engines.loaded.values()
+    engine, unet = weakref.ref(kept), weakref.ref(kept.parts.unet)
+    running = kept.stream("a red fox", 2)
+    next(running)
+    del kept
+    fewstep.unload()
+    assert engine() is None
+    next(running)  # has its networks until it ends
+    del running
+    gc.collect()
+    assert unet() is None
+    assert bits(fewstep.generate("a red fox", 1, "turbo", seed=1, **where)) == bits(first)
+    fewstep.unload()
+    fewstep.unload()  # of nothing
+
+
+def test_generate_says_once_that_it_loads_at_every_change() -> None:
+    with fewstep.testing.fake():
+        calls = [fewstep.generate("a fox", 1, mode, seed=1) for mode in ("lcm", "turbo", "lcm", "turbo")]
+        fewstep.unload()
+        calls.append(fewstep.generate("a fox", 1, "base", seed=1))
+    told = [[sentence for sentence in call.warnings if "fewstep.load" in sentence] for call in calls]
+    assert [len(sentences) for sentences in told] == [0, 0, 1, 0, 0]
+    assert "mode='turbo'" in told[2][0]
+    assert "mode='lcm'" in told[2][0]

@@ -23,7 +23,8 @@ FLOORS = (
     "files",  # untrusted bytes
     "schedulers", "samplers", "recipe", "prompts", "images",
     "catalog", "modes", "inspection", "request",  # words
-    "devices", "denoiser", "architectures", "runtimes", "codec", "loading", "addons",  # matter, torch
+    "torch_state", "devices", "denoiser", "architectures",  # matter, torch
+    "runtimes", "codec", "loading", "addons",
     "metadata", "result", "loop", "engine_base", "engine", "api",  # running
     "testing", "checking", "__init__",  # doors
     "train", "evaluation",  # annexes
@@ -31,7 +32,7 @@ FLOORS = (
 )  # fmt: skip
 ANNEXES = {"train", "evaluation"}
 WITHOUT_TORCH = (
-    *FLOORS[: FLOORS.index("devices")], "checking", "metadata", "result", "testing", "engine_base", "api",
+    *FLOORS[: FLOORS.index("torch_state")], "checking", "metadata", "result", "testing", "engine_base", "api",
 )  # fmt: skip
 FORBIDDEN_CALLS = {"eval", "exec", "print", "input", "breakpoint"}
 FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}

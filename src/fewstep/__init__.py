@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fewstep.api import agenerate, generate, load, plan
+    from fewstep.api import agenerate, generate, load, plan, unload
     from fewstep.cancel import CancelToken
     from fewstep.checking import Finding, Report, check
     from fewstep.engine import Engine
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "fewstep.api": ("agenerate", "generate", "load", "plan"),
+    "fewstep.api": ("agenerate", "generate", "load", "plan", "unload"),
     "fewstep.cancel": ("CancelToken",),
     "fewstep.checking": ("Finding", "Report", "check"),
     "fewstep.engine": ("Engine",),
@@ -97,6 +97,7 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "unload",
 ]
 
 logging.getLogger("fewstep").addHandler(logging.NullHandler())

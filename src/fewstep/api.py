@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -111,15 +114,16 @@ def generate(  # noqa: PLR0913  the public call names every choice
         function is called with each `Step`.
 
     The engine stays loaded for the next call with the same model, mode, accelerator, vae, embeddings,
-    prediction, revision, device, precision, offload and runtime; another evicts it first. Raises
-    `RequestError` for what cannot be done, `ModelError` for bad or missing files, `GenerationError`
-    where pictures did not come out, with those that did in its `survivors`, and
+    prediction, revision, device, precision, offload and runtime; another evicts it first, and `unload`
+    frees it. Raises `RequestError` for what cannot be done, `ModelError` for bad or missing files,
+    `GenerationError` where pictures did not come out, with those that did in its `survivors`, and
     `GenerationCancelledError`.
     """
     options = {name: value for name, value in locals().items() if name in OPTIONS}
-    engine, job = _prepare(prompt, steps, mode, options)
-    result: Result = engine().run(job, cancel=cancel, progress=progress)
-    return result
+    ready, job = _prepare(prompt, steps, mode, options)
+    engine, notes = ready()
+    result: Result = engine.run(job, cancel=cancel, progress=progress)
+    return replace(result, warnings=(*result.warnings, *notes)) if notes else result
 
 
 async def agenerate(
@@ -132,8 +136,14 @@ async def agenerate(
     **options: Unpack[GenerateOptions],
 ) -> Result:
     """`generate` beside an event loop; cancelling the task stops it at its next step."""
-    engine, job = _prepare(prompt, steps, mode, options)
-    return await run_in_thread(lambda token: engine().run(job, cancel=token, progress=progress), cancel)
+    ready, job = _prepare(prompt, steps, mode, options)
+
+    def call(token: CancelToken) -> Result:
+        engine, notes = ready()
+        result: Result = engine.run(job, cancel=token, progress=progress)
+        return replace(result, warnings=(*result.warnings, *notes)) if notes else result
+
+    return await run_in_thread(call, cancel)
 
 
 def load(  # noqa: PLR0913  as `generate`
@@ -175,6 +185,11 @@ def plan(
     return _prepare(prompt, steps, mode, options)[1].plan
 
 
+def unload() -> None:
+    """Free the engine that `generate` and `agenerate` keep; a call still running has it until it ends."""
+    _engines.unload()
+
+
 @contextmanager
 def engines_from(load: Callable[[EngineChoice], Any]) -> Iterator[None]:
     """Inside, `generate`, `agenerate` and `load` take engines from `load`; what was kept is kept for after.
@@ -195,7 +210,8 @@ class _Engines:
     def __init__(self, load: Callable[[EngineChoice], Any]):
         self.load, self.loaded = load, dict[EngineKey, Any]()
         self._choices = dict[tuple[object, ...], EngineChoice]()  # what was asked of the loaded one, decided
-        self._lock = threading.Lock()
+        self._evicted: set[EngineKey] | None = set()  # None once it is said that they come back
+        self.lock = threading.Lock()
 
     def choose(self, mode: str | None, steps: int | None, options: EngineOptions) -> EngineChoice:
         """Return the engine for these options; while it is loaded, no name or file is looked at again."""
@@ -206,17 +222,45 @@ class _Engines:
             choice = self._choices[asked] = choose_engine(mode, steps, options)
         return choice
 
-    def engine(self, choice: EngineChoice) -> Any:
-        """Return the loaded engine, or a new one in its place."""
-        with self._lock:
+    def engine(self, choice: EngineChoice) -> tuple[Any, tuple[str, ...]]:
+        """Return the loaded engine, or a new one in its place; and what is to be said of that."""
+        notes: tuple[str, ...] = ()
+        with self.lock:
             if choice.key not in self.loaded:
+                notes = self._note_change(choice.key)
                 self.loaded.clear()  # a call still running on it keeps it until it ends
                 self._choices = {
                     asked: kept for asked, kept in self._choices.items() if kept.key == choice.key
                 }
                 gc.collect()
                 self.loaded[choice.key] = self.load(choice)
-            return self.loaded[choice.key]
+            return self.loaded[choice.key], notes
+
+    def unload(self) -> None:
+        """Let go of the loaded one, and have its memory back."""
+        with self.lock:
+            self.loaded.clear()
+            self._choices.clear()
+        gc.collect()
+        if "torch" in sys.modules:
+            from fewstep.devices.memory import free_memory
+
+            free_memory()
+
+    def _note_change(self, key: EngineKey) -> tuple[str, ...]:
+        """Return a sentence, once, where an engine comes back that another had put out."""
+        if self._evicted is None or not self.loaded:
+            return ()
+        (kept,) = self.loaded
+        self._evicted.add(kept)
+        if key not in self._evicted:
+            return ()
+        self._evicted = None
+        first, second = (f"mode={each.mode!r} of model={each.file('model')!r}" for each in (kept, key))
+        return (
+            f"generate keeps one engine loaded, and loads again at each change between {first} and {second}: "
+            "keep both by fewstep.load(), which takes the memory of both",
+        )
 
 
 def _load_engine(choice: EngineChoice) -> Engine:
@@ -228,10 +272,19 @@ def _load_engine(choice: EngineChoice) -> Engine:
 _engines = _Engines(_load_engine)
 
 
+def _renew_lock() -> None:
+    """In a forked child: a thread of the parent's, which holds it, is not there to give it back."""
+    _engines.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def _prepare(
     prompt: Prompts, steps: int | None, mode: str | None, options: Mapping[str, Any]
-) -> tuple[Callable[[], Any], Job]:
-    """Return which engine, to be loaded when called for, and what it is to draw: all is checked here."""
+) -> tuple[Callable[[], tuple[Any, tuple[str, ...]]], Job]:
+    """Return what gives the engine and what is to be said of it, and the job: all is checked here."""
     engine_options, picture_options = split_options(options)
     engines = _engines
     counted = count_steps(picture_options) if steps is None else steps

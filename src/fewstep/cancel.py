@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -62,3 +63,7 @@ async def run_in_thread(call: Callable[[CancelToken], T], token: CancelToken | N
 @cache
 def _thread_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(32, "fewstep")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads, and would wait for them
+    os.register_at_fork(after_in_child=_thread_pool.cache_clear)

@@ -39,8 +39,10 @@ class Codec:
         self._lock = threading.RLock() if lock is None else lock
         config, device = vae.config, placement.device
         self._scale = float(config.scaling_factor)
-        self._mean = torch.tensor(config.get("latents_mean") or [0.0] * 4, device=device).view(1, 4, 1, 1)
-        self._std = torch.tensor(config.get("latents_std") or [1.0] * 4, device=device).view(1, 4, 1, 1)
+        scaling = (config.get("latents_mean") or [0.0] * 4, config.get("latents_std") or [1.0] * 4)
+        self._mean, self._std = (
+            torch.tensor(each, dtype=torch.float32, device=device).view(1, 4, 1, 1) for each in scaling
+        )
         self._cheap = sum(weight.numel() for weight in vae.parameters()) < SMALL_VAE
         self._format = placement.memory_format
         self._colours: Tensor | None = None
@@ -128,15 +130,16 @@ class Codec:
 
     def _fit_colours(self) -> Tensor:
         """The linear map from latents to colours, (5, 3): 27 flat pictures, least squares."""
-        levels = torch.linspace(-1, 1, 3)
+        levels = torch.linspace(-1, 1, 3, dtype=torch.float32, device="cpu")
         flat = torch.cartesian_prod(levels, levels, levels)
-        noise = torch.zeros(1, 4, 8, 8)
+        noise = flat.new_zeros(1, 4, 8, 8)
         encoded = [
             self._encode_raw(self._vae, colour.view(1, 3, 1, 1).expand(1, 3, 64, 64), noise).mean(dim=(2, 3))
             for colour in flat
         ]
         latents = torch.cat(encoded).cpu()
-        fitted: Tensor = torch.linalg.lstsq(torch.cat([latents, torch.ones(27, 1)], dim=1), flat).solution
+        ones = latents.new_ones(27, 1)
+        fitted: Tensor = torch.linalg.lstsq(torch.cat([latents, ones], dim=1), flat).solution
         return fitted.to(self._placement.device)
 
 

@@ -136,7 +136,8 @@ def rescale_guidance(guided: Tensor, positive: Tensor, amount: float) -> Tensor:
 def guidance_embedding(w: Tensor, width: int) -> Tensor:
     """Sines, then cosines, of 1000 w: (B,) → (B, width). w = guidance - 1 (LCM, arXiv:2310.04378)."""
     half = width // 2
-    rates = torch.exp(torch.arange(half, device=w.device) * (-math.log(10000.0) / (half - 1)))
+    places = torch.arange(half, dtype=torch.float32, device=w.device)
+    rates = torch.exp(places * (-math.log(10000.0) / (half - 1)))
     angles = 1000 * w[:, None] * rates[None]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,8 +44,11 @@ from fewstep.request.engine_choice import EngineChoice, features_of_call, licenc
 from fewstep.request.schema import EngineKey
 from fewstep.result import Result
 from fewstep.runtimes import load_runtime
+from fewstep.torch_state import FreshTorchState
 
 _log = logging.getLogger("fewstep")
+_run_steps = FreshTorchState()(loop.run_steps)
+_decode_pictures = FreshTorchState()(loop.decode_pictures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,6 @@ class Engine(EngineBase[Step]):
         self.choice: EngineChoice = choice
         self.placement: Placement = placement
         self._runtime = choose_runtime(choice.key.options["runtime"])  # of calls without add-ons
-        self._process = os.getpid()
         # The mode's own adapter goes on first: a runtime may take the weights as they are.
         loras = EngineLoras(parts)
         networks = {self._runtime.name: _networks_on(self._runtime, parts, placement)}
@@ -81,6 +82,7 @@ class Engine(EngineBase[Step]):
         )
 
     @classmethod
+    @FreshTorchState()
     def from_pipe(cls, pipe: Any, mode: str | None = None, *, steps: int | None = None) -> Self:
         """An engine on the networks of a diffusers SDXL pipeline, which stays as it is, and usable.
 
@@ -95,6 +97,7 @@ class Engine(EngineBase[Step]):
         choice = EngineChoice(key, from_pipe.limit_size(model, recipe), recipe)
         return cls(choice, *from_pipe.parts_of_pipe(pipe, model, recipe))
 
+    @FreshTorchState()
     def embed(self, prompt: str) -> Embedding:
         """Encode a prompt, to keep or to change; it may stand for a prompt in every call on this model."""
         loaded = self._loaded
@@ -107,10 +110,10 @@ class Engine(EngineBase[Step]):
         loaded, notes = self._loaded, dict[str, None]()  # in order, each sentence once
         networks, call = self._call(loaded, job, cancel, notes.setdefault)
         with show_progress(progress, job.request.steps) as tell:
-            for step in loop.run_steps(networks, call):
+            for step in _run_steps(networks, call):
                 tell(step)
         stepped = time.perf_counter()
-        pictures = loop.decode_pictures(networks, call, step.latents)
+        pictures = _decode_pictures(networks, call, step.latents)
         ended = time.perf_counter()
         timings = {"steps": stepped - started, "decode": ended - stepped, "total": ended - started}
         return self._make_result(
@@ -180,18 +183,14 @@ class Engine(EngineBase[Step]):
 
     @property
     def _loaded(self) -> _Loaded:
-        if os.getpid() != self._process:
-            raise FewstepError(
-                "this engine was loaded before a fork, which torch's threads and CUDA do not survive: "
-                "start children by multiprocessing.get_context('spawn'), and load it there"
-            )
         if self._state is None:
             raise FewstepError("this engine is closed: load another with fewstep.load()")
         return self._state
 
     def _stream(self, job: Job, cancel: CancelToken | None) -> Iterator[Step]:
-        return loop.run_steps(*self._call(self._loaded, job, cancel, _log.warning))
+        return _run_steps(*self._call(self._loaded, job, cancel, _log.warning))
 
+    @FreshTorchState()
     def _call(
         self, loaded: _Loaded, job: Job, cancel: CancelToken | None, notify: Notify
     ) -> tuple[Networks, Call]:
@@ -247,6 +246,7 @@ def _networks_on(info: RuntimeInfo, parts: Parts, placement: Placement) -> Netwo
     )
 
 
+@FreshTorchState()
 def load_engine(choice: EngineChoice) -> Engine:
     """See `fewstep.load`."""
     options, model = choice.key.options, choice.model

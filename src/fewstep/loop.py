@@ -31,6 +31,7 @@ from fewstep.recipe import Recipe
 from fewstep.request import Job
 from fewstep.runtimes.shared_network import SharedNetwork
 from fewstep.samplers import Denoise
+from fewstep.torch_state import FreshTorchState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class Step:
     x0: Tensor = field(repr=False)  # (B, 4, h, w), the pictures as predicted in this step
     codec: Codec = field(repr=False)
 
+    @FreshTorchState()
     def preview(self, picture: int = 0) -> Image.Image:
         """A quick look at a picture as predicted so far; with a large VAE its colours and layout only."""
         return Image.fromarray(self.codec.preview(self.x0[picture : picture + 1]).numpy())
@@ -165,7 +167,7 @@ def _make_denoiser(networks: Networks, call: Call) -> Denoiser:
         if looks:
             conditioning = conditioning.with_references([seen for _, seen in looks])
     if networks.guidance_width:
-        w = torch.full((pictures,), guidance - 1, device=placement.device)
+        w = torch.full((pictures,), guidance - 1, dtype=torch.float32, device=placement.device)
         embedding = guidance_embedding(w, networks.guidance_width).to(placement.dtype)
     network = networks.network
     if call.references:
@@ -195,9 +197,12 @@ def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], count: int, skip_fi
     """
     columns: list[list[Tensor]] = []
     for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        start = [torch.zeros(shape)] if skip_first else []
-        columns.append(start + [torch.randn(shape, generator=generator) for _ in range(count - len(start))])
+        generator = torch.Generator("cpu").manual_seed(seed)
+        start = [torch.zeros(shape, dtype=torch.float32, device="cpu")] if skip_first else []
+        columns.append(start + [
+            torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+            for _ in range(count - len(start))
+        ])  # fmt: skip
     return [torch.cat(row) for row in zip(*columns, strict=True)]
 
 

@@ -55,7 +55,7 @@ class Control:
     def _summary_of_config(self, rows: int) -> Mapping[str, Any]:
         if self.view < 0:
             return {"controlnet_cond": self.picture}
-        views = torch.zeros((rows, self.net.config.num_control_type)).to(self.picture)
+        views = self.picture.new_zeros(rows, self.net.config.num_control_type)
         views[:, self.view] = 1
         picture = self.picture.expand(rows, -1, -1, -1)
         return {"controlnet_cond": [picture], "control_type": views, "control_type_idx": [self.view]}

@@ -150,8 +150,9 @@ def _clip_pixels(image: Image, side: int) -> Tensor:
     left, top = ((size - side) // 2 for size in sizes)
     box = (left * steps[0], top * steps[1], (left + side) * steps[0], (top + side) * steps[1])
     seen = image.convert("RGB").resize((side, side), Resampling.BICUBIC, box)
-    mean, deviation = (torch.tensor(each).view(1, 3, 1, 1) for each in (CLIP_MEAN, CLIP_DEVIATION))
-    return ((image_to_tensor(seen) + 1) / 2 - mean) / deviation
+    pixels = (image_to_tensor(seen) + 1) / 2
+    mean, deviation = (pixels.new_tensor(each).view(1, 3, 1, 1) for each in (CLIP_MEAN, CLIP_DEVIATION))
+    return (pixels - mean) / deviation
 
 
 def _encoder_output(shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[str, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +90,8 @@ def footprint(need: ModelSize, dtype: torch.dtype, vae_dtype: torch.dtype, rows:
 def free_memory() -> None:
     """Give cached memory back, so that a smaller attempt finds it."""
     gc.collect()
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what is freed
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():

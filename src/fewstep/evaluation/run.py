@@ -31,6 +31,7 @@ from fewstep.evaluation.settings import (
 )
 from fewstep.modes import choose_mode, find_recipe
 from fewstep.request import inputs
+from fewstep.torch_state import FreshTorchState
 from fewstep.train.bundled import data
 from fewstep.train.bundled.features import FeatureNetwork, describe_pictures, read_features, retrieval_hits
 
@@ -51,6 +52,7 @@ def evaluate(work: Path, settings: Settings = DEFAULT_SETTINGS, csv: Path | None
     return (item for item in watch(work, settings, csv) if isinstance(item, Row))
 
 
+@FreshTorchState()
 def watch(
     work: Path, settings: Settings = DEFAULT_SETTINGS, csv: Path | None = None
 ) -> Iterator[DrawingProgress | Row]:

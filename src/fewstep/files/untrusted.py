@@ -12,7 +12,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fewstep.errors import CorruptModelError, FewstepError, ModelNotFoundError, is_out_of_memory
+from fewstep.errors import (
+    CorruptModelError,
+    FewstepError,
+    ModelError,
+    ModelNotFoundError,
+    describe_error,
+    is_out_of_memory,
+)
 from fewstep.files import untrusted
 
 
@@ -20,7 +27,8 @@ from fewstep.files import untrusted
 def raise_as_corrupt(path: Path) -> Iterator[None]:
     """Raise what a foreign reader raises as `CorruptModelError`: `path` is damaged, or something else.
 
-    Our own errors stay as they are, and a key that is missing is named.
+    Our own errors stay as they are, and a key that is missing is named. What cannot be the file's fault, a
+    library that is not there or a host's warning made an error, is a `ModelError` that does not blame it.
     """
     try:
         yield
@@ -28,6 +36,8 @@ def raise_as_corrupt(path: Path) -> Iterator[None]:
         raise
     except KeyError as error:
         raise CorruptModelError(f"{path} lacks {error.args[0]!s:.200}") from error
+    except (ImportError, NameError, Warning) as error:
+        raise ModelError(f"{path} was not read, by no fault of its own: {describe_error(error)}") from error
     except Exception as error:  # tokenizers raises no narrower one
         if is_out_of_memory(error):
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import mmap
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from torch import Size, Tensor, nn
 
 from fewstep.catalog.architectures import ArchitectureInfo
 from fewstep.devices import Placement
-from fewstep.errors import CorruptModelError, describe_error
+from fewstep.errors import CorruptModelError, ModelError, describe_error
 from fewstep.files.config import check_latent_scaling
 from fewstep.loading.lazy_tensors import LazyTensor, read_into
 
@@ -162,12 +163,13 @@ def _build_on_meta(drawn: Blueprint) -> Any:
         with torch.device("meta"):
             module = _of_class(drawn.kind, config)
     except Exception as error:
+        _require_buildable(drawn.kind)
         raise CorruptModelError(
             f"{drawn.source}: its configuration is not one of {drawn.kind} ({describe_error(error)})"
         ) from error
     for owner in module.modules():  # the only buffer in any of CLASSES: the places of tokens or patches
         if "position_ids" in owner._buffers:
-            places = torch.arange(owner.position_ids.shape[-1])
+            places = torch.arange(owner.position_ids.shape[-1], device="cpu")
             owner.register_buffer("position_ids", places.expand((1, -1)), persistent=False)
     return module
 
@@ -179,6 +181,31 @@ def _of_class(kind: str, config: Mapping[str, Any]) -> Any:
     if NETWORK_CLASSES[kind]:
         return getattr(transformers, kind)(getattr(transformers, NETWORK_CLASSES[kind])(**config))
     return getattr(diffusers, kind)(**config)
+
+
+def _require_buildable(kind: str) -> None:
+    """Check that a class can be built with its defaults here: if not, no file is to blame."""
+    try:
+        with torch.device("meta"):
+            _of_class(kind, {})
+    except Exception as error:
+        raise ModelError(
+            f"no {kind} can be built in this process, whatever the model's files are: {describe_error(error)}"
+        ) from error
+
+
+def import_libraries() -> None:
+    """Import what every model is built by; raises `ModelError` where that fails, before a file is read."""
+    try:
+        from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
+        from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+    except Exception as error:  # diffusers raises RuntimeError
+        mend = "install them again"
+        if sys.flags.optimize > 1:
+            mend = "python -OO takes docstrings away, which they read: type python -O"
+        raise ModelError(
+            f"diffusers or transformers cannot be imported ({describe_error(error)}): {mend}"
+        ) from error
 
 
 def _rename_weights(slots: Iterable[str], drawn: Blueprint) -> dict[str, LazyTensor]:

@@ -108,7 +108,8 @@ def read_into(slots: Mapping[str, Tensor], wanted: Mapping[str, LazyTensor]) -> 
     needed, and a file may be changed while its weights are in use.
     """
     in_files = sorted(wanted.items(), key=lambda item: (str(item[1].path), item[1].begin))
-    buffer = torch.empty(max((s.bytes for s in wanted.values()), default=0), dtype=torch.uint8)
+    size = max((stored.bytes for stored in wanted.values()), default=0)
+    buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
     for path, group in groupby(in_files, key=lambda item: item[1].path):
         with raise_as_corrupt(path), path.open("rb", buffering=0) as file:
             for name, stored in group:

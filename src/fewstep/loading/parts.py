@@ -29,7 +29,7 @@ from fewstep.devices import Placement
 from fewstep.errors import CorruptModelError, ModelError
 from fewstep.files import config
 from fewstep.loading import single_file, textual_inversion
-from fewstep.loading.build import Blueprint, ModelBlueprint, build_network
+from fewstep.loading.build import Blueprint, ModelBlueprint, build_network, import_libraries
 from fewstep.loading.folder import read_folder, read_network
 from fewstep.noise_process import NoiseProcess, VariancePreserving
 from fewstep.recipe import Recipe, Weights
@@ -57,6 +57,7 @@ class Parts:
 
 def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placement) -> Parts:
     """Read a model and the mode's own weights, or those that `key.accelerator` puts in their place."""
+    import_libraries()
     with _without_progress_bars():
         weights = choose_weights(model, recipe, key.file("accelerator"))
         attach = "" if weights is None else weights.attach

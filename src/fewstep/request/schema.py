@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Unpack
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Unpack, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -95,9 +96,7 @@ class Job:
     control: tuple[Image, ...] = ()  # at the request's size, one for each of the request's `control`
     reference: tuple[Image, ...] = ()  # of any size, one for each of the request's `reference`
 
-    @property
-    def request(self) -> Request:
-        return self.plan.request
+    request = cast(Request, property(attrgetter("plan.request")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +106,6 @@ class EngineKey:
     mode: str
     steps: int = 0  # of a mode whose weights come for one number of steps; 0: they serve all
     options: EngineOptions = field(default_factory=lambda: with_defaults({}), hash=False)
-
-    def __hash__(self) -> int:
-        return hash((self.mode, self.steps, str(self.options["model"])))
 
     @classmethod
     def of(cls, mode: str, steps: int = 0, **options: Unpack[EngineOptions]) -> Self:

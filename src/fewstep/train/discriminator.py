@@ -40,7 +40,7 @@ class UnetFeatures:
     def __call__(self, latents: Tensor, sigmas: Sequence[float], condition: Conditioning) -> list[Tensor]:
         unet = self._unet
         x = latents * level_column([1 / math.hypot(1, s) for s in sigmas], latents)
-        timestep = torch.tensor([timestep_of(s) for s in sigmas], device=x.device)
+        timestep = torch.tensor([*map(timestep_of, sigmas)], dtype=torch.float32, device=x.device)
         emb = unet.time_embedding(unet.get_time_embed(sample=x, timestep=timestep))
         emb = emb + unet.get_aug_embed(
             emb=emb, encoder_hidden_states=condition.tokens, added_cond_kwargs=dict(condition.added)

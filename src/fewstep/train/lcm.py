@@ -86,7 +86,8 @@ def with_fixed_guidance(student: UNet2DConditionModel, guidance: float) -> UNet2
     plain.set_attn_processor(copy.copy(next(iter(student.attn_processors.values()))))
     weights = student.state_dict()
     projection = weights.pop("time_embedding.cond_proj.weight")
-    constant = projection @ guidance_embedding(torch.tensor([guidance - 1]), width)[0].to(projection)
+    w = torch.tensor([guidance - 1], dtype=torch.float32, device="cpu")
+    constant = projection @ guidance_embedding(w, width)[0].to(projection)
     weights["time_embedding.linear_1.bias"] = (
         weights["time_embedding.linear_1.bias"] + weights["time_embedding.linear_1.weight"] @ constant
     )
@@ -135,7 +136,8 @@ class LcmTask:
     def _embedded(self, guidance: list[float], latents: Tensor) -> Tensor | None:
         if not self.width:
             return None
-        return guidance_embedding(torch.tensor(guidance, device=latents.device) - 1, self.width)
+        w = torch.tensor(guidance, dtype=torch.float32, device=latents.device) - 1
+        return guidance_embedding(w, self.width)
 
 
 def lcm_task(

@@ -29,6 +29,7 @@ from fewstep.errors import RequestError
 from fewstep.loading.parts import Parts, load_parts
 from fewstep.prompts import WINDOW
 from fewstep.request.schema import EngineKey
+from fewstep.torch_state import TrainingTorchState
 from fewstep.train import add, encode, loop, pictures, stages
 from fewstep.train.config import TrainConfig
 from fewstep.train.encode import EncodedPictures, EncodingProgress
@@ -42,6 +43,7 @@ FREE = ("images", "out", "save_every", "grid_every", "prompts", "checkpointing")
 _log = logging.getLogger("fewstep")
 
 
+@TrainingTorchState()
 def run_training(config: TrainConfig) -> Iterator[EncodingProgress | Progress]:
     """Encode the pictures, train, write the result; yield after each picture and each step.
 

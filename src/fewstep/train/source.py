@@ -54,13 +54,13 @@ class Teacher:
     ) -> Denoiser:
         """Return `denoiser` with classifier-free guidance, one scale per picture; 1 is off."""
         negative = self.read([""] * len(guidance), size)
-        scale = torch.tensor(guidance, device=self.device).view(-1, 1, 1, 1)
+        scale = torch.tensor(guidance, dtype=torch.float32, device=self.device).view(-1, 1, 1, 1)
         return Denoiser(unet, condition, process=self.process, cfg=Cfg(negative=negative, scale=scale))
 
 
 def add_noise(latents: Tensor, sigmas: Sequence[float], draw: Draw) -> Tensor:
     """x = x0 + sigma * noise."""
-    noise = torch.randn(latents.shape, generator=draw.torch).to(latents)
+    noise = torch.randn(latents.shape, generator=draw.torch, dtype=torch.float32, device="cpu").to(latents)
     return latents + level_column(sigmas, latents) * noise
 
 

@@ -65,7 +65,7 @@ class VaeTask:
         real = crops(self.sprites, self.batch, draw).to(self.vae.device)
         posterior = self.vae.encode(real).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        noise = torch.randn(mean.shape, generator=draw.torch).to(mean)
+        noise = torch.randn(mean.shape, generator=draw.torch, dtype=torch.float32, device="cpu").to(mean)
         decoded = self.vae.decode(mean + (0.5 * logvar).exp() * noise).sample.float()
         return reconstruction_loss(decoded, real) + KL_WEIGHT * kl_loss(mean, logvar)
 
@@ -120,7 +120,7 @@ class VaeDecoderTask:
         with torch.no_grad():
             posterior = self.vae.encode(real).latent_dist
             mean, std = posterior.mean.float(), posterior.std.float()
-        noise = torch.randn(mean.shape, generator=draw.torch).to(mean)
+        noise = torch.randn(mean.shape, generator=draw.torch, dtype=torch.float32, device="cpu").to(mean)
         return reconstruction_loss(self.vae.decode(mean + std * noise).sample.float(), real)
 
     def crop(self, draw: Draw) -> Tensor:
