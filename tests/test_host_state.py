@@ -134,7 +134,7 @@ def host_state() -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "matmul": torch.get_float32_matmul_precision(),
         "anomaly": torch.is_anomaly_enabled(),
-        "mkldnn": torch.backends.mkldnn.enabled,  # type: ignore[attr-defined]
+        "mkldnn": torch.backends.mkldnn.enabled,
         "threads": torch.get_num_threads(),
         "torch draws": torch.get_rng_state().sum().item(),
         "random": random.getstate(),
