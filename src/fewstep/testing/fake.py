@@ -148,4 +148,4 @@ def _hashed_picture(job: Job, index: int) -> Image.Image:
     made = Image.frombytes("RGB", (BLOCKS, BLOCKS), colours).resize(size, Image.Resampling.NEAREST)
     if job.image is None or job.mask is None:
         return made
-    return Image.composite(made, job.image.convert("RGB"), job.mask.convert("L"))
+    return Image.composite(made, job.image, job.mask)

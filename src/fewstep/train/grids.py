@@ -16,6 +16,7 @@ from fewstep.architectures.text import Size
 from fewstep.cancel import CancelToken
 from fewstep.codec import to_pixels
 from fewstep.errors import Failure, FewstepError
+from fewstep.images.canvas import Canvas
 from fewstep.loop import Call, Networks
 from fewstep.prompts import Embedding
 from fewstep.recipe import Recipe
@@ -89,10 +90,16 @@ def _grid_job(sitting: GridSettings, prompt: str, seed: int) -> Job:
     """The mode's defaults for one prompt, read as training reads captions: plainly, in one window."""
     told, against = (_read_plainly(sitting, text) for text in (prompt, ""))
     height, width = sitting.size
+    drawn = (width, height)
     asked = {"model": "", "prompts": (told.name,), "seed": seed, "width": width, "height": height}
     request = complete_request(sitting.recipe, None, {**asked, "guidance": sitting.guidance})
     understood = make_plan(request, sitting.recipe)
-    return Job(plan=understood, prompts=(told,), negative=against, image=None, mask=None)
+    return Job(
+        plan=understood,
+        prompts=(told,),
+        negative=against,
+        canvas=Canvas(size=drawn, inner=drawn, outer=drawn),
+    )
 
 
 def _read_plainly(sitting: GridSettings, text: str) -> Embedding:
