@@ -108,8 +108,9 @@ def raise_as_unreadable(label: str) -> Iterator[None]:
         reason = f"more than {MAX_PIXELS} pixels; make it smaller first"
         raise RequestError(f"{label} cannot be read: it has {reason}") from None
     except Exception as error:
-        reason = describe_error(error)
-        raise RequestError(f"{label} cannot be read as {', '.join(FORMATS)}: {reason}") from error
+        strerror = error.strerror if isinstance(error, OSError) else None  # without the path again
+        reason = strerror or describe_error(error)
+        raise RequestError(f"{label} cannot be read as {', '.join(FORMATS)}: {reason:.200}") from error
 
 
 @contextmanager

@@ -64,6 +64,8 @@ def _to_bytes(image: Image.Image, name: str, *, mask: bool) -> tuple[Image.Image
         return _lab_to_rgb(image, name), ()
     if image.mode == "La":
         image = image.convert("LA")  # Pillow has no way from La to RGBA
+    if image.mode == "1":
+        image = image.convert("L")  # whose transparent value Pillow finds
     return (image.convert("RGBA") if image.has_transparency_data else image), ()
 
 

@@ -14,6 +14,7 @@ Bytes = NDArray[np.uint8]
 
 SLACK = 1e-3  # beyond a range of floats: what rounding leaves
 LEAST_BRIGHT = 8.0  # floats up to 255 reach beyond this, or they may as well be broken ones up to 1
+FAINT = -0.25  # floats that stay above may be of 0 to 1, overshot in resizing, or of -1 to 1
 DARK = 4096  # of 65535: 16 bit pictures that stay below are of cameras and sensors with fewer bits
 _BAND = 2**20  # numbers converted at a time
 
@@ -74,8 +75,9 @@ def _float_scale(low: float, high: float, name: str, *, mask: bool) -> _Scale:
     if low < -SLACK:
         if low < -1 - SLACK or high > 1 + SLACK:
             raise RequestError(f"{refusal}; type numpy.clip({name}, 0, 1) where 0 to 1 are meant")
-        if mask:
-            raise RequestError(f"{refusal}; type ({name} + 1) / 2 where -1 to 1 are meant")
+        if mask or low > FAINT:
+            clipped = f"numpy.clip({name}, 0, 1) where 0 to 1 are meant"
+            raise RequestError(f"{refusal}; type {clipped}, ({name} + 1) / 2 where -1 to 1 are")
         return _Scale(
             127.5, 127.5, f"has floats from {low:.4g} to {high:.4g}: -1 is taken as black, 1 as white"
         )

@@ -129,7 +129,7 @@ def find_canvas(picture: Size, model_size: int) -> Canvas:
 
 def _next_side(side: int, model_size: int) -> int:
     """Return the next multiple of 8 that is half the trained side or more."""
-    return max(model_size // 2, math.ceil(side / _GRID) * _GRID)
+    return math.ceil(max(model_size // 2, side) / _GRID) * _GRID
 
 
 def nearest_size(picture: Size, model_size: int) -> Size | None:
