@@ -207,7 +207,9 @@ PIL_FORMS: dict[str, Maker] = {
 }
 _RANGES = (
     ("uint8", 0, 255), ("uint16", 0, 65535), ("int16", 0, 255), ("int32", 0, 255), ("int64", 0, 65535),
-    ("uint32", 0, 255), ("float16", 0, 1), ("float32", 0, 1), ("float64", 0, 1), ("float32", 0, 255), ("bool", 0, 1),
+    ("uint32", 0, 255), ("float16", 0, 1), ("float32", 0, 1),
+    ("float64", 0, 1), ("float32", 0, 255),
+    ("bool", 0, 1),
     ("torch.uint8", 0, 255), ("torch.float32", 0, 1), ("torch.float16", 0, 1), ("torch.bfloat16", 0, 1),
     ("torch.int64", 0, 255), ("torch.float64", 0, 255),
 )  # fmt: skip

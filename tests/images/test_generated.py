@@ -88,9 +88,13 @@ def wrong(form: Form, role: str, job: Job) -> bool:
         shown = job.image if role == "image" else job.control[0]
         assert shown is not None
         seen, wanted = shown, form.colours * share + 255 * (1 - share)
-    sized = np.asarray(Image.fromarray(np.rint(wanted).astype(np.uint8)).resize((64, 64), Image.Resampling.LANCZOS))
+    sized = np.asarray(
+        Image.fromarray(np.rint(wanted).astype(np.uint8)).resize((64, 64), Image.Resampling.LANCZOS)
+    )
     far = np.abs(np.asarray(seen).astype(float) - sized).mean()
-    unsaid = role != "mask" and form.alpha.min() < 255 and not any("transparent" in w for w in job.plan.warnings)
+    unsaid = (
+        role != "mask" and form.alpha.min() < 255 and not any("transparent" in w for w in job.plan.warnings)
+    )
     return bool(far > form.tolerance + 2 or unsaid)
 
 

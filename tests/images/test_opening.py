@@ -63,7 +63,7 @@ def families() -> dict[str, dict[str, Maker]]:
 
 @pytest.mark.parametrize("sort", families())
 def test_every_form_shows_what_was_given(sort: str) -> None:
-    """As a picture it lies on white, and that is said; as a mask its brightness is multiplied by its alpha."""
+    """As a picture it lies on white, which is said; as a mask its brightness is multiplied by its alpha."""
     for (name, maker), alpha in itertools.product(families()[sort].items(), ("opaque", "holed")):
         form = maker(*scene(alpha))
         opened = open_image(form.given, "image")
@@ -87,11 +87,13 @@ def zeros_and_ones() -> dict[str, Any]:
     half[4:] = 1
     palette = Image.frombytes("P", (8, 8), half.tobytes())
     palette.putpalette([0, 0, 0, 255, 255, 255] + [0] * 762)
-    arrays = {kind: half.astype(kind) for kind in ("bool", "uint8", "int8", "uint16", "int32", "int64", "float16",
-                                                   "float32", "float64")}  # fmt: skip
+    kinds = ["bool", "uint8", "int8", "uint16", "int32", "int64", "float16", "float32", "float64"]
+    arrays = {kind: half.astype(kind) for kind in kinds}
     modes = {f"PIL {kind}": Image.fromarray(arrays[kind]) for kind in
              ("bool", "uint8", "uint16", "int32", "float32")}  # fmt: skip
-    tensors = {f"tensor {kind}": torch.from_numpy(arrays[kind]) for kind in ("bool", "uint8", "int64", "float32")}
+    tensors = {
+        f"tensor {kind}": torch.from_numpy(arrays[kind]) for kind in ("bool", "uint8", "int64", "float32")
+    }
     colours = {"RGB": np.repeat(half[..., None], 3, -1), "RGBA": np.repeat(half[..., None], 4, -1)}
     return {**arrays, **modes, **tensors, **colours, "palette": palette, "255": half * np.uint8(255)}
 

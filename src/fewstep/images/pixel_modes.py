@@ -65,7 +65,10 @@ def _to_bytes(image: Image.Image, name: str, *, mask: bool) -> tuple[Image.Image
     if image.mode == "La":
         image = image.convert("LA")  # Pillow has no way from La to RGBA
     if image.mode == "1":
-        image = image.convert("L")  # whose transparent value Pillow finds
+        image = image.convert("L")
+        key = image.info.get("transparency")
+        if isinstance(key, int):
+            image.info["transparency"] = 255 if key else 0  # a PNG's is a bit, and Pillow leaves it so
     return (image.convert("RGBA") if image.has_transparency_data else image), ()
 
 

@@ -22,7 +22,6 @@ from fewstep.request.schema import MAX_PICTURES, Job, Plan, Request
 from fewstep.schedulers import Schedule, explicit, leading
 
 if TYPE_CHECKING:
-
     from fewstep.catalog.models import Model
 
 
