@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops
@@ -159,3 +161,44 @@ def test_a_mask_edge_inside_a_latent_is_shared() -> None:
     known, answer = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
     mixed = masked_denoiser(lambda _x, _sigma: answer, known, mask)(known, 1.0)
     assert mixed[0, 0].tolist() == [[0.0, 0.5], [0.0, 0.5]]
+
+
+@pytest.mark.parametrize("size", [(91, 77), (300, 200), (40, 30)])
+def test_a_picture_of_any_size_comes_back_at_it(
+    size: tuple[int, int], engine: Load, noise: Image.Image
+) -> None:
+    """Filled up, made smaller and enlarged inside; outside the mask every bit is the given one."""
+    given, mask = noise.resize(size), Image.new("L", size, 0)
+    mask.paste(255, (size[0] // 2, 0, *size))
+    (made,) = engine("lcm").generate("a fox", 2, image=given, mask=mask, strength=0.8, seed=1)
+    outside = (0, 0, size[0] // 2, size[1])
+    assert made.size == size
+    assert made.crop(outside).tobytes() == given.crop(outside).tobytes()
+    assert made.tobytes() != given.tobytes()
+
+
+def test_other_forms_draw_the_same(engine: Load, noise: Image.Image, right: Image.Image) -> None:
+    """Arrays, tensors and bytes; a mask of zeros and ones; a cut-out whose hidden colours are others."""
+    values, hole = np.asarray(noise), np.asarray(right) > 0
+    file, lcm = io.BytesIO(), engine("lcm")
+    noise.save(file, "PNG")
+    asked: dict[str, Any] = {"strength": 0.8, "seed": 1}
+    (wanted,) = lcm.generate("a fox", 2, image=noise, mask=right, **asked)
+    tensor = torch.from_numpy(values.transpose(2, 0, 1) / 255)
+    forms: list[tuple[Any, Any]] = [
+        (values, hole),
+        (tensor, torch.from_numpy(hole).float()),
+        (file, hole.astype(np.int64)),
+        (file.getvalue(), Image.fromarray(hole.astype(np.uint8))),
+    ]
+    for image, mask in forms:
+        (made,) = lcm.generate("a fox", 2, image=image, mask=mask, **asked)
+        assert made.tobytes() == wanted.tobytes()
+    cut = [
+        Image.new("RGBA", noise.size, (*colour, 0)) for colour in ((0, 0, 0), (30, 200, 60), (255, 255, 255))
+    ]
+    for image in cut:
+        image.paste(noise.crop(HALF), HALF)
+    results = [lcm.generate("a fox", 2, image=image, **asked) for image in cut]
+    assert len({result[0].tobytes() for result in results}) == 1
+    assert all("laid on white" in result.warnings[0] for result in results)

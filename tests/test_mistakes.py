@@ -51,6 +51,8 @@ CALLS: dict[str, tuple[int, str, str]] = {
     'generate("a fox", image="nowhere.png")': (2, "image='nowhere.png'", "there is no such file"),
     'generate("a fox", image="folder")': (2, "image='folder'", "PNG, JPEG, WEBP"),
     'generate("a fox", image="words.txt")': (2, "image='words.txt'", "PNG, JPEG, WEBP"),
+    'generate("a fox", image=[[0, 1]])': (2, "image is a list of 1", "give one, image[0]"),
+    'generate("a fox", image="https://a.org/b.png")': (2, "image='https://a.org/b", "give its bytes or path"),
     'generate("a fox", mask="taken.png")': (2, "mask", "give the picture to inpaint as image="),
     'generate("a fox", image="taken.png", strength=0)': (2, "strength=0", "above 0, up to 1"),
     'generate("a fox", strength=0.5)': (2, "strength=0.5", "give image="),

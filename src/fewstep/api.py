@@ -21,12 +21,10 @@ from fewstep.request.engine_choice import (
     resolve_call,
     split_options,
 )
-from fewstep.request.options import OPTIONS, EngineOptions, GenerateOptions, Guide
+from fewstep.request.options import OPTIONS, EngineOptions, GenerateOptions, Guide, Picture
 from fewstep.request.schema import EngineKey
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from fewstep.engine import Engine
     from fewstep.progress import Progress
     from fewstep.prompts import Embedding
@@ -48,8 +46,8 @@ def generate(  # noqa: PLR0913  the public call names every choice
     count: int = 1,
     width: int | None = None,
     height: int | None = None,
-    image: File | Image | None = None,
-    mask: File | Image | None = None,
+    image: Picture | None = None,
+    mask: Picture | None = None,
     strength: float | None = None,
     scheduler: str | None = None,
     sampler: str | None = None,
@@ -89,8 +87,10 @@ def generate(  # noqa: PLR0913  the public call names every choice
         generator is torch's CPU one, which reads the low 32 bits: seeds 2**32 apart are one picture.
     count: pictures per prompt.
     width, height: pixels, multiples of 8; the default is the model's size, or that of `image`.
-    image: picture to start from (image-to-image).
-    mask: white where `image` is to be made anew (inpainting).
+    image: picture to start from (image-to-image): a path, a file's bytes, a PIL image of any mode, a numpy
+        array or a tensor. What is transparent is laid on white.
+    mask: white where `image` is to be made anew (inpainting), in the same forms. With one, `image` may have
+        any size, which the result has too.
     strength: in (0, 1], with `image`: the noise level to start from, 0.6 by default; never changes `steps`.
     scheduler, sampler, eta: other noise levels, another step rule, its share of fresh noise.
     timesteps: exactly these levels, falling, in [0, 999].

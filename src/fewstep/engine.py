@@ -188,7 +188,10 @@ class Engine(EngineBase[Step]):
         return self._state
 
     def _stream(self, job: Job, cancel: CancelToken | None) -> Iterator[Step]:
-        return _run_steps(*self._call(self._loaded, job, cancel, _log.warning))
+        networks, call = self._call(self._loaded, job, cancel, _log.warning)
+        for sentence in job.plan.warnings:
+            _log.warning(sentence)
+        return _run_steps(networks, call)
 
     @FreshTorchState()
     def _call(

@@ -24,7 +24,7 @@ from fewstep.codec import Codec, is_finite
 from fewstep.denoiser import Cfg, Denoiser, Network, guidance_embedding
 from fewstep.devices import Placement
 from fewstep.errors import BackendError, DeviceMemoryError, Failure
-from fewstep.images import image_to_tensor, mask_to_tensor
+from fewstep.images import byte_tensor, image_to_tensor, mask_to_tensor
 from fewstep.noise_process import NoiseProcess
 from fewstep.progress import Notify
 from fewstep.recipe import Recipe
@@ -88,19 +88,21 @@ class Call:
 def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
     """Draw, encode, start, step."""
     call.token.check()
-    request, schedule, image = call.job.request, call.job.plan.schedule, call.job.image
+    request, schedule = call.job.request, call.job.plan.schedule
+    image, canvas = call.job.image, call.job.canvas
     sampler, device = call.recipe.sampler(request.sampler), networks.placement.device
     try:
         denoise: Denoise = _make_denoiser(networks, call)
-        shape = (1, 4, request.height // 8, request.width // 8)
+        shape = (1, 4, canvas.size[1] // 8, canvas.size[0] // 8)
         draws = 2 + schedule.steps * sampler.draws
         posterior, first, *noise = draw_noise(request.seeds, shape, draws, image is None)
         x = first.to(device) * (call.job.plan.start if image is None else schedule.sigmas[0])
         if image is not None:
-            known = _encode_image(networks.codec, image, posterior, call)
+            known = _encode_image(networks.codec, canvas.place(image), posterior, call)
             x = x + known
             if call.job.mask is not None:
-                denoise = masked_denoiser(denoise, known, mask_to_tensor(call.job.mask).to(device))
+                mask = mask_to_tensor(canvas.place(call.job.mask)).to(device)
+                denoise = masked_denoiser(denoise, known, mask)
         stepping = sampler.steps(denoise, x, schedule, [n.to(device) for n in noise], request.eta)
         done = 0
         for done, (timestep, (latents, x0)) in enumerate(zip(schedule.timesteps, stepping, strict=False), 1):
@@ -153,7 +155,7 @@ def _make_denoiser(networks: Networks, call: Call) -> Denoiser:
     request, placement = call.job.request, networks.placement
     pictures, guidance, cfg, embedding = len(request.prompts), request.guidance, None, None
     told: tuple[Sequence[PromptLike], tuple[int, int], str] = (
-        call.job.prompts, (request.height, request.width), request.long_prompt
+        call.job.prompts, call.job.canvas.size[::-1], request.long_prompt
     )  # fmt: skip
     with networks.lock, networks.text.lock:
         call.apply_loras()
@@ -181,12 +183,18 @@ def _make_denoiser(networks: Networks, call: Call) -> Denoiser:
 
 
 def _mask_paster(job: Job) -> Callable[[Tensor], Tensor]:
-    """Return pixels (H, W, 3) uint8: the same where the mask is white, the given picture where black."""
+    """Return pixels (H, W, 3) uint8 of the given picture's size: its own, drawn where the mask is white."""
     assert job.image is not None
     assert job.mask is not None
     given = ((image_to_tensor(job.image) + 1) * 127.5)[0].permute(1, 2, 0)
     share = mask_to_tensor(job.mask)[0].permute(1, 2, 0)
-    return lambda pixels: (share * pixels + (1 - share) * given).round().to(torch.uint8)
+
+    def paste(pixels: Tensor) -> Tensor:
+        if job.canvas.size != job.canvas.outer:
+            pixels = byte_tensor(job.canvas.take_out(Image.fromarray(pixels.numpy())))
+        return (share * pixels + (1 - share) * given).round().to(torch.uint8)
+
+    return paste
 
 
 def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], count: int, skip_first: bool) -> list[Tensor]:

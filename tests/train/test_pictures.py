@@ -143,7 +143,7 @@ def test_missing_captions_of_a_table_name_the_line(tmp_path: Path) -> None:
         ('{"file_name": "C:\\\\a.png", "text": "a"}', "leads out of the folder"),
         ('{"file_name": "..\\\\a.png", "text": "a"}', "leads out of the folder"),
         ('{"file_name": "a.png\\u0000", "text": "a"}', "leads out of the folder"),
-        ('{"file_name": "a.gif", "text": "a"}', "is none of .png"),
+        ('{"file_name": "a.heic", "text": "a"}', "is none of .png"),
         ('{"file_name": "none.png", "text": "a"}', "there is no file"),
         ('{"file_name": "a.png", "text": "' + "x" * 70_000 + '"}', "more than 65536 bytes"),
         ('{"file_name": "a.png", "text": "\\ud800"}', "half a character"),
@@ -239,3 +239,59 @@ def test_the_fingerprint_is_of_files_and_captions(tmp_path: Path) -> None:
     (tmp_path / "in" / "0.png").write_bytes(png("white"))
     third = pictures.fingerprint(pictures.find_pictures(tmp_path))
     assert len({first, second, third}) == 3
+
+
+LEFTOVERS = ("._0.png", "._0.txt", "in/._1.png", "Thumbs.db", "desktop.ini", ".DS_Store",
+             "__MACOSX/in/._0.png", "__MACOSX/x.png")  # fmt: skip
+
+
+def test_what_macos_and_windows_leave_is_no_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In a folder, between shards and in one."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    sidecars(tmp_path / "a")
+    shards(tmp_path / "b")
+    for name in LEFTOVERS:
+        for root in (tmp_path / "a", tmp_path / "b" / "__MACOSX"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(b"Mac OS X")
+    (tmp_path / "b" / "._0.tar").write_bytes(b"Mac OS X")
+    members = dict.fromkeys(LEFTOVERS, b"Mac OS X")
+    tar(tmp_path / "b" / "2.tar", members)
+    for root in (tmp_path / "a", tmp_path / "b"):
+        assert len(pictures.find_pictures(root)) == 3
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_captioned_file_that_is_not_read_is_said(
+    tmp_path: Path, packed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {"a.png": png(), "a.txt": b"a", "a.npz": b"latents", "b.heic": b"x", "b.txt": b"b", "c.jxl": b"x",
+             "c.txt": b"c", "readme.txt": b"about"}  # fmt: skip
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    where = tar(tmp_path / "x.tar", files) if packed else tmp_path
+    assert len(pictures.find_pictures(where)) == 1
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "2 files of" in message
+    assert "the first is b.heic: save them as one of .png" in message
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "GIF", "AVIF"])
+def test_other_formats_are_read(kind: str, tmp_path: Path) -> None:
+    (tmp_path / f"a.{kind.lower()}").write_bytes(png(kind=kind))
+    (tmp_path / "a.txt").write_text("a")
+    [picture] = pictures.find_pictures(tmp_path)
+    assert picture.fitted(8).getpixel((4, 4))[0] > 240  # type: ignore[index]
+
+
+def test_what_pictures_lose_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    noted: set[str] = set()
+    for name in ("a", "b"):
+        Image.new("RGBA", (8, 8), (255, 0, 0, 9)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("a")
+    for picture in pictures.find_pictures(tmp_path):
+        picture.tensor(8, noted)
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "a.png has transparent parts, which are laid on white" in message

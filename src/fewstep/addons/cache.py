@@ -39,7 +39,7 @@ class AddonCache:
         ]
         nets = self._nets(name for name, *_ in asked)
         return tuple(
-            controlnet.make_control(nets[name], image, scale, (name, view))
+            controlnet.make_control(nets[name], job.canvas.place(image), scale, (name, view))
             for name, view, image, scale in asked
         )
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fewstep.errors import RequestError
-from fewstep.images import open_image
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from fewstep.images import OpenedImage, open_image
 
 ScaledSource = tuple[str, float]  # a file, folder or hub id, and its share
 
@@ -41,7 +38,7 @@ def parse_files(given: object, name: str) -> tuple[str, ...]:
     return tuple(map(str, given))  # type: ignore[call-overload]
 
 
-def parse_guides(given: object, name: str) -> tuple[tuple[ScaledSource, ...], tuple[Image, ...]]:
+def parse_guides(given: object, name: str) -> tuple[tuple[ScaledSource, ...], tuple[OpenedImage, ...]]:
     """Each model with its scale, and the pictures, opened."""
     triples = _as_list(given, name)
     for triple in triples:

@@ -26,10 +26,10 @@ def check_images(image: Image | None, mask: Image | None, strength: float | None
         raise RequestError(f"strength={strength!r} needs a picture to start from: give image=")
 
 
-def check_request(request: Request, recipe: Recipe, size: int) -> None:
+def check_request(request: Request, recipe: Recipe, size: int | None) -> None:
     """Check that everything is within what this mode was made for; raises `RequestError`.
 
-    `size` is the model's own side in pixels.
+    `size` is the model's own side in pixels; None where a picture of any size is drawn.
     """
     for name, chosen, allowed in (
         ("scheduler", request.scheduler, recipe.schedulers),
@@ -48,12 +48,10 @@ def check_request(request: Request, recipe: Recipe, size: int) -> None:
     for text in (*request.prompts, *request.prompts_2, request.negative_prompt):
         check_prompt(text)
     _check_guidance(request, recipe)
-    if not size_fits(request.width, request.height, size):
+    if size is not None and not size_fits(request.width, request.height, size):
         raise RequestError(
             f"width={request.width}, height={request.height}: this model was trained at "
-            f"{size}x{size}; give sides "
-            f"that are multiples of 8 from {size // 2} to {2 * size}, of an area up to "
-            f"{int(1.5 * size)}x{int(1.5 * size)}"
+            f"{size}x{size}; give {describe_sizes(size)}"
         )
 
 
@@ -117,6 +115,14 @@ def size_fits(width: int, height: int, size: int) -> bool:
     """Return whether sides are multiples of 8, half to twice the trained one, the area at most 2.25 times."""
     sides = all(size // 2 <= side <= 2 * size and side % 8 == 0 for side in (width, height))
     return sides and width * height <= 2.25 * size * size
+
+
+def describe_sizes(size: int) -> str:
+    """Return which sizes a model of this trained side draws, for errors."""
+    return (
+        f"sides that are multiples of 8 from {size // 2} to {2 * size}, of an area up to "
+        f"{int(1.5 * size)}x{int(1.5 * size)}"
+    )
 
 
 def check_engine_names(options: EngineOptions) -> None:

@@ -12,17 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args, get_type_hints
+from typing import Annotated, Any, BinaryIO, Literal, TypeAlias, TypedDict, get_args, get_type_hints
 
 from PIL.Image import Image
 
 from fewstep.catalog import runtimes
+from fewstep.images import Array
 from fewstep.noise_process import PREDICTIONS
 from fewstep.prompts import Embedding
 
 Prompts: TypeAlias = str | Embedding | Sequence[str | Embedding]
 File: TypeAlias = str | Path
-Guide: TypeAlias = tuple[File, File | Image, float]  # a ControlNet or an IP-Adapter, its picture, its scale
+Picture: TypeAlias = File | bytes | BinaryIO | Image | Array  # a file, PIL's image, numpy's array, a tensor
+Guide: TypeAlias = tuple[File, Picture, float]  # a ControlNet or an IP-Adapter, its picture, its scale
 
 DEVICES = ("auto", "cuda", "mps", "cpu")  # and "cuda:1", one of several
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
@@ -90,9 +92,9 @@ class PictureOptions(TypedDict, total=False):
     count: Annotated[int, Option(help="pictures per prompt", default=1, aliases=("num_images_per_prompt",))]
     width: Annotated[int | None, _SIDE]
     height: Annotated[int | None, _SIDE]
-    image: Annotated[File | Image | None, Option(help="picture to start from")]
+    image: Annotated[Picture | None, Option(help="picture to start from")]
     mask: Annotated[
-        File | Image | None,
+        Picture | None,
         Option(help="white where the picture is to be made anew", aliases=("mask_image",)),
     ]
     strength: Annotated[

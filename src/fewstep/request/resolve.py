@@ -12,21 +12,20 @@ from pydantic import ValidationError
 
 from fewstep import prompts
 from fewstep.errors import RequestError
-from fewstep.images import fit_image, open_image
+from fewstep.images.canvas import Canvas
 from fewstep.prompts import Prompt
 from fewstep.recipe import Recipe
 from fewstep.request import inputs, limits
-from fewstep.request.inputs import ScaledSource
 from fewstep.request.options import ALIASES, OPTIONS, PictureOptions, Prompts
+from fewstep.request.pictures import NO_PICTURES, PICTURE_OPTIONS, open_pictures
 from fewstep.request.schema import MAX_PICTURES, Job, Plan, Request
 from fewstep.schedulers import Schedule, explicit, leading
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from fewstep.catalog.models import Model
 
 
+LISTS = ("loras", "control", "reference")  # empty ones are as if they were not given
 SEED_LIMIT = 2**64
 STEPS_ADVICE = "give a whole number from 1 to 1000"
 
@@ -39,40 +38,40 @@ def resolve_job(
     Raises `RequestError`.
     """
     _check_option_names(options)
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    image, mask = (_open_given(given, name) for name in ("image", "mask"))
-    limits.check_images(image, mask, given.get("strength"))
-    control, control_images = _take_guides(given, "control")
-    reference, reference_images = _take_guides(given, "reference")
+    given: dict[str, Any] = {
+        name: value
+        for name, value in options.items()
+        if value is not None and not (name in LISTS and isinstance(value, tuple) and not value)
+    }
+    typed = {"width", "height"} & given.keys()
+    pictures = open_pictures(given, model.size) if PICTURE_OPTIONS & given.keys() else NO_PICTURES
+    limits.check_images(pictures.image, pictures.mask, given.get("strength"))
     second, count = given.pop("prompt_2", None), _checked_count(given.pop("count", 1))
     texts = tuple(text for text in prompts.parse_prompts(prompt, second) for _ in range(count))
     negative = prompts.parse_negative_prompt(given.pop("negative_prompt", ""))
-    width, height = (model.size, model.size) if image is None else image.size
-    loras = given.pop("loras", ())
     defaults = {
         "model": model.name,
-        "width": width,
-        "height": height,
-        "strength": 1.0 if image is None or "timesteps" in given else 0.6,
+        "width": model.size,
+        "height": model.size,
+        **pictures.sides,
+        "strength": 1.0 if pictures.image is None or "timesteps" in given else 0.6,
         "prompts": tuple(text.name for text in texts),
         "prompts_2": () if second is None else tuple(t.second for t in texts if isinstance(t, Prompt)),
         "negative_prompt": negative.name,
-        "loras": () if loras == () else inputs.parse_loras(loras, recipe.style_scale),
-        "control": control,
-        "reference": reference,
+        "loras": inputs.parse_loras(given.pop("loras"), recipe.style_scale) if "loras" in given else (),
+        "control": pictures.control_scales,
+        "reference": pictures.reference_scales,
     }
     request = complete_request(recipe, steps, defaults | given)
-    limits.check_request(request, recipe, model.size)
     size = (request.width, request.height)
-    return Job(
+    limits.check_request(request, recipe, None if size == pictures.free_size else model.size)
+    job = Job(
         plan=make_plan(request, recipe),
         prompts=texts,
         negative=negative,
-        image=None if image is None else fit_image(image, size, "image"),
-        mask=None if mask is None else fit_image(mask, size, "mask"),
-        control=tuple(fit_image(image, size, "control") for image in control_images),
-        reference=reference_images,
+        canvas=Canvas(size=size, inner=size, outer=size),
     )
+    return job if pictures is NO_PICTURES else pictures.add_to(job, model.size, typed)
 
 
 def complete_request(recipe: Recipe, steps: int | None, given: Mapping[str, Any]) -> Request:
@@ -118,17 +117,6 @@ def make_plan(request: Request, recipe: Recipe) -> Plan:
         guidance=_guidance_meaning(request, recipe),
         warnings=_plan_warnings(request, recipe, schedule),
     )
-
-
-def _open_given(given: dict[str, Any], name: str) -> Image | None:
-    """Take a picture out of what was given."""
-    return open_image(given.pop(name), name) if name in given else None
-
-
-def _take_guides(given: dict[str, Any], name: str) -> tuple[tuple[ScaledSource, ...], tuple[Image, ...]]:
-    """Take ControlNets or IP-Adapters out of what was given: each with its scale, and the pictures."""
-    entries = given.pop(name, ())
-    return ((), ()) if entries == () else inputs.parse_guides(entries, name)
 
 
 def _check_option_names(options: PictureOptions) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Unpack, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fewstep.images.canvas import Canvas
 from fewstep.prompts import Embedding, Prompt
 from fewstep.request.options import OPTIONS, EngineOptions, with_defaults
 from fewstep.schedulers import Schedule
@@ -91,8 +92,9 @@ class Job:
     plan: Plan
     prompts: tuple[Prompt | Embedding, ...]  # one per picture
     negative: Prompt | Embedding
-    image: Image | None  # at the request's size, as is the mask
-    mask: Image | None
+    canvas: Canvas  # what is drawn for a picture of the request's size
+    image: Image | None = None  # RGB, at the request's size
+    mask: Image | None = None  # L, at the request's size
     control: tuple[Image, ...] = ()  # at the request's size, one for each of the request's `control`
     reference: tuple[Image, ...] = ()  # of any size, one for each of the request's `reference`
 

@@ -148,4 +148,4 @@ def _hashed_picture(job: Job, index: int) -> Image.Image:
     image = Image.frombytes("RGB", (BLOCKS, BLOCKS), colours).resize(size, Image.Resampling.NEAREST)
     if job.image is None or job.mask is None:
         return image
-    return Image.composite(image, job.image.convert("RGB"), job.mask.convert("L"))
+    return Image.composite(image, job.image, job.mask)

@@ -61,10 +61,11 @@ def encode_pictures(
     """Encode all to `path`, one at a time; picture i draws its sample of the posterior from seed i."""
     cells = side // 8
     values = torch.empty(len(pictures), 4, cells, cells, dtype=torch.float16, device="cpu")
+    noted: set[str] = set()
     for index, picture in enumerate(pictures):
         generator = torch.Generator("cpu").manual_seed(index)
         noise = torch.randn(1, 4, cells, cells, generator=generator, dtype=torch.float32, device="cpu")
-        latents = codec.encode(picture.tensor(side), noise)
+        latents = codec.encode(picture.tensor(side, noted), noise)
         if not is_finite(latents):
             raise FewstepError(f"{picture.name}: the VAE gave numbers that are not finite; leave it out")
         values[index] = latents[0].cpu()

@@ -16,6 +16,7 @@ from fewstep.architectures.text import Size
 from fewstep.cancel import CancelToken
 from fewstep.codec import to_pixels
 from fewstep.errors import Failure, FewstepError
+from fewstep.images.canvas import Canvas
 from fewstep.loop import Call, Networks
 from fewstep.prompts import Embedding
 from fewstep.recipe import Recipe
@@ -92,7 +93,8 @@ def _grid_job(settings: GridSettings, prompt: str, seed: int) -> Job:
     options = {"model": "", "prompts": (embedding.name,), "seed": seed, "width": width, "height": height}
     request = complete_request(settings.recipe, None, {**options, "guidance": settings.guidance})
     plan = make_plan(request, settings.recipe)
-    return Job(plan=plan, prompts=(embedding,), negative=negative, image=None, mask=None)
+    canvas = Canvas(size=(width, height), inner=(width, height), outer=(width, height))
+    return Job(plan=plan, prompts=(embedding,), negative=negative, canvas=canvas)
 
 
 def _read_plainly(settings: GridSettings, text: str) -> Embedding:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
+import logging
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -25,14 +25,16 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fewstep.errors import RequestError
-from fewstep.images import decode_image, image_to_tensor
+from fewstep.images import SUFFIXES, OpenedImage, image_to_tensor, open_image
 from fewstep.request.limits import check_prompt
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE = 64 * 2**20  # bytes: the most of a picture's file
 MAX_TEXT = 64 * 2**10  # bytes: the most of a caption's file, or of a line
 MAX_PICTURES = 1_000_000  # pictures
 _CAPTION = ("text", "caption")  # names of the caption in a line, a row or a JSON file
+# What macOS and Windows leave in folders and archives, in small letters: no pictures of the user's.
+_LEFTOVERS = (".ds_store", "thumbs.db", "desktop.ini", "__macosx")
+_log = logging.getLogger("fewstep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +56,26 @@ class TrainingPicture:
         except OSError as error:
             raise RequestError(f"{self.name} cannot be read: {error.strerror}") from None
 
-    def fitted(self, side: int) -> Image.Image:
-        """Upright RGB, over white where it is transparent, resized to cover and cropped to a square."""
-        image = decode_image(io.BytesIO(self.read()), self.name)
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            image = Image.new("RGBA", rgba.size, "white")
-            image.alpha_composite(rgba)
-        return ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+    def open(self) -> OpenedImage:
+        """Return it as RGB, upright, over white where it is transparent, and what has to be said of it."""
+        return open_image(self.read(), self.name)
 
-    def tensor(self, side: int) -> Tensor:
-        """(1, 3, side, side) in [-1, 1]."""
-        return image_to_tensor(self.fitted(side))
+    def fitted(self, side: int, noted: set[str] | None = None) -> Image.Image:
+        """Return upright RGB, over white where it is transparent, resized to cover and cropped to a square.
+
+        noted: what has been said of others, which is not said again.
+        """
+        image, notes = self.open()
+        if noted is not None:
+            for note in notes:
+                if note not in noted:
+                    _log.warning("%s %s; of others this is not said again", self.name, note)
+            noted.update(notes)
+        return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+    def tensor(self, side: int, noted: set[str] | None = None) -> Tensor:
+        """Return it as (1, 3, side, side) in [-1, 1]; `noted` as in `fitted`."""
+        return image_to_tensor(self.fitted(side, noted))
 
 
 def find_pictures(images: Path) -> list[TrainingPicture]:
@@ -101,8 +111,9 @@ def fingerprint(pictures: list[TrainingPicture]) -> str:
 
 def _pictures_of_folder(root: Path) -> list[TrainingPicture]:
     tables = [root / name for name in ("metadata.jsonl", "metadata.csv") if (root / name).is_file()]
-    shards = sorted(path for path in root.glob("*.tar") if path.is_file())
-    beside = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+    shards = sorted(path for path in root.glob("*.tar") if path.is_file() and not _is_leftover(path.name))
+    files = sorted(p for p in root.rglob("*") if not _is_leftover(str(p.relative_to(root))))
+    beside = [path for path in files if path.suffix.lower() in SUFFIXES]
     if len(tables) > 1 or (shards and (tables or beside)):
         raise RequestError(
             f"images={str(root)!r} has more than one of metadata.jsonl, metadata.csv and .tar files or "
@@ -112,7 +123,33 @@ def _pictures_of_folder(root: Path) -> list[TrainingPicture]:
         return _pictures_of_table(root, tables[0])
     if shards:
         return [picture for shard in shards for picture in _pictures_of_tar(shard)]
+    _log_unread((path.relative_to(root).as_posix() for path in files), [".txt"], str(root))
     return _require_captions([_picture_with_caption_beside(root, path) for path in beside])
+
+
+def _is_leftover(name: str) -> bool:
+    """Return whether a system left this file, by its name in a folder or an archive: "._a.png" on macOS."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return any(part.startswith("._") or part.lower() in _LEFTOVERS for part in parts)
+
+
+def _log_unread(names: Iterable[str], captions: Sequence[str], where: str) -> None:
+    """Say which files have a caption beside them, one of these endings, and are not read for their own."""
+    samples: dict[str, set[str]] = {}
+    for name in names:
+        stem, suffix = _split_sample_name(name)
+        samples.setdefault(stem, set()).add(suffix)
+    unread = [
+        stem + min(others)
+        for stem, suffixes in samples.items()
+        if suffixes.intersection(captions) and not suffixes.intersection(SUFFIXES)
+        if (others := suffixes.difference(captions))
+    ]
+    if unread:
+        _log.warning(
+            "%d files of %s have captions but are not read, the first is %s: save them as one of %s",
+            len(unread), where, unread[0], ", ".join(SUFFIXES),
+        )  # fmt: skip
 
 
 def _require_captions(pictures: list[TrainingPicture | str]) -> list[TrainingPicture]:
@@ -174,12 +211,14 @@ def _pictures_of_tar(path: Path) -> list[TrainingPicture]:
     """A webdataset shard: only its headers and captions are read now. Compressed ones are refused."""
     sizes: dict[str, tuple[int, int]] = {}
     captions: dict[str, str] = {}
+    names: list[str] = []
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 where = f"{member.name!r:.200} in {path}"
-                if member.isdir():
+                if member.isdir() or _is_leftover(member.name):
                     continue
+                names.append(member.name)
                 _require_inside(member.name, where)
                 if not member.isreg() or member.issparse():
                     raise RequestError(f"{where} is a link or a device: a shard holds plain files only")
@@ -194,6 +233,7 @@ def _pictures_of_tar(path: Path) -> list[TrainingPicture]:
         if isinstance(error, RequestError):
             raise
         raise RequestError(f"{path} cannot be read as an uncompressed tar: {error}") from None
+    _log_unread(names, (".txt", ".json"), str(path))
     return _require_captions([_in_tar(path, name, place, captions) for name, place in sizes.items()])
 
 

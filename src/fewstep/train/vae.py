@@ -110,6 +110,7 @@ class VaeDecoderTask:
         """Crops of `crop` pixels are taken from squares of `side`, files being read anew each time."""
         self.pictures, self.batch, self.vae = pictures, batch, vae
         self._crop, self._side = crop, side
+        self._noted: set[str] = set()  # what has been said of pictures
         vae.requires_grad_(False)
         vae.decoder.requires_grad_(True)
         self.modules: dict[str, nn.Module] = {"vae": vae}
@@ -125,6 +126,6 @@ class VaeDecoderTask:
 
     def crop(self, draw: Draw) -> Tensor:
         """A random square of a random picture, (1, 3, crop, crop) in [-1, 1]."""
-        picture = self.pictures[draw.python.randrange(len(self.pictures))].tensor(self._side)
+        picture = self.pictures[draw.python.randrange(len(self.pictures))].tensor(self._side, self._noted)
         top, left = (draw.python.randrange(self._side - self._crop + 1) for _ in range(2))
         return picture[:, :, top : top + self._crop, left : left + self._crop]

@@ -1,0 +1,68 @@
+"""Sizes of given pictures: scaled to a call's, or laid on what a model can draw and taken out again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from PIL.Image import Resampling
+
+from fewstep.errors import RequestError
+
+Size = tuple[int, int]  # width, height; pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """Where a picture of any size lies on one that a model draws: from the top left, its edges continued."""
+
+    size: Size  # what is drawn
+    inner: Size  # the picture's on it
+    outer: Size  # the picture's own
+
+    @property
+    def note(self) -> str:
+        """Return what has to be said of the picture; "" where no pixel is scaled."""
+        if self.inner == self.outer:
+            return ""
+        (width, height), (drawn_width, drawn_height) = self.outer, self.inner
+        back = "enlarged" if drawn_width * drawn_height < width * height else "made smaller"
+        return (
+            f"is {width}x{height}, which this model does not draw: what the mask shows is drawn at "
+            f"{drawn_width}x{drawn_height} and {back}"
+        )
+
+    def place(self, image: Image.Image) -> Image.Image:
+        """Return a picture, or a mask, on the canvas."""
+        if self.size == self.outer:
+            return image
+        scaled = image if self.inner == self.outer else image.resize(self.inner, Resampling.LANCZOS)
+        pixels, (width, height) = np.asarray(scaled), self.size
+        beyond = [(0, height - self.inner[1]), (0, width - self.inner[0]), (0, 0)][: pixels.ndim]
+        return Image.fromarray(np.pad(pixels, beyond, mode="edge"))
+
+    def take_out(self, drawn: Image.Image) -> Image.Image:
+        """Return the picture's part of what was drawn, at the picture's own size."""
+        if self.size == self.outer:
+            return drawn
+        part = drawn.crop((0, 0, *self.inner))
+        return part if self.inner == self.outer else part.resize(self.outer, Resampling.LANCZOS)
+
+
+def same_shape(picture: Size, size: Size) -> bool:
+    """Return whether a picture can be scaled to this size: its sides would be some 8 pixels off at most."""
+    return abs(picture[0] * size[1] - picture[1] * size[0]) <= 8 * max(picture)
+
+
+def fit_image(image: Image.Image, size: Size, name: str, wanted: str, advice: str = "") -> Image.Image:
+    """Return the picture at this size; one of another shape is refused, not distorted.
+
+    wanted: what errors call the size. advice: what else to type.
+    """
+    if not same_shape(image.size, size):
+        raise RequestError(
+            f"{name} is {image.width}x{image.height}, which has another shape than {wanted}: "
+            f"crop it first{advice}"
+        )
+    return image if image.size == size else image.resize(size, Resampling.LANCZOS)
