@@ -2,55 +2,26 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import random
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from fewstep import Engine
+from tests import endurance
 
-THREADS, EACH, RUNS = 8, 25, 500
 Load = Callable[..., Engine]
 
 
-def order(number: int, image: Image.Image) -> dict[str, Any]:
-    """One of many different requests."""
-    rng = random.Random(number)
-    options: dict[str, Any] = {"prompt": f"fox {number}", "steps": rng.choice((1, 2)), "seed": number}
-    match rng.randrange(4):
-        case 1:
-            options |= {"image": image, "strength": 0.5}
-        case 2:
-            options |= {"image": image, "mask": image.convert("L"), "strength": 0.9}
-        case 3:
-            options |= {"width": 64, "height": 48}
-    return options
-
-
 def test_eight_threads_draw_what_one_draws(engine: Load, drawing: Image.Image) -> None:
-    """8 threads x 25 pictures on one engine, and the same 200 one after the other."""
-    loaded = engine("turbo")
-    barrier = threading.Barrier(THREADS)
-
-    def work(thread: int) -> list[bytes]:
-        barrier.wait()
-        numbers = range(thread * EACH, (thread + 1) * EACH)
-        return [loaded.generate(**order(number, drawing))[0].tobytes() for number in numbers]
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        together = [picture for pictures in pool.map(work, range(THREADS)) for picture in pictures]
-    alone = [loaded.generate(**order(n, drawing))[0].tobytes() for n in range(THREADS * EACH)]
+    together, alone = endurance.draw_together_and_alone(engine("turbo"), drawing, 10)
     assert together == alone
-    assert len(set(alone)) == THREADS * EACH
+    assert len(set(alone)) == 80
 
 
 def test_streams_and_calls_in_threads(engine: Load) -> None:
@@ -69,20 +40,8 @@ def test_streams_and_calls_in_threads(engine: Load) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux' /proc")
 def test_nothing_leaks(engine: Load) -> None:
-    """500 runs: memory, descriptors and threads stay as they were after the first 100."""
-    loaded = engine("turbo")
-
-    def look() -> tuple[int, int, int]:
-        gc.collect()
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages, len(os.listdir("/proc/self/fd")), threading.active_count()
-
-    for run in range(RUNS):
-        result = loaded.generate(f"fox {run % 300}", 1, seed=run, width=64, height=64)
-        assert len(result) == 1
-        if run == 99:
-            before = look()
-    after = look()
+    """Memory, descriptors and threads stay as they were once prompts fill their cache."""
+    before, after = endurance.resources_after(engine("turbo"), 80, 240, 64)
     assert after[0] < 1.05 * before[0]
     assert after[1:] == before[1:]
 
