@@ -21,6 +21,13 @@ from PIL import Image, ImageCms, features
 Bytes = NDArray[np.uint8]
 KEY = (250, 0, 250)  # a colour that no other pixel has
 
+# EXIF orientation → what turns the stored pixels upright.
+TURNS: dict[int, Any] = {
+    1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
+    5: lambda a: np.swapaxes(a, 0, 1), 6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.swapaxes(np.rot90(a, 2), 0, 1), 8: np.rot90,
+}  # fmt: skip
+
 
 class Form(NamedTuple):
     """A picture as it is given."""

@@ -17,11 +17,6 @@ from fewstep.images import decode, open_image, open_mask
 from tests.images import forms
 
 KINDS = ["PNG", "JPEG", "WEBP", "TIFF", *(["AVIF"] if features.check("avif") else [])]
-TURNS: dict[int, Any] = {
-    1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
-    5: lambda a: np.swapaxes(a, 0, 1), 6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.swapaxes(np.rot90(a, 2), 0, 1), 8: np.rot90,
-}  # fmt: skip
 
 
 def corners() -> Image.Image:
@@ -40,7 +35,7 @@ def saved(image: Image.Image, kind: str, **how: Any) -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_stands_upright_in_every_orientation(kind: str) -> None:
-    for orientation, turn in TURNS.items():
+    for orientation, turn in forms.TURNS.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
         data = saved(corners(), kind, exif=exif, **({"quality": 95} if kind in ("JPEG", "AVIF") else {}))

@@ -16,7 +16,7 @@ from fewstep.catalog.models import describe_model
 from fewstep.errors import RequestError
 from fewstep.request import Job, resolve_job
 from tests.images import forms
-from tests.images.forms import Bytes, Form
+from tests.images.forms import TURNS, Bytes, Form
 
 COUNT = 500
 MOST_GROWTH = 300 * 2**20  # bytes: a bomb of 30,000 pixels a side would take 2.7 GB
@@ -48,9 +48,7 @@ def turned(draw: random.Random, form: Form, name: str) -> Form:
     exif[0x0112] = orientation
     Image.open(io.BytesIO(form.given)).save(buffer, name.split()[0], exif=exif, **(
         {"quality": 95} if name.startswith("JPEG") else {}))  # fmt: skip
-    upright = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
-               5: lambda a: np.swapaxes(a, 0, 1), 6: lambda a: np.rot90(a, -1),
-               7: lambda a: np.swapaxes(np.rot90(a, 2), 0, 1), 8: np.rot90}[orientation]  # fmt: skip
+    upright = TURNS[orientation]
     return form._replace(
         given=buffer.getvalue(), colours=upright(form.colours), alpha=upright(form.alpha),
         tolerance=form.tolerance * 2,
@@ -72,7 +70,8 @@ def broken(draw: random.Random, data: bytes) -> tuple[str, bytes]:
 
 
 def resolve(**options: Any) -> Job:
-    return resolve_job(*MODEL, "a fox", None, {"width": 64, "height": 64, "seed": 1, **options})
+    asked: Any = {"width": 64, "height": 64, "seed": 1, **options}
+    return resolve_job(*MODEL, "a fox", None, asked)
 
 
 MODEL = (describe_model("tiny"), modes.find_recipe("lcm"))

@@ -151,7 +151,7 @@ def test_what_was_right_before_has_the_same_bits(mode: str) -> None:
     """Opaque pictures are converted by Pillow, as they always were, and nothing is said."""
     image = Image.fromarray(scene("opaque")[0]).convert(mode)
     opened = open_image(image, "image")
-    assert opened == (opened.image, ())
+    assert opened.notes == ()
     assert opened.image.tobytes() == image.convert("RGB").tobytes()
     assert open_mask(image.convert("L")).image.tobytes() == image.convert("L").tobytes()
 
