@@ -25,7 +25,7 @@ from fewstep.denoiser import Cfg, Denoiser, Network, guidance_embedding
 from fewstep.devices import Placement
 from fewstep.errors import BackendError, DeviceMemoryError, Failure
 from fewstep.images import image_to_tensor, mask_to_tensor
-from fewstep.noise_process import NoiseProcess
+from fewstep.noise_process import NoiseProcess, signal_of
 from fewstep.progress import Notify
 from fewstep.recipe import Recipe
 from fewstep.request import Job
@@ -96,7 +96,8 @@ def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
         x = first.to(device) * (call.job.plan.start if image is None else schedule.sigmas[0])
         if image is not None:
             known = _encode_image(networks.codec, image, posterior, call)
-            x = x + known
+            signal = signal_of(schedule.sigmas[0])
+            x = x + (known if signal == 1 else signal * known)
             if call.job.mask is not None:
                 denoise = masked_denoiser(denoise, known, mask_to_tensor(call.job.mask).to(device))
         stepping = sampler.steps(denoise, x, schedule, [n.to(device) for n in noise], request.eta)

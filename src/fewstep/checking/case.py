@@ -131,6 +131,7 @@ class Case:
     recipe: Recipe
     family: str
     asked: PlannedCall
+    doubt: str = ""  # of the mode, where it was not told
 
     @property
     def mode(self) -> str:
@@ -192,13 +193,13 @@ def case_of(pipeline: Pipeline, mode: str | None, asked: PlannedCall) -> Case:
     """The recipe of a mode (None: what the pipeline shows), for as many steps as its weights are for."""
     embedded = bool(pipeline.parts.get("unet", {}).get("time_cond_proj_dim"))
     scheduler = str(pipeline.parts.get("scheduler", {}).get("_class_name"))
-    name = usual_mode(pipeline.source, scheduler, embedded) if mode is None else mode
+    name, doubt = usual_mode(pipeline.source, scheduler, embedded) if mode is None else (mode, "")
     family = FAMILIES.get(pipeline.source, "sdxl")
     recipe = modes.find_recipe(name).on(family)
     only = recipe.steps.only
     known = [*_steps_in_names(pipeline), asked.steps]
     recipe = recipe.for_steps(next((count for count in known if count in only), None))
-    return Case(pipeline=pipeline, recipe=recipe, family=family, asked=asked)
+    return Case(pipeline=pipeline, recipe=recipe, family=family, asked=asked, doubt=doubt)
 
 
 def _steps_in_names(pipeline: Pipeline) -> Iterator[int]:
