@@ -10,7 +10,8 @@ import pytest
 
 from fewstep.checking.call_arguments import STRENGTHS
 from fewstep.checking.case import STEPPERS
-from fewstep.checking.scheduler import BETAS, CONSISTENCY, LINEAR, silent_betas
+from fewstep.files.noise import CONSISTENCY, LINEAR, silent_betas
+from fewstep.files.noise import NAMED_BETAS as BETAS
 
 
 def default(function: Any, name: str) -> object:

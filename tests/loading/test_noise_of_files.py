@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,16 @@ from torch import Tensor
 import fewstep
 from fewstep import CorruptModelError, RequestError
 from tests.conftest import SCHEDULER, SIDE
-from tests.loading.test_single_file import folder, names, single  # noqa: F401  fixtures
+from tests.loading import test_single_file
 
+folder, single = test_single_file.folder, test_single_file.single  # fixtures
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
 TOLERANCE = 2e-4  # of the largest latent; measured: at most 1.3e-4 where the first sigma is 4096, else 4e-6
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 V = {"prediction_type": "v_prediction"}
 ZERO = {**BETAS, **V, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+COSXL = {**V, "sigma_max": 120.0, "sigma_data": 1.0, "sigma_schedule": "exponential"}
+TRAILING = {**BETAS, **V, "timestep_spacing": "trailing"}
 STEPS = 4
 
 
@@ -35,7 +38,7 @@ class SdxlFlow(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
 
     init_noise_sigma = 1.0
 
-    def scale_model_input(self, sample: Tensor, timestep: object = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, _timestep: object = None) -> Tensor:
         return sample
 
 
@@ -60,7 +63,8 @@ FOLDERS = {
         config={**ZERO, "clip_sample": False},
     ),
     "ancestral": Case(
-        scheduler="EulerAncestralDiscreteScheduler", ours={"sampler": "euler_ancestral"}, spacing="trailing", config=ZERO,
+        scheduler="EulerAncestralDiscreteScheduler", ours={"sampler": "euler_ancestral"},
+        spacing="trailing", config=ZERO,
     ),
     "betas of its own": Case(
         scheduler="EulerDiscreteScheduler", spacing="leading",
@@ -74,9 +78,12 @@ FOLDERS = {
     "silent": Case(scheduler="EulerDiscreteScheduler", config=BETAS, spacing="linspace"),
     "EDM": Case(scheduler="EDMEulerScheduler", spacing="karras"),
     "EDM, v, exponential": Case(
-        scheduler="EDMDPMSolverMultistepScheduler", ours={"sampler": "dpmpp_2m"}, spacing="exponential", config={**V, "sigma_max": 120.0, "sigma_data": 1.0, "sigma_schedule": "exponential"},
+        scheduler="EDMDPMSolverMultistepScheduler", ours={"sampler": "dpmpp_2m"}, spacing="exponential",
+        config=COSXL,
     ),
-    "flow": Case(scheduler="FlowMatchEulerDiscreteScheduler", config={"shift": 3.0}, spacing="linspace"),
+    "flow": Case(
+        scheduler="FlowMatchEulerDiscreteScheduler", config={"shift": 3.0}, spacing="linspace"
+    ),
 }  # fmt: skip
 
 
@@ -134,28 +141,27 @@ def test_a_folder_is_run_as_diffusers_runs_it(
 
 
 ONE = torch.tensor(1.0)
+MEAN_AND_STD = {"edm_mean": torch.arange(4.0).view(1, 4, 1, 1), "edm_std": torch.full((1, 4, 1, 1), 5.0)}
+SIGMAS = {"edm_vpred.sigma_max": torch.tensor(120.0), "edm_vpred.sigma_min": torch.tensor(0.002)}
 MARKS: dict[str, tuple[Mapping[str, Tensor], Mapping[str, str], str, Mapping[str, Any]]] = {
-    "v_pred": ({"v_pred": torch.zeros(0)}, {}, "EulerDiscreteScheduler", {**BETAS, **V, "timestep_spacing": "trailing"}),
+    "v_pred": ({"v_pred": torch.zeros(0)}, {}, "EulerDiscreteScheduler", TRAILING),
     "v_pred, ztsnr": ({"v_pred": ONE, "ztsnr": ONE.clone()}, {}, "EulerDiscreteScheduler", ZERO),
-    "modelspec v": ({}, {"modelspec.prediction_type": "v"}, "EulerDiscreteScheduler",
-                    {**BETAS, **V, "timestep_spacing": "trailing"}),
+    "modelspec v": ({}, {"modelspec.prediction_type": "v"}, "EulerDiscreteScheduler", TRAILING),
     "modelspec flow": ({}, {"modelspec.prediction_type": "flow"}, "FlowMatchEulerDiscreteScheduler", {}),
-    "CosXL": ({"edm_vpred.sigma_max": torch.tensor(120.0), "edm_vpred.sigma_min": torch.tensor(0.002)}, {},
-              "EDMEulerScheduler", {**V, "sigma_max": 120.0, "sigma_data": 1.0, "sigma_schedule": "exponential"}),
-    "Playground": ({"edm_mean": torch.arange(4.0).view(1, 4, 1, 1), "edm_std": torch.full((1, 4, 1, 1), 5.0)}, {},
-                   "EDMEulerScheduler", {}),
+    "CosXL": (SIGMAS, {}, "EDMEulerScheduler", COSXL),
+    "Playground": (MEAN_AND_STD, {}, "EDMEulerScheduler", {}),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def large(folder: Path) -> Any:  # noqa: F811
+def large(folder: Path) -> Any:
     loaded = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
 
 @pytest.mark.parametrize("name", MARKS)
-def test_a_file_is_run_as_its_mark_says(name: str, large: Any, single: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_file_is_run_as_its_mark_says(name: str, large: Any, single: Path, tmp_path: Path) -> None:
     tensors, metadata, scheduler, config = MARKS[name]
     path = tmp_path / "mine.safetensors"
     save_file({**load_file(single), **tensors}, path, dict(metadata))
@@ -247,7 +253,7 @@ def test_what_a_file_says_twice_is_said(
     metadata: str,
     sentence: str,
     single: Path,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     path, extra = tmp_path / "mine.safetensors", dict.fromkeys(marks, torch.zeros(0))
     save_file({**load_file(single), **extra}, path, {"modelspec.prediction_type": metadata})

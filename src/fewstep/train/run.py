@@ -27,6 +27,7 @@ from fewstep.codec import Codec
 from fewstep.devices import Placement
 from fewstep.errors import RequestError
 from fewstep.loading.parts import Parts, load_parts
+from fewstep.noise_process import SDXL_SIGMAS, VariancePreserving
 from fewstep.prompts import WINDOW
 from fewstep.request.schema import EngineKey
 from fewstep.train import add, encode, loop, pictures, stages
@@ -129,7 +130,14 @@ def _placement(order: TrainConfig, device: torch.device) -> Placement:
 def _load_undistilled(order: TrainConfig, place: Placement) -> Parts:
     """The undistilled model."""
     about, recipe = modes.choose_mode(order.model, "base")
-    return load_parts(about, recipe, EngineKey.of("base", model=order.model), place)
+    parts = load_parts(about, recipe, EngineKey.of("base", model=order.model), place)
+    process = parts.process
+    if not isinstance(process, VariancePreserving) or process.sigmas != SDXL_SIGMAS:
+        raise RequestError(
+            f"model={order.model!r} is {parts.noise.title} ({parts.noise.source}), and training is for "
+            "the variance-preserving process with Stable Diffusion's betas alone: give another model="
+        )
+    return parts
 
 
 def _warn_of_long(shown: Sequence[TrainingPicture], text: TextEncoder) -> None:
