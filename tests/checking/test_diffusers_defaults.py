@@ -10,7 +10,7 @@ import pytest
 
 from fewstep.checking.call_arguments import STRENGTHS
 from fewstep.checking.case import STEPPERS
-from fewstep.files.noise import CONSISTENCY, LINEAR, silent_betas
+from fewstep.files.noise import CONSISTENCY, LEADING, LINEAR, silent_betas, silent_spacing
 from fewstep.files.noise import NAMED_BETAS as BETAS
 
 
@@ -30,3 +30,8 @@ def test_betas_of_a_silent_file(name: str) -> None:
 def test_strength_of_a_silent_call(task: str) -> None:
     pipeline = getattr(diffusers, f"StableDiffusionXL{task}Pipeline")
     assert default(pipeline.__call__, "strength") == STRENGTHS[task]
+
+
+@pytest.mark.parametrize("name", sorted({*LEADING, *LINEAR, *(s.name for s in STEPPERS.values())}))
+def test_spacing_of_a_silent_file(name: str) -> None:
+    assert default(getattr(diffusers, name).__init__, "timestep_spacing") == silent_spacing(name)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fewstep.catalog import addons, assets, hub
+from fewstep.catalog.architectures import title_of
 from fewstep.catalog.hub import existing_path, is_hub_id
-from fewstep.catalog.models import Model
+from fewstep.catalog.models import QUANTISED, Model, noise_of_header, obstacle
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
-from fewstep.files.identify import identify
+from fewstep.files.identify import UNKNOWN, identify
 from fewstep.files.safetensors import read_header
 from fewstep.files.untrusted import read_config
 from fewstep.recipe import Recipe, Weights
@@ -129,7 +130,7 @@ def _given_weights(model: Model, recipe: Recipe, accelerator: str | Path) -> Wei
             f"accelerator={name!r} is no .safetensors file, and fewstep reads no other: {_CONVERT}"
         )
     usual = recipe.weights.get(model.family) or next(iter(recipe.weights.values()))
-    attach = usual.attach if here is None else _attachment_of_file(name, here, usual.attach)
+    attach = usual.attach if here is None else _attachment_of_file(name, here, usual.attach, model)
     return Weights(attach=attach, source=name, scale=usual.scale)
 
 
@@ -141,20 +142,31 @@ _ATTACHMENTS: dict[str, Attachment] = {
 }  # by kind
 
 
-def _attachment_of_file(name: str, here: Path, usual: Attachment) -> Attachment:
-    """What a file or folder would be in a mode, whatever the mode's own weights are."""
+def _attachment_of_file(name: str, here: Path, usual: Attachment, model: Model) -> Attachment:
+    """Return what a file or folder would be in a mode, whatever the mode's own weights are."""
     if here.is_dir():
         signs: dict[str, Attachment] = {
             "model_index.json": "checkpoint", "config.json": "unet", "unet/config.json": "unet",
             **dict.fromkeys(addons.LORA_NAMES, "adapter"),
         }  # fmt: skip
         return next((attach for file, attach in signs.items() if (here / file).is_file()), usual)
-    what = identify(read_header(here)).what
+    header = read_header(here)
+    kind = identify(header)
+    what = kind.what
     if what not in _ATTACHMENTS:
         raise RequestError(
             f"accelerator={name!r} is of the kind {what!r}: give a UNet, a LoRA or a whole model; "
             f"fewstep inspect {name} says what it is for"
         )
+    fault = ""
+    if what == "checkpoint":
+        fault = obstacle(kind, noise_of_header(header), folder=False)
+    elif what == "unet" and kind.quantised:
+        fault = QUANTISED
+    elif what == "unet" and kind.family not in (UNKNOWN, model.family):
+        fault = f"it is a UNet of {title_of(kind.family)}, and this model is of {title_of(model.family)}"
+    if fault:
+        raise RequestError(f"accelerator={name!r} does not fit model={model.name!r}: {fault}")
     return _ATTACHMENTS[what]
 
 

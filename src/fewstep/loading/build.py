@@ -90,10 +90,8 @@ def build_network(drawn: Blueprint, placement: Placement, dtype: torch.dtype, *,
 
     It is put where weights are between uses or, without `home`, on the device.
     """
-    module, place = _build_on_meta(drawn), placement.home if home else placement.device
-    slots = dict(module.named_parameters())
-    weights = _rename_weights(slots, drawn)
-    _require_fit(slots, weights, drawn)
+    module, slots, weights = require_buildable(drawn)
+    place = placement.home if home else placement.device
     shapes = {name: slot.shape for name, slot in slots.items()}
     filled = allocate(shapes, dtype, place, placement.memory_format)
     read_into(filled, weights)
@@ -101,6 +99,18 @@ def build_network(drawn: Blueprint, placement: Placement, dtype: torch.dtype, *,
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
     return module.requires_grad_(False).eval().to(place)
+
+
+def require_buildable(drawn: Blueprint) -> tuple[Any, dict[str, nn.Parameter], dict[str, LazyTensor]]:
+    """Return the network on no memory, its slots and the weights by their names.
+
+    Nothing is read; raises `CorruptModelError` where a weight is missing, too much, or of another shape.
+    """
+    module = _build_on_meta(drawn)
+    slots = dict(module.named_parameters())
+    weights = _rename_weights(slots, drawn)
+    _require_fit(slots, weights, drawn)
+    return module, slots, weights
 
 
 def network_config(drawn: Blueprint) -> dict[str, Any]:
