@@ -137,7 +137,8 @@ def test_a_name_that_proves_nothing(
     typed = " or ".join(f"mode={mode!r}" for mode in modes.split(", ")[1:])
     assert (found.mode, found.notes) == ("base", (found.doubt,))
     assert found.doubt == (
-        f"its name or metadata says {word}, which proves nothing: it is run in mode 'base' unless you type {typed}"
+        f"its name or metadata says {word}, which proves nothing: it is run in mode 'base' unless you "
+        f"type {typed}"
     )
 
 

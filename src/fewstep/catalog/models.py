@@ -142,8 +142,10 @@ def _folder_model(name: str, folder: Path, source: str = "") -> Model:
         )
     carries = "lcm" if unet.get("time_cond_proj_dim") else ""
     noise = noise_of_folder(folder)
-    if not source:
-        _require_drawable(name, identify(safetensors.read_any_header(folder)), noise, folder=True)
+    if not source and any(safetensors.weight_files(folder / part) for part in architecture.networks):
+        kind = identify(safetensors.read_any_header(folder))
+        if kind.what == "checkpoint":  # of what is missing, loading says which
+            _require_drawable(name, kind, noise, folder=True)
     return Model(
         name=name, family=family, source=source or str(folder), size=trained_size(unet, f"model={name!r}"),
         default_mode=carries or "base", licence="unknown", local=not source, carries=carries,
@@ -215,7 +217,7 @@ def obstacle(kind: FileKind, noise: Noise, *, folder: bool) -> str:
         return QUANTISED
     family = architectures.family_of_networks(kind.targets) if kind.family == UNKNOWN else kind.family
     needed = architectures.architecture_of(family).encoders
-    missing = [part for part in (*needed, *("vae",) * folder) if part not in kind.targets]
+    missing = [part for part in needed if part not in kind.targets]
     if missing:
         return f"it holds no {' and no '.join(missing)}: choose one that holds all"
     if kind.layout == "diffusers" and not folder:

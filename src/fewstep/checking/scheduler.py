@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.checking.case import LEVELS, Case, Finding, Severity
-from fewstep.files.noise import CONSISTENCY, NAMED_BETAS, silent_betas, silent_spacing
+from fewstep.files.noise import CONSISTENCY, NAMED_BETAS, has_zero_terminal, silent_betas, silent_spacing
 from fewstep.noise_process import VariancePreserving
 from fewstep.schedulers import leading
 
@@ -190,7 +190,7 @@ def _check_prediction(case: Case, config: Mapping[str, Any]) -> Iterator[Finding
         )
     elif not needed and own not in ("epsilon", "v_prediction"):
         yield _wrong_prediction(case, own, "epsilon", "SDXL's UNet answers with the noise, 'epsilon'")
-    if config.get("rescale_betas_zero_snr") and own == "epsilon":
+    if has_zero_terminal(config) and own == "epsilon":
         yield Finding(
             what="the scheduler has rescale_betas_zero_snr=True with prediction_type='epsilon': at the first "
             "level there is then no picture left to tell from noise, and numbers overflow",

@@ -63,6 +63,10 @@ LEADING = (
     "DDPMParallelScheduler",
     "PNDMScheduler",
 )
+PLAIN = (  # these have no rescale_betas_zero_snr: what a configuration carries of it does not act
+    "DEISMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
+)  # fmt: skip
 BENDS = ("karras", "exponential", "beta", "lu", "flow")  # use_…_sigmas
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 
@@ -246,6 +250,11 @@ def silent_betas(scheduler: str) -> Mapping[str, object]:
     return linear if scheduler in LINEAR else {**linear, "beta_start": 0.0001, "beta_end": 0.02}
 
 
+def has_zero_terminal(config: Mapping[str, Any]) -> bool:
+    """Return whether a scheduler's betas are rescaled to zero terminal SNR."""
+    return bool(config.get("rescale_betas_zero_snr")) and config.get("_class_name") not in PLAIN
+
+
 def silent_spacing(scheduler: str) -> str:
     """Return a class's own timestep_spacing, likewise; "" where it has none."""
     if scheduler in (*LEADING, *CONSISTENCY):
@@ -263,7 +272,7 @@ def _sigmas_of_config(name: str, config: Mapping[str, Any], where: str) -> tuple
             SDXL_SIGMAS,
             f"its scheduler has num_train_timesteps={count!r:.40}, and fewstep runs {TRAIN_STEPS}",
         )
-    zero = bool(config.get("rescale_betas_zero_snr"))
+    zero = has_zero_terminal(config)
     if given == NAMED_BETAS:
         return (SDXL_ZERO_TERMINAL if zero else SDXL_SIGMAS), ""
     schedule, trained = given["beta_schedule"], given["trained_betas"]
@@ -311,7 +320,7 @@ def _notes_of_config(
             "its scheduler's betas are not those of Stable Diffusion (scaled_linear, 0.00085 to 0.012), and "
             "are run as they are: where pictures are noise, the folder's scheduler is not the model's"
         )
-    if config.get("rescale_betas_zero_snr") and prediction == "epsilon":
+    if has_zero_terminal(config) and prediction == "epsilon":
         yield (
             "its scheduler has zero terminal SNR with prediction_type='epsilon', which cannot tell a picture "
             "from pure noise: give prediction='v_prediction' if the model was trained so"
