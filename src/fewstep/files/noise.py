@@ -64,7 +64,8 @@ LEADING = (
     "PNDMScheduler",
 )
 PLAIN = (  # these have no rescale_betas_zero_snr: what a configuration carries of it does not act
-    "DEISMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "HeunDiscreteScheduler",
+    "DEISMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
+    "HeunDiscreteScheduler",
     "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
 )  # fmt: skip
 BENDS = ("karras", "exponential", "beta", "lu", "flow")  # use_…_sigmas
