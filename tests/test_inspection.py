@@ -17,6 +17,7 @@ from fewstep import inspection
 from fewstep.catalog.models import TINY
 from fewstep.errors import BackendError, CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.inspection import AS_IT_IS, AT_WORD, BESIDE, OWN, STYLE, Inspection, inspect
+from fewstep.loading import build, single_file
 from fewstep.modes import base, lcm, lcm_lora, turbo
 from fewstep.recipe import Recipe, Weights
 from tests.files import headers as made
@@ -122,7 +123,7 @@ def test_a_published_name_proves_a_mode(name: str, tmp_path: Path) -> None:
     ("name", "metadata", "word", "modes"),
     [
         ("DreamShaperXL_v21TurboDPMSDE", {}, "turbo", "base, merge, turbo"),
-        ("turbovisionxl_v4", {}, "turbo", "base, merge, turbo"),
+        ("turbo_visionxl_v4", {}, "turbo", "base, merge, turbo"),
         ("juggernautXL_v9Rdphoto2Lightning", {}, "lightning", "base, merge"),
         ("mine-lcm", {}, "lcm", "base, merge"),
         ("mine", {"modelspec.title": "Mine LCM"}, "lcm", "base, merge"),
@@ -133,15 +134,17 @@ def test_a_name_that_proves_nothing(
     name: str, metadata: dict[str, str], word: str, modes: str, tmp_path: Path
 ) -> None:
     found = seen(tmp_path / f"{name}.safetensors", made.checkpoint(), metadata)
-    assert found.mode == ""
-    assert found.notes == (
-        f"its name or metadata says {word}, and nothing in it proves that: name the mode, one of {modes}",
+    typed = " or ".join(f"mode={mode!r}" for mode in modes.split(", ")[1:])
+    assert (found.mode, found.notes) == ("base", (found.doubt,))
+    assert found.doubt == (
+        f"its name or metadata says {word}, which proves nothing: it is run in mode 'base' unless you "
+        f"type {typed}"
     )
 
 
 def test_a_folder_speaks_for_what_has_everybodys_name(tmp_path: Path) -> None:
     found = seen(tmp_path / "my-turbo" / "diffusion_pytorch_model.safetensors", made.unet("sdxl"))
-    assert found.mode == inspect(tmp_path / "my-turbo").mode == ""
+    assert found.mode == inspect(tmp_path / "my-turbo").mode == "base"
     assert "says turbo" in found.notes[-1]
 
 
@@ -194,10 +197,8 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     shapes = {n: s for n, s in made.checkpoint().items() if not n.startswith("first_stage_model.")}
     found = seen(tmp_path / "mine.safetensors", shapes | {"v_pred": ()})
     assert found.mode == "base"
-    assert found.notes == (
-        "it holds no VAE: the usual one takes its place",
-        "it is marked v_pred: it predicts v, not noise",
-    )
+    assert found.notes == ("it holds no VAE: the usual one takes its place",)
+    assert found.noise == "variance-preserving, v_prediction (tensor v_pred)"
 
 
 def test_a_lora_that_could_be_for_anything(tmp_path: Path) -> None:
@@ -330,6 +331,7 @@ def test_a_few_lines(tmp_path: Path) -> None:
     ]
     assert str(inspect(TINY)).split("\n")[1:] == [
         "  networks: unet, text_encoder, text_encoder_2, vae",
+        "  noise process: variance-preserving, v_prediction (EulerDiscreteScheduler's configuration)",
         "  mode: base",
         f"  base: {AS_IT_IS}",
         f"  lcm-lora: {BESIDE}",
@@ -352,13 +354,70 @@ def test_nothing_hostile_is_shown(tmp_path: Path) -> None:
         ("owner/realistic-vision", ""), ("RunDiffusionPhoto", ""),
     ],
 )  # fmt: skip
-def test_a_name_that_speaks_of_a_mode_asks_for_it(name: str, modes: str) -> None:
-    told = inspection.name_doubt(name)
-    assert told.endswith(f"name the mode, one of {modes}") if modes else told == ""
+def test_a_name_that_speaks_of_a_mode_says_what_to_type(name: str, modes: str) -> None:
+    doubt = inspection.name_doubt(name)
+    typed = " or ".join(f"mode={mode!r}" for mode in modes.split(", ")[1:])
+    assert doubt.endswith(f"unless you type {typed}") if modes else doubt == ""
 
 
-def test_a_hub_id_that_speaks_of_a_mode_must_be_told_it() -> None:
-    with pytest.raises(RequestError, match=r"owner/x-turbo.*its name says turbo: name the mode"):
-        fewstep.plan("a fox", model="owner/x-turbo")
+def test_a_hub_id_that_speaks_of_a_mode_warns() -> None:
+    plan = fewstep.plan("a fox", model="owner/x-turbo")
+    assert plan.request.mode == "base"
+    assert "owner/x-turbo" in plan.warnings[0]
+    assert "mode='turbo'" in plan.warnings[0]
     assert fewstep.plan("a fox", 2, "turbo", model="owner/x-turbo").request.mode == "turbo"
     assert fewstep.plan("a fox", model="stabilityai/sdxl-turbo").request.mode == "turbo"
+
+
+# --- one judge
+
+
+def scaled(shapes: made.Shapes) -> made.Shapes:
+    """As fp8 checkpoints have it."""
+    return shapes | {"scaled_fp8": (2,), "model.diffusion_model.input_blocks.0.0.scale_weight": ()}
+
+
+def pruned(name: str) -> made.Shapes:
+    """A whole model with this UNet in the place of SDXL's; kept in diffusers' names, which load reads too."""
+    rest = {n: s for n, s in made.checkpoint().items() if not n.startswith("model.diffusion_model.")}
+    return made.under("model.diffusion_model.", made.unet(name)) | rest
+
+
+KOALA = {**made.SDXL, "layers_per_block": 1, "transformer_layers_per_block": (1, 2, 6)}
+WHOLE: dict[str, Callable[[], made.Shapes]] = {
+    "sdxl": made.checkpoint,
+    "lcm": lambda: made.checkpoint("lcm"),
+    "sd-1.x": lambda: made.checkpoint("sd-1.x"),
+    "ssd-1b": lambda: pruned("ssd-1b"),
+    "vega": lambda: pruned("vega"),
+    "koala": lambda: pruned("koala"),
+    "kolors": lambda: pruned("kolors"),
+    "inpainting": lambda: made.checkpoint("sdxl-inpaint"),
+    "refiner": lambda: pruned("sdxl-refiner"),
+    "scaled fp8": lambda: scaled(made.checkpoint()),
+    "parts in one file": lambda: made.parts_in_one_file("sdxl"),
+    "no text": lambda: {n: s for n, s in made.checkpoint().items() if not n.startswith("conditioner.")},
+    "a unet": lambda: made.unet("sdxl"),
+    "a vae": made.vae,
+    "v": lambda: made.checkpoint() | {"v_pred": (), "ztsnr": ()},
+    "playground": lambda: made.checkpoint() | {"edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_inspect_plan_and_load_agree(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What inspect lists a mode for is planned, and its weights have the places that loading needs."""
+    monkeypatch.setitem(made.UNETS, "koala", KOALA)
+    path = made.write(tmp_path / "mine.safetensors", WHOLE[name]())
+    inspected = inspect(path)
+    promised = inspected.what == "checkpoint" and bool(inspected.modes)
+    assert promised == (name in ("sdxl", "lcm", "sd-1.x", "ssd-1b", "v", "playground"))
+    if not promised:
+        for door in (fewstep.plan, fewstep.generate):
+            with pytest.raises(fewstep.FewstepError, match="not a whole model that fewstep draws with"):
+                door("a fox", model=path)
+        return
+    assert fewstep.plan("a fox", model=path, mode=inspected.mode).request.mode == inspected.mode
+    for blueprint in single_file.read_single_file(path).parts.values():
+        if blueprint.kind.startswith(("CLIP", "UNet")):
+            build.require_buildable(blueprint)

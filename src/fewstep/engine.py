@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
 import torch
 from PIL import Image
 
-from fewstep import devices, loop, modes
+from fewstep import devices, loop
 from fewstep.addons.cache import AddonCache
 from fewstep.addons.controlnet import Control
 from fewstep.addons.ip_adapter import Reference
@@ -90,9 +90,7 @@ class Engine(EngineBase[Step]):
             a checkpoint, the pipeline is taken at the caller's word to have them, fused or active.
         steps: as in `fewstep.load`: which of the weights these are, where each has its own.
         """
-        model = from_pipe.describe_pipe(pipe)
-        recipe = modes.find_recipe(from_pipe.pipe_mode(pipe) if mode is None else mode)
-        recipe = recipe.on(model.family).for_steps(steps)
+        model, recipe = from_pipe.choose_pipe_mode(pipe, from_pipe.describe_pipe(pipe), mode, steps)
         key = EngineKey.of(recipe.mode, model=model.name)
         choice = EngineChoice(key, from_pipe.limit_size(model, recipe), recipe)
         return cls(choice, *from_pipe.parts_of_pipe(pipe, model, recipe))
@@ -261,4 +259,6 @@ def load_engine(choice: EngineChoice) -> Engine:
     for reason in placement.reasons:
         _log.info("%s", reason)
     with raise_as_memory_error("while the model was loaded"):
-        return Engine(choice, placement, load_parts(model, choice.recipe, choice.key, placement))
+        parts = load_parts(model, choice.recipe, choice.key, placement)
+        # Of a hub id, the files that have just come may say another noise process than was planned with.
+        return Engine(choice._replace(model=replace(model, noise=parts.noise)), placement, parts)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
 from fewstep.catalog import hub
-from fewstep.catalog.addons import LORA_NAME, MERGEABLE, SDXL_KIN
+from fewstep.catalog.addons import MERGEABLE, SDXL_KIN
 from fewstep.catalog.architectures import DRAWABLE
-from fewstep.catalog.models import obstacle
-from fewstep.errors import BackendError, ModelNotFoundError, RequestError
+from fewstep.catalog.models import QUANTISED, noise_of_header, obstacle
+from fewstep.errors import BackendError, RequestError
 from fewstep.files import identify
-from fewstep.files.identify import FAMILY_TITLES, METADATA_KEYS, FileKind
-from fewstep.files.safetensors import WEIGHT_STEMS, Header, read_header, read_shard_index, weight_files
+from fewstep.files.identify import FAMILY_TITLES, METADATA_KEYS, UNKNOWN, FileKind
+from fewstep.files.noise import SILENT, Noise
+from fewstep.files.safetensors import LORA_NAME, WEIGHT_STEMS, Header, read_any_header
 from fewstep.files.untrusted import printable_path
 from fewstep.modes import find_recipe, mode_names
 from fewstep.recipe import Recipe
 
-FOLDER_PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")  # of a diffusers folder
 LORA_FITS = {*DRAWABLE, *SDXL_KIN, "unknown"}  # of LoRAs
 VARIETY_NAMES = {"loha": "LoHa", "lokr": "LoKr", "dora": "DoRA", "oft": "OFT", "glora": "GLoRA", "ia3": "IA3"}
 # Kinds that draw only beside a model.
@@ -57,6 +57,8 @@ class Inspection(FileKind):
     metadata: Mapping[str, str]  # cut for display
     modes: Mapping[str, str]  # mode → why it fits
     mode: str  # what mode=None should take; "" where it must be named
+    noise: str  # the noise process that it was trained on, and what says so; "" of what is no UNet
+    doubt: str  # where its name speaks of a mode that nothing proves, what to type for it
     notes: tuple[str, ...]  # what else to know, in sentences
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,14 +75,15 @@ def inspect(path: str | Path) -> Inspection:
     """Look at a model file, an index of shards or a diffusers folder; reads headers only."""
     if not isinstance(path, str | Path) or path == "":
         raise RequestError(f"path={path!r}: give a .safetensors file, or a folder")
-    header = _read_any_header(Path(os.path.expanduser(path)))
+    header = read_any_header(Path(os.path.expanduser(path)))
     kind = identify.identify(header)
     recipes = dict(_sound_recipes())
     own = [mode for mode, recipe in recipes.items() if _is_own_file(recipe, kind, header.path)]
-    obstacle = _obstacle_as_list(kind, header.path)
+    noise = noise_of_header(header) if kind.what in ("checkpoint", "unet") else SILENT
+    obstacle = _obstacle_as_list(kind, noise, header.path)
     whys = {mode: _why_it_fits(recipe, kind, mode in own) for mode, recipe in recipes.items()}
     modes = {mode: why for mode, why in whys.items() if why and not obstacle}
-    mode, doubt = _proven_mode(header, kind, {mode: recipes[mode] for mode in modes}, own)
+    mode, doubt, several = _proven_mode(header, kind, {mode: recipes[mode] for mode in modes}, own)
     entries, length = _SHOWN
     return Inspection(
         **vars(kind),
@@ -93,42 +96,9 @@ def inspect(path: str | Path) -> Inspection:
         },
         modes=modes,
         mode=mode,
-        notes=(*_notes(kind, header), *obstacle, *doubt),
-    )
-
-
-def _read_any_header(path: Path) -> Header:
-    """Of a file; or of all the files of a folder or index, as if they were one."""
-    if path.is_dir():
-        return _folder_header(path)
-    if path.name.endswith(".safetensors.index.json"):
-        return _join_headers(path, {"": read_shard_index(path)})
-    return read_header(path)
-
-
-def _folder_header(folder: Path) -> Header:
-    whole = {f"{part}.": weight_files(folder / part) for part in FOLDER_PARTS if (folder / part).is_dir()}
-    found = whole if any(whole.values()) else {"": weight_files(folder)}
-    if not any(found.values()) and os.path.lexists(folder / LORA_NAME):
-        found = {"": [folder / LORA_NAME]}
-    if not any(found.values()):
-        raise ModelNotFoundError(
-            f"{printable_path(folder)} holds no model: "
-            "give a diffusers folder with safetensors weights, or one file"
-        )
-    return _join_headers(folder, found)
-
-
-def _join_headers(path: Path, found: Mapping[str, list[Path]]) -> Header:
-    """`found`: what to put before the names → files."""
-    headers = [(prefix, read_header(file)) for prefix, paths in found.items() for file in paths]
-    if len(headers) == 1 and headers[0][0] == "":
-        return headers[0][1]
-    return Header(
-        path=path,
-        tensors={prefix + name: entry for prefix, one in headers for name, entry in one.tensors.items()},
-        metadata={},
-        bytes=sum(one.bytes for _, one in headers),
+        noise=_noise_in_words(kind, noise),
+        doubt=doubt,
+        notes=(*_notes(kind), *noise.notes, *obstacle, *filter(None, (doubt, several))),
     )
 
 
@@ -173,29 +143,35 @@ def _why_it_fits(recipe: Recipe, kind: FileKind, own: bool) -> str:
 
 def _proven_mode(
     header: Header, kind: FileKind, fitting: Mapping[str, Recipe], own: list[str]
-) -> tuple[str, list[str]]:
-    """What mode=None should take, "" for none; and a note where it must be named."""
+) -> tuple[str, str, str]:
+    """What mode=None should take, "" for none; a doubt of it; and what to type where it must be named."""
     own = [mode for mode in own if mode in fitting]
     if len(own) == 1 or kind.what == "lora":
-        return (own[0] if len(own) == 1 else ""), []
+        return (own[0] if len(own) == 1 else ""), "", ""
     if kind.guidance_width:
-        return ("lcm" if "lcm" in fitting else next(iter(fitting), "")), []
-    word = _mode_in_name(header) if fitting else ""
-    if own or word:
-        choice = own or [mode for mode, recipe in fitting.items() if _may_be(recipe, kind, word)]
-        says = (
-            f"its name or metadata says {word}, and nothing in it proves that"
-            if word
-            else f"{OWN} in several"
-        )
-        return "", [f"{says}: name the mode, one of {', '.join(choice)}"]
-    return ("base" if "base" in fitting else ""), []
+        return ("lcm" if "lcm" in fitting else next(iter(fitting), "")), "", ""
+    if own:
+        return "", "", f"{OWN} in several: name the mode, one of {', '.join(own)}"
+    usual, word = ("base" if "base" in fitting else ""), _mode_in_name(header) if fitting else ""
+    if not word:
+        return usual, "", ""
+    choice = [mode for mode, recipe in fitting.items() if _may_be(recipe, kind, word)]
+    return usual, _doubt_of_word("its name or metadata", word, choice), ""
 
 
-def _obstacle_as_list(kind: FileKind, path: Path) -> list[str]:
+def _doubt_of_word(what: str, word: str, choice: Sequence[str]) -> str:
+    """Return what to type where a name speaks of a mode: names prove nothing, so it is run as the base is."""
+    others = " or ".join(f"mode={mode!r}" for mode in choice if mode != "base") or "another mode"
+    return f"{what} says {word}, which proves nothing: it is run in mode 'base' unless you type {others}"
+
+
+def _obstacle_as_list(kind: FileKind, noise: Noise, path: Path) -> list[str]:
     """Why a checkpoint cannot be a model=, in a sentence; [] is fine."""
-    fault = obstacle(kind, folder=path.is_dir()) if kind.what == "checkpoint" else ""
-    return [fault] if fault and kind.family in DRAWABLE else []
+    if kind.what == "unet":
+        fault = QUANTISED if kind.quantised else noise.fault
+    else:
+        fault = obstacle(kind, noise, folder=path.is_dir()) if kind.what == "checkpoint" else ""
+    return [fault] if fault and kind.family in (*DRAWABLE, UNKNOWN) else []
 
 
 def _may_be(recipe: Recipe, kind: FileKind, word: str) -> bool:
@@ -214,24 +190,30 @@ def _mode_in_name(header: Header) -> str:
 
 
 def name_doubt(name: str) -> str:
-    """Why a model of this name needs its mode named, in a sentence; "" where its name speaks of none."""
+    """Return what to say of a model whose name speaks of a mode, in a sentence; "" for none."""
     word, plain = mode_in_text(name), FileKind(what="checkpoint", family="sdxl")
     fitting = {mode: recipe for mode, recipe in _sound_recipes() if _why_it_fits(recipe, plain, False)}
     choice = [mode for mode, recipe in fitting.items() if _may_be(recipe, plain, word)]
-    return f"its name says {word}: name the mode, one of {', '.join(choice)}" if word else ""
+    return _doubt_of_word("its name", word, choice) if word else ""
 
 
-def mode_in_text(told: str) -> str:
-    """The mode that a text speaks of; "" for none."""
-    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", told)}
+def mode_in_text(text: str) -> str:
+    """Return the mode that a text speaks of, as a word of its own; "" for none."""
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)}
     for name in dict.fromkeys(mode.split("-")[0].rstrip("0123456789") for mode in mode_names()):
-        # A long name counts inside a word too (turbovision); a short one would be found in many.
-        if name != "base" and (name in words or (len(name) >= 5 and name in told.lower())):
+        if name != "base" and name in words:
             return name
     return ""
 
 
-def _notes(kind: FileKind, header: Header) -> Iterator[str]:
+def _noise_in_words(kind: FileKind, noise: Noise) -> str:
+    """Return a noise process, and what says so."""
+    if kind.what not in ("checkpoint", "unet"):
+        return ""
+    return f"{noise.title} ({noise.source or 'nothing in it says otherwise'})"
+
+
+def _notes(kind: FileKind) -> Iterator[str]:
     title = FAMILY_TITLES[kind.family]
     if kind.what in OTHER_KINDS:
         made_for = f"; it is for {title}" if kind.family != "unknown" else ""
@@ -253,8 +235,6 @@ def _notes(kind: FileKind, header: Header) -> Iterator[str]:
         yield "a UNet on its own: give it as accelerator=, over a whole model"
     elif "vae" not in kind.targets:
         yield "it holds no VAE: the usual one takes its place"
-    if "v_pred" in header.tensors:  # the mark that trainers leave beside such weights
-        yield "it is marked v_pred: it predicts v, not noise"
 
 
 def _lora_notes(kind: FileKind, title: str) -> Iterator[str]:
@@ -279,6 +259,8 @@ def _text_lines(seen: Inspection) -> Iterator[str]:
         yield f"  networks: {', '.join(seen.targets)}"
     if seen.guidance_width:
         yield f"  guidance embedding: {seen.guidance_width} wide"
+    if seen.noise:
+        yield f"  noise process: {seen.noise}"
     if seen.mode or (seen.modes and seen.what != "lora"):
         yield f"  mode: {seen.mode or 'must be named'}"
     for why in dict.fromkeys(seen.modes.values()):

@@ -25,7 +25,7 @@ from fewstep.denoiser import Cfg, Denoiser, Network, guidance_embedding
 from fewstep.devices import Placement
 from fewstep.errors import BackendError, DeviceMemoryError, Failure
 from fewstep.images import byte_tensor, image_to_tensor, mask_to_tensor
-from fewstep.noise_process import NoiseProcess
+from fewstep.noise_process import NoiseProcess, signal_of
 from fewstep.progress import Notify
 from fewstep.recipe import Recipe
 from fewstep.request import Job
@@ -99,7 +99,8 @@ def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
         x = first.to(device) * (call.job.plan.start if image is None else schedule.sigmas[0])
         if image is not None:
             known = _encode_image(networks.codec, canvas.place(image), posterior, call)
-            x = x + known
+            signal = signal_of(schedule.sigmas[0])
+            x = x + (known if signal == 1 else signal * known)
             if call.job.mask is not None:
                 mask = mask_to_tensor(canvas.place(call.job.mask)).to(device)
                 denoise = masked_denoiser(denoise, known, mask)

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import mul
+from types import MappingProxyType
 from typing import Protocol
 
 TRAIN_STEPS = 1000
@@ -78,6 +79,23 @@ def scaled_linear(
     """Return betas that rise linearly in their square root."""
     low, high = math.sqrt(start), math.sqrt(end)
     return tuple((low + (high - low) * t / (steps - 1)) ** 2 for t in range(steps))
+
+
+def linear(start: float, end: float, steps: int = TRAIN_STEPS) -> tuple[float, ...]:
+    """Return betas that rise linearly (Ho et al. 2020, arXiv:2006.11239, sec. 4)."""
+    return tuple(start + (end - start) * t / (steps - 1) for t in range(steps))
+
+
+def squared_cosine(_start: float, _end: float, steps: int = TRAIN_STEPS) -> tuple[float, ...]:
+    """Return betas of abar = cos^2((t + .008) / 1.008 * pi / 2), up to .999 (arXiv:2102.09672, eq. 17)."""
+    bars = [math.cos((t / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(steps + 1)]
+    return tuple(min(1 - after / before, 0.999) for before, after in pairwise(bars))
+
+
+# By diffusers' names.
+BETA_SCHEDULES: Mapping[str, Callable[[float, float], tuple[float, ...]]] = MappingProxyType(
+    {"scaled_linear": scaled_linear, "linear": linear, "squaredcos_cap_v2": squared_cosine}
+)
 
 
 def sigmas_of_betas(betas: Iterable[float]) -> tuple[float, ...]:
@@ -150,8 +168,8 @@ class VariancePreserving:
 class Edm:
     """EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, table 1): x = x0 + sigma * eps.
 
-    `v_prediction` differs from `epsilon` by the sign of c_out, as in diffusers' EDM schedulers. Defaults
-    are CosXL's sigmas.
+    `v_prediction` differs from `epsilon` by the sign of c_out, as in diffusers' EDM schedulers. Its sigmas
+    are CosXL's by default, its sigma_data the paper's; CosXL has 1.
     """
 
     prediction: str = "v_prediction"

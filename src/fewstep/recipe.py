@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from fewstep.errors import BackendError, FewstepError, RequestError, describe_error
+from fewstep.noise_process import SDXL_NOISE, NoiseProcess
 from fewstep.samplers import SAMPLERS, Sampler
-from fewstep.schedulers import SCHEDULERS, Schedule, Scheduler
+from fewstep.schedulers import SCHEDULERS, Schedule, Scheduler, explicit
 
 MAX_LISTED_STEPS = 16  # steps: as far as `Recipe.timesteps` counts
 
@@ -81,6 +82,7 @@ class Recipe:
     weights: Mapping[str, Weights] = field(default_factory=dict)  # by model family
     prediction: str = ""  # "" is the model's own
     as_adapter: str = ""  # the mode that gives the like to a model that keeps its own UNet
+    own_spacing: bool = False  # whether the default scheduler is the one that the model's files name
     style_scale: float = 1.0  # weight of a style LoRA given without one
     overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # by model family
     own_schedulers: Mapping[str, Scheduler] = field(default_factory=dict)  # by name
@@ -117,10 +119,20 @@ class Recipe:
         """Which noise levels a name in `schedulers` means."""
         return self.own_schedulers[name] if name in self.own_schedulers else SCHEDULERS[name]
 
-    def schedule(self, name: str, steps: int, strength: float) -> Schedule:
-        """The levels of one call; the steps asked for are the steps run, whoever wrote the scheduler."""
+    def schedule(
+        self, name: str, steps: int, strength: float, process: NoiseProcess = SDXL_NOISE
+    ) -> Schedule:
+        """The levels of one call; the steps asked for are the steps run, whoever wrote the scheduler.
+
+        A scheduler of the recipe's own knows SDXL's levels only: on another process its timesteps count.
+        """
         try:
-            schedule = self.scheduler(name)(steps, strength)
+            if name in self.own_schedulers:
+                schedule = self.own_schedulers[name](steps, strength)
+            else:
+                schedule = SCHEDULERS[name](steps, strength, process)
+            if schedule.process != process:
+                schedule = explicit(schedule.timesteps, process)
             if schedule.steps != steps:
                 raise ValueError(f"{schedule.steps} steps came out")
         except FewstepError:

@@ -55,7 +55,7 @@ class Schedule:
         return {"timesteps": list(self.timesteps), "sigmas": list(map(float, self.sigmas))}
 
 
-Scheduler = Callable[[int, float], Schedule]
+Scheduler = Callable[..., Schedule]  # of steps and strength; fewstep's own of a process too
 
 
 def trailing(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
@@ -66,15 +66,34 @@ def trailing(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOI
     return explicit([round(top * (1 - i / steps)) - 1 for i in range(steps)], process)
 
 
-def leading(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
-    """Evenly spaced, counted up from t = 1: SDXL base's own default (steps_offset 1).
+def leading(
+    steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE, offset: int = 1
+) -> Schedule:
+    """Evenly spaced, counted up from t = `offset`: SDXL base's own default (steps_offset 1).
 
     Its first level is far from pure noise when steps are few; one step is t = 1.
     """
     top = _top_timestep(strength)
     if steps >= top:
         raise _too_many("leading", steps, strength, top - 1)
-    return explicit([i * (top // steps) + 1 for i in reversed(range(steps))], process)
+    return explicit([i * (top // steps) + offset for i in reversed(range(steps))], process)
+
+
+def linspace(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
+    """Evenly spaced with both ends in it: what most of diffusers' schedulers do where they are not told.
+
+    Timesteps have fractions, and sigma is linear between whole ones, as in its EulerDiscreteScheduler; of
+    flow matching the lowest level is as its FlowMatchEulerDiscreteScheduler has it, shifted twice.
+    """
+    top, low = _top_timestep(strength) - 1, process.level(0)
+    if steps > top + 1:
+        raise _too_many("linspace", steps, strength, top + 1)
+    if signal_of(low) != 1:
+        bottom = TRAIN_STEPS * low - 1
+        return explicit([top + (bottom - top) * f for f in _evenly_to_one(steps)], process)
+    places = [top * (1 - f) for f in _evenly_to_one(steps)]
+    levels = [_level_between(process, place) for place in places]
+    return Schedule(tuple(places), (*levels, 0.0), process)
 
 
 def lcm(steps: int, strength: float = 1.0, process: NoiseProcess = SDXL_NOISE) -> Schedule:
@@ -145,8 +164,12 @@ def scaled(timesteps: Sequence[int]) -> Scheduler:
     return fixed
 
 
+# Diffusers with leading levels, and the official Turbo demo (generative-models' scripts/demo/turbo.py), start
+# from variance 1 + sigma^2, as the VP papers do.
+PRESERVING = frozenset({leading, turbo})
+
 SCHEDULERS: MappingProxyType[str, Scheduler] = MappingProxyType(
-    {f.__name__: f for f in (trailing, leading, lcm, turbo, karras, exponential, ays)}
+    {f.__name__: f for f in (trailing, leading, linspace, lcm, turbo, karras, exponential, ays)}
 )
 
 
@@ -177,6 +200,13 @@ def _from_sigmas(sigmas: Sequence[float], process: NoiseProcess) -> Schedule:
             "choose scheduler='trailing'"
         )
     return Schedule(tuple(map(process.timestep, sigmas)), (*sigmas, 0.0), process)
+
+
+def _level_between(process: NoiseProcess, timestep: float) -> float:
+    """The level at a timestep, linear between whole ones."""
+    low, part = int(timestep), timestep - int(timestep)
+    level = process.level(low)
+    return level + part * (process.level(low + 1) - level) if part else level
 
 
 def _interpolate_log(table: Sequence[float], place: float) -> float:

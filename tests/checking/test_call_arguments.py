@@ -149,7 +149,7 @@ def test_the_report(make: Make) -> None:
     lines = str(report).splitlines()
     assert lines[0] == f"{report.source} for mode='turbo': 2 wrong, 0 doubtful"
     assert lines[-1] == "call: pipe(prompt, num_inference_steps=1, guidance_scale=0)"
-    assert len(lines) == 2 + 2 * len(report.findings)
+    assert len(lines) == 3 + 2 * len(report.findings)
     plain = report.to_dict()
     assert json.loads(json.dumps(plain)) == plain
     assert (plain["ok"], plain["findings"][0]["severity"]) == (False, "wrong")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,3 +276,37 @@ def test_sd15_is_no_sdxl(copy: Path) -> None:
     config.write_text(config.read_text().replace('"text_time"', "null"))
     (finding,) = check(copy, "turbo").findings
     assert "not of SDXL's architecture" in finding.what
+
+
+CLASSES = (
+    "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DDIMScheduler", "PNDMScheduler",
+    "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler", "LCMScheduler",
+    "TCDScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler",
+)  # fmt: skip
+CONFIGS: tuple[dict[str, Any], ...] = (
+    {}, {"prediction_type": "v_prediction"},
+    {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    {"rescale_betas_zero_snr": True, "timestep_spacing": "leading"}, {"use_karras_sigmas": True},
+    {"beta_schedule": "squaredcos_cap_v2"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_no_mend_leaves_its_finding(kind: str, make: Make, type_in: Type) -> None:
+    """Whatever the noise process: what is offered helps, and where nothing does, nothing is offered."""
+    pipe, offered = make("base"), 0
+    for config, mode in itertools.product(CONFIGS, ("base", "turbo", "lcm-lora", "merge", "dmd2")):
+        bare = getattr(diffusers, kind)
+        known = inspect.signature(bare.__init__).parameters
+        scheduler = bare(**{key: value for key, value in config.items() if key in known})
+        pipe.scheduler = scheduler
+        report = check(pipe, mode)
+        assert report.noise
+        for finding in report.findings:
+            if finding.mend.startswith("pipe.scheduler"):
+                pipe.scheduler, offered = scheduler, offered + 1
+                after = check(type_in(finding.mend, pipe), mode)
+                assert finding.what not in [left.what for left in after.findings]
+    other = kind.startswith(("EDM", "FlowMatch"))
+    assert (offered == 0) == other
+    assert ("EDM" in report.noise or "flow matching" in report.noise) == other

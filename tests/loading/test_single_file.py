@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -357,8 +359,8 @@ def test_half_precision_is_cast_once(single: Path, folder: Path, tmp_path: Path)
 
 def test_a_v_prediction_file_says_so(single: Path, tmp_path: Path) -> None:
     path = broken(single, tmp_path, lambda w: w.update({"v_pred": torch.zeros(0)}))
-    assert single_module.read_single_file(path).prediction == "v_prediction"
-    assert single_module.read_single_file(single).prediction == "epsilon"
+    assert single_module.read_single_file(path).noise.process.prediction == "v_prediction"
+    assert single_module.read_single_file(single).noise.process.prediction == "epsilon"
 
 
 def test_the_packaged_tokenizers_are_clips() -> None:
@@ -369,3 +371,49 @@ def test_the_packaged_tokenizers_are_clips() -> None:
     assert first("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert [t.pad_token_id for t in (first, second)] == [49407, 0]
     assert first("Ünïcode ✨ (test), 1024").input_ids == second("Ünïcode ✨ (test), 1024").input_ids
+
+
+def test_both_spellings_of_a_text_encoder_are_read(folder: Path, single: Path, tmp_path: Path) -> None:
+    """transformers 5 leaves "text_model." out, and diffusers' converter takes the names as they are."""
+    first = "conditioner.embedders.0.transformer."
+    short = {name.replace(f"{first}text_model.", first): tensor for name, tensor in load_file(single).items()}
+    assert any(name.startswith(f"{first}embeddings.") for name in short)
+    save_file(short, tmp_path / "short.safetensors")
+    expected = weights_of(single)
+    assert same(weights_of(tmp_path / "short.safetensors"), expected)
+    for spelt in (prefixed, lambda weights: {n.removeprefix("text_model."): t for n, t in weights.items()}):
+        other = tmp_path / "folder"
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(folder, other)
+        for part in ("text_encoder", "text_encoder_2"):
+            path = other / part / "model.safetensors"
+            save_file(spelt(load_file(path)), path)
+        assert same(weights_of(other), weights_of(folder))
+
+
+@pytest.mark.parametrize("name", ["hyperrealism_v3", "mergedPony", "turbocharged_cars", "pcmodel"])
+def test_a_word_inside_a_word_is_no_mode(name: str, single: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.safetensors"
+    os.link(single, path)
+    plan = fewstep.plan("a fox", 20, model=path)
+    assert (plan.request.mode, plan.warnings) == ("base", ())
+
+
+@pytest.mark.parametrize(
+    ("name", "typed"), [("dreamshaperXL_v21TurboDPMSDE", "mode='turbo'"), ("Merge_of_things", "mode='merge'")]
+)
+def test_a_word_that_is_a_mode_warns(name: str, typed: str, single: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.safetensors"
+    os.link(single, path)
+    plan = fewstep.plan("a fox", 20, model=path)
+    assert plan.request.mode == "base"
+    assert [typed in warning for warning in plan.warnings] == [True]
+    assert fewstep.plan("a fox", 4, typed[6:-1], model=path).warnings == ()
+
+
+def test_a_name_that_says_v_prediction_warns(single: Path, tmp_path: Path) -> None:
+    path = tmp_path / "noobaiXL_vPred10.safetensors"
+    os.link(single, path)
+    (warning,) = fewstep.plan("a fox", 20, model=path).warnings
+    assert "type prediction='v_prediction'" in warning
+    assert fewstep.plan("a fox", 20, model=path, prediction="v_prediction").warnings == ()

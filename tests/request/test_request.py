@@ -139,3 +139,10 @@ def test_mistakes_are_refused_with_a_way_out(call: dict[str, Any], says: str) ->
     message = str(caught.value)
     assert says in message
     assert "\n" not in message
+
+
+def test_turbos_own_grid_starts_as_its_demo_does() -> None:
+    """Noise times sqrt(1 + sigma^2): generative-models' scripts/demo/turbo.py, prepare_sampling_loop."""
+    plan = fewstep.plan("a fox", 2, "turbo", scheduler="turbo")
+    assert plan.start == pytest.approx((1 + plan.schedule.sigmas[0] ** 2) ** 0.5, abs=0)
+    assert fewstep.plan("a fox", 2, "turbo").start == plan.schedule.sigmas[0]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fewstep.catalog import addons, assets, hub
+from fewstep.catalog.architectures import title_of
 from fewstep.catalog.hub import existing_path, is_hub_id
-from fewstep.catalog.models import Model
+from fewstep.catalog.models import QUANTISED, Model, noise_of_header, obstacle
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
-from fewstep.files.identify import identify
+from fewstep.files.identify import UNKNOWN, identify
 from fewstep.files.safetensors import read_header
 from fewstep.files.untrusted import read_config
 from fewstep.recipe import Recipe, Weights
@@ -134,7 +135,8 @@ def _given_weights(model: Model, recipe: Recipe, accelerator: str | Path) -> Wei
             f"accelerator={name!r} is no .safetensors file, and fewstep reads no other: {_CONVERT}"
         )
     recipe_weights = recipe.weights.get(model.family) or next(iter(recipe.weights.values()))
-    attach = recipe_weights.attach if path is None else _attachment_of_file(name, path, recipe_weights.attach)
+    default = recipe_weights.attach
+    attach = default if path is None else _attachment_of_file(name, path, default, model)
     return Weights(attach=attach, source=name, scale=recipe_weights.scale)
 
 
@@ -146,7 +148,7 @@ _ATTACHMENTS: dict[str, Attachment] = {
 }  # by kind
 
 
-def _attachment_of_file(name: str, path: Path, default: Attachment) -> Attachment:
+def _attachment_of_file(name: str, path: Path, default: Attachment, model: Model) -> Attachment:
     """Return what a file or folder would be in a mode, whatever the mode's own weights are."""
     if path.is_dir():
         signs: dict[str, Attachment] = {
@@ -154,13 +156,23 @@ def _attachment_of_file(name: str, path: Path, default: Attachment) -> Attachmen
             **dict.fromkeys(addons.LORA_NAMES, "adapter"),
         }  # fmt: skip
         return next((attach for file, attach in signs.items() if (path / file).is_file()), default)
-    kind = identify(read_header(path)).what
-    if kind not in _ATTACHMENTS:
+    header = read_header(path)
+    kind = identify(header)
+    if kind.what not in _ATTACHMENTS:
         raise RequestError(
-            f"accelerator={name!r} is of the kind {kind!r}: give a UNet, a LoRA or a whole model; "
+            f"accelerator={name!r} is of the kind {kind.what!r}: give a UNet, a LoRA or a whole model; "
             f"fewstep inspect {name} says what it is for"
         )
-    return _ATTACHMENTS[kind]
+    fault = ""
+    if kind.what == "checkpoint":
+        fault = obstacle(kind, noise_of_header(header), folder=False)
+    elif kind.what == "unet" and kind.quantised:
+        fault = QUANTISED
+    elif kind.what == "unet" and kind.family not in (UNKNOWN, model.family):
+        fault = f"it is a UNet of {title_of(kind.family)}, and this model is of {title_of(model.family)}"
+    if fault:
+        raise RequestError(f"accelerator={name!r} does not fit model={model.name!r}: {fault}")
+    return _ATTACHMENTS[kind.what]
 
 
 def _usual_weights(model: Model, recipe: Recipe) -> Weights | None:

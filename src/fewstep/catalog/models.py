@@ -25,8 +25,11 @@ from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
 from fewstep.files import safetensors
 from fewstep.files.config import trained_size
 from fewstep.files.identify import UNKNOWN, FileKind, identify
+from fewstep.files.noise import SILENT, Noise, noise_of_file, noise_of_scheduler
 from fewstep.files.untrusted import read_config
+from fewstep.noise_process import VariancePreserving
 
+QUANTISED = "its weights are quantised (scaled fp8 or whole numbers): choose one in fp32, fp16 or bf16"
 TINY = Path(__file__).parent.parent / "tiny"
 
 
@@ -43,6 +46,8 @@ class Model:
     local: bool = False  # a folder of the user's
     carries: str = ""  # the mode that its own UNet was distilled for, where that can be seen
     revision: str = ""  # of a hub id, 40 hex digits; "" is the newest
+    noise: Noise = SILENT  # the process that its files say
+    doubts: tuple[str, ...] = ()  # what every plan should say of it
 
     @property
     def architecture(self) -> ArchitectureInfo:
@@ -60,10 +65,16 @@ def _named_model(asset: Asset, name: str) -> Model:
     return Model(
         name=name, family=asset.family, source=asset.repo or str(TINY), revision=asset.revision,
         size=asset.size, default_mode="lcm" if asset.name == "tiny" else asset.modes[0],
-        licence=asset.licence,
+        licence=asset.licence, noise=_NAMED_NOISE[asset.family == "tiny"],
     )  # fmt: skip
 
 
+# The scheduler_config.json of the bundled model; and those of SDXL base, SSD-1B and SD 1.5, which agree.
+_NAMED_NOISE = {
+    True: Noise(process=VariancePreserving("v_prediction"), source="EulerDiscreteScheduler's configuration",
+                spacing="trailing"),
+    False: Noise(source="its scheduler's configuration", spacing="leading"),
+}  # fmt: skip
 ALIASES: MappingProxyType[str, Model] = MappingProxyType(
     {a.name: _named_model(a, a.name) for a in BASES if a.repo}
 )
@@ -130,10 +141,15 @@ def _folder_model(name: str, folder: Path, source: str = "") -> Model:
             "SD 1.x and 2.x one and None"
         )
     carries = "lcm" if unet.get("time_cond_proj_dim") else ""
+    noise = noise_of_folder(folder)
+    if not source and any(safetensors.weight_files(folder / part) for part in architecture.networks):
+        kind = identify(safetensors.read_any_header(folder))
+        if kind.what == "checkpoint":  # of what is missing, loading says which
+            _require_drawable(name, kind, noise, folder=True)
     return Model(
         name=name, family=family, source=source or str(folder), size=trained_size(unet, f"model={name!r}"),
         default_mode=carries or "base", licence="unknown", local=not source, carries=carries,
-        revision=hub.revision_in_path(folder) if source else "",
+        revision=hub.revision_in_path(folder) if source else "", noise=noise,
     )  # fmt: skip
 
 
@@ -151,16 +167,9 @@ def _hub_model(name: str) -> Model:
 
 def _file_model(name: str, path: Path) -> Model:
     """Return the model of one .safetensors file in the original layout."""
-    kind = identify(safetensors.read_header(path))
-    fault = obstacle(kind, folder=False)
-    if kind.what != "checkpoint" or fault:
-        description = " ".join(
-            word for word in (kind.family, kind.layout, kind.what) if word not in ("", UNKNOWN)
-        )
-        raise CorruptModelError(
-            f"model={name!r} is {description or 'an unknown file'}, not a whole model that fewstep draws with"
-            f"{f': {fault}' if fault else ''}; type fewstep inspect {name} to see what it is for"
-        )
+    header = safetensors.read_header(path)
+    kind, noise = identify(header), noise_of_file(header)
+    _require_drawable(name, kind, noise, folder=False)
     carries = "lcm" if kind.guidance_width else ""
     family = (
         kind.family
@@ -169,11 +178,35 @@ def _file_model(name: str, path: Path) -> Model:
     )
     return Model(
         name=name, family=family, source=str(path), size=architectures.architecture_of(family).side,
-        default_mode=carries or "base", licence="unknown", local=True, carries=carries,
+        default_mode=carries or "base", licence="unknown", local=True, carries=carries, noise=noise,
     )  # fmt: skip
 
 
-def obstacle(kind: FileKind, *, folder: bool) -> str:
+def noise_of_folder(folder: Path) -> Noise:
+    """Return the noise process that a diffusers folder's scheduler says; one without any says nothing."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    return noise_of_scheduler(read_config(path), str(folder)) if path.is_file() else SILENT
+
+
+def noise_of_header(header: safetensors.Header) -> Noise:
+    """Return the noise process that a file, or the folder that was read as one, says."""
+    if header.path.is_dir():
+        return noise_of_folder(header.path)
+    return noise_of_file(header) if header.path.suffix == ".safetensors" else SILENT
+
+
+def _require_drawable(name: str, kind: FileKind, noise: Noise, *, folder: bool) -> None:
+    """Check that this is a whole model that can be drawn with; raises `CorruptModelError`."""
+    fault = obstacle(kind, noise, folder=folder)
+    if kind.what != "checkpoint" or fault:
+        what = " ".join(word for word in (kind.family, kind.layout, kind.what) if word not in ("", UNKNOWN))
+        raise CorruptModelError(
+            f"model={name!r} is {what or 'an unknown file'}, not a whole model that fewstep draws with"
+            f"{f': {fault}' if fault else ''}; type fewstep inspect {name} to see what it is for"
+        )
+
+
+def obstacle(kind: FileKind, noise: Noise, *, folder: bool) -> str:
     """Return why a checkpoint cannot be a model=, in a few words; "" is fine.
 
     The one judge of `inspect`, `plan` and loading.
@@ -181,11 +214,12 @@ def obstacle(kind: FileKind, *, folder: bool) -> str:
     if kind.family not in architectures.DRAWABLE and kind.family != UNKNOWN:
         return f"fewstep does not draw with {architectures.title_of(kind.family)}"
     if kind.quantised:
-        return "its weights are quantised (scaled fp8 or whole numbers): choose one in fp32, fp16 or bf16"
+        return QUANTISED
     family = architectures.family_of_networks(kind.targets) if kind.family == UNKNOWN else kind.family
-    missing = [part for part in architectures.architecture_of(family).encoders if part not in kind.targets]
+    needed = architectures.architecture_of(family).encoders
+    missing = [part for part in needed if part not in kind.targets]
     if missing:
         return f"it holds no {' and no '.join(missing)}: choose one that holds all"
     if kind.layout == "diffusers" and not folder:
         return "its parts have diffusers' names: fewstep reads those from a diffusers folder"
-    return ""
+    return noise.fault

@@ -66,6 +66,9 @@ def _make_report(
 ) -> Report:
     case = case_of(read_pipeline(pipe_or_path), mode, asked)
     lacking = tuple(check_whole(case))
-    findings = lacking or tuple(finding for one in CHECKS for finding in one(case))
+    doubts = (Finding(what=case.doubt, mend="", severity="doubtful"),) if case.doubt else ()
+    findings = lacking or doubts + tuple(finding for one in CHECKS for finding in one(case))
     call = "" if lacking else call_line(case)
-    return Report(source=case.pipeline.source, mode=case.mode, call=call, findings=findings)
+    return Report(
+        source=case.pipeline.source, mode=case.mode, noise=case.noise.title, call=call, findings=findings
+    )

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from fewstep.checking.case import Case, Finding
 from fewstep.checking.pipeline import ActiveAdapter
-from fewstep.loading.from_pipe import FEW_STEP
+from fewstep.inspection import mode_in_text
 
 
 def check_loras(case: Case) -> Iterator[Finding]:
     """An accelerator is told by its name, or by being alone in a mode that needs one."""
     active = [adapter for adapter in case.pipeline.adapters if adapter.active]
-    named = [adapter for adapter in active if FEW_STEP.search(adapter.name)]
+    named = [adapter for adapter in active if mode_in_text(adapter.name)]
     if case.weights is None or case.weights.attach != "adapter":
         yield from _surplus_loras(case, named)
         return

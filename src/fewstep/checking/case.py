@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from fewstep import modes
 from fewstep.checking.pipeline import Pipeline
-from fewstep.errors import RequestError
+from fewstep.errors import CorruptModelError, RequestError
 from fewstep.files.config import trained_size
+from fewstep.files.noise import SILENT, Noise, noise_of_scheduler
 from fewstep.loading.from_pipe import FAMILIES, usual_mode
 from fewstep.recipe import Recipe, Weights
 
@@ -28,11 +29,11 @@ class Finding:
     """
 
     what: str  # what it is now, what the mode needs, what happens otherwise
-    mend: str  # one line to type, with diffusers, torch and transformers imported
+    mend: str  # one line to type, with diffusers, torch and transformers imported; "" where none mends it
     severity: Severity = "wrong"
 
     def __str__(self) -> str:
-        return f"{self.severity}: {self.what}\n    {self.mend}"
+        return f"{self.severity}: {self.what}" + (f"\n    {self.mend}" if self.mend else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class Report:
 
     source: str  # a folder, or where the pipeline was loaded from
     mode: str
+    noise: str  # the noise process that its scheduler says
     call: str  # the line that calls a sound pipeline as the mode wants it
     findings: tuple[Finding, ...] = ()
 
@@ -53,7 +55,8 @@ class Report:
         wrong = sum(finding.severity == "wrong" for finding in self.findings)
         doubtful = len(self.findings) - wrong
         head = f"{self.source} for mode={self.mode!r}: {wrong} wrong, {doubtful} doubtful"
-        return "\n".join([head, *map(str, self.findings), f"call: {self.call}"])
+        process = f"noise process: {self.noise}"
+        return "\n".join([head, process, *map(str, self.findings), f"call: {self.call}"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -131,10 +134,19 @@ class Case:
     recipe: Recipe
     family: str
     asked: PlannedCall
+    doubt: str = ""  # of the mode, where it was not told
 
     @property
     def mode(self) -> str:
         return self.recipe.mode
+
+    @property
+    def noise(self) -> Noise:
+        """What the scheduler says; of one that makes no sense, nothing."""
+        try:
+            return noise_of_scheduler(self.pipeline.parts.get("scheduler", {}), self.pipeline.source)
+        except CorruptModelError:
+            return SILENT
 
     @property
     def weights(self) -> Weights | None:
@@ -192,13 +204,13 @@ def case_of(pipeline: Pipeline, mode: str | None, asked: PlannedCall) -> Case:
     """The recipe of a mode (None: what the pipeline shows), for as many steps as its weights are for."""
     embedded = bool(pipeline.parts.get("unet", {}).get("time_cond_proj_dim"))
     scheduler = str(pipeline.parts.get("scheduler", {}).get("_class_name"))
-    name = usual_mode(pipeline.source, scheduler, embedded) if mode is None else mode
+    name, doubt = usual_mode(pipeline.source, scheduler, embedded) if mode is None else (mode, "")
     family = FAMILIES.get(pipeline.source, "sdxl")
     recipe = modes.find_recipe(name).on(family)
     only = recipe.steps.only
     known = [*_steps_in_names(pipeline), asked.steps]
     recipe = recipe.for_steps(next((count for count in known if count in only), None))
-    return Case(pipeline=pipeline, recipe=recipe, family=family, asked=asked)
+    return Case(pipeline=pipeline, recipe=recipe, family=family, asked=asked, doubt=doubt)
 
 
 def _steps_in_names(pipeline: Pipeline) -> Iterator[int]:

@@ -7,18 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.checking.case import LEVELS, Case, Finding, Severity
-from fewstep.noise_process import BETA_END, BETA_START, TRAIN_STEPS
+from fewstep.files.noise import CONSISTENCY, NAMED_BETAS, has_zero_terminal, silent_betas, silent_spacing
+from fewstep.noise_process import VariancePreserving
 from fewstep.schedulers import leading
 
-CONSISTENCY = ("LCMScheduler", "TCDScheduler")
-BETAS: Mapping[str, object] = {
-    "beta_schedule": "scaled_linear", "beta_start": BETA_START, "beta_end": BETA_END,
-    "num_train_timesteps": TRAIN_STEPS, "trained_betas": None,
-}  # fmt: skip
-LINEAR = (  # of these diffusers' defaults are SDXL's betas but for the schedule
-    "DPMSolverSDEScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-)  # fmt: skip
 SHAPES = ("karras", "exponential", "beta", "lu", "flow")
 STARTS = ("leading", "linspace")  # with few steps these start low
 ENOUGH = 10  # steps: from here on even "leading" starts above timestep 900
@@ -56,6 +48,9 @@ FIELDS = (
 
 def check_scheduler(case: Case) -> Iterator[Finding]:
     """Class, levels, and what it makes of them."""
+    if not isinstance(case.noise.process, VariancePreserving):
+        yield from _check_other_process(case)
+        return
     misfits = list(_check_class(case))
     yield from misfits or _check_levels(case)
     config = case.pipeline.parts["scheduler"]
@@ -71,6 +66,25 @@ def check_scheduler(case: Case) -> Iterator[Finding]:
     yield from _check_prediction(case, config)
 
 
+def _check_other_process(case: Case) -> Iterator[Finding]:
+    """EDM and flow matching: nothing else that is looked at acts, and no argument makes VP of them."""
+    own, title = case.pipeline.scheduler, case.noise.title
+    if case.noise.fault:
+        yield Finding(what=case.noise.fault, mend="")
+    if case.distilled:
+        yield Finding(
+            what=f"the scheduler, {own}, says {title}, and mode {case.mode!r} was distilled on the "
+            "variance-preserving process of Stable Diffusion: no line mends that; use mode='base'",
+            mend="",
+        )
+    elif own.startswith("FlowMatch"):
+        yield Finding(
+            what=f"the scheduler, {own}, says {title}, and diffusers' SDXL pipeline cannot run it: it asks "
+            "for scale_model_input, which this class has not; fewstep draws with the folder as it is",
+            mend="",
+        )
+
+
 def _check_class(case: Case) -> Iterator[Finding]:
     own, fitting = case.pipeline.scheduler, case.steppers
     if case.distilled and fitting and own not in [one.name for one in fitting]:
@@ -80,7 +94,7 @@ def _check_class(case: Case) -> Iterator[Finding]:
             "noise, or blurred",
             mend=case.rescheduled(**LEVELS.get(case.scheduler_name, {})),
         )
-    elif not case.distilled and (own in CONSISTENCY or own.startswith("FlowMatch")):
+    elif not case.distilled and own in CONSISTENCY:
         yield Finding(
             what=f"the scheduler is {own}, made for other weights than those of mode {case.mode!r}: "
             "pictures come out blurred, or as noise",
@@ -131,8 +145,7 @@ def _our_scheduler_name(name: str, config: Mapping[str, Any]) -> str:
         return "lcm"  # these read no timestep_spacing
     for shape in _active_sigma_switches(config):
         return shape.removeprefix("use_").removesuffix("_sigmas")
-    spacing = "leading" if name == "DDIMScheduler" else "linspace"  # where a folder's file is silent
-    return str(config.get("timestep_spacing", spacing))
+    return str(config.get("timestep_spacing", silent_spacing(name) or "linspace"))  # where a file is silent
 
 
 def _active_sigma_switches(config: Mapping[str, Any]) -> list[str]:
@@ -140,21 +153,13 @@ def _active_sigma_switches(config: Mapping[str, Any]) -> list[str]:
     return [f"use_{shape}_sigmas" for shape in SHAPES if config.get(f"use_{shape}_sigmas")]
 
 
-def silent_betas(scheduler: str) -> Mapping[str, object]:
-    """Return what a class of diffusers takes where a file is silent; a test reads the installed ones."""
-    if scheduler in CONSISTENCY:
-        return BETAS
-    linear = {**BETAS, "beta_schedule": "linear"}
-    return linear if scheduler in LINEAR else {**linear, "beta_start": 0.0001, "beta_end": 0.02}
-
-
 def _check_betas(case: Case, config: Mapping[str, Any]) -> Iterator[Finding]:
     silent = silent_betas(case.pipeline.scheduler)
-    given = {key: config.get(key, silent[key]) for key in BETAS}
-    off = {key: value for key, value in given.items() if value != BETAS[key]}
+    given = {key: config.get(key, silent[key]) for key in NAMED_BETAS}
+    off = {key: value for key, value in given.items() if value != NAMED_BETAS[key]}
     if off:
         told = ", ".join(f"{key}={value!r}" for key, value in off.items())
-        right = {key: BETAS[key] for key in off}
+        right = {key: NAMED_BETAS[key] for key in off}
         yield Finding(
             what=f"the scheduler's noise is not SDXL's ({told}), as when it was made without the model's "
             "configuration: every level is taken for another, and noise stays in the picture",
@@ -171,14 +176,21 @@ def _check_prediction(case: Case, config: Mapping[str, Any]) -> Iterator[Finding
         yield _wrong_prediction(case, own, needed, f"the UNet of mode {case.mode!r} answers with {needed!r}")
     elif not needed and velocity and own != "v_prediction":
         yield _wrong_prediction(case, own, "v_prediction", "the model's name says v-prediction", "doubtful")
+    elif adapter and case.distilled and not needed and own == "v_prediction" and not case.bundled:
+        yield Finding(  # what the UNet answers with is the model's own, whatever LoRA is on it
+            what=f"the model is {case.noise.title}, by its scheduler, and the LoRA of mode {case.mode!r} was "
+            "distilled on epsilon: expect weaker pictures, unless it was trained on this very model",
+            mend="",
+            severity="doubtful",
+        )
     elif not needed and own == "v_prediction" and case.distilled and not velocity and not case.bundled:
-        severity: Severity = "doubtful" if adapter or case.weights is None else "wrong"
+        severity: Severity = "doubtful" if case.weights is None else "wrong"
         yield _wrong_prediction(
             case, own, "epsilon", f"mode {case.mode!r} was distilled on epsilon", severity
         )
     elif not needed and own not in ("epsilon", "v_prediction"):
         yield _wrong_prediction(case, own, "epsilon", "SDXL's UNet answers with the noise, 'epsilon'")
-    if config.get("rescale_betas_zero_snr") and own == "epsilon":
+    if has_zero_terminal(config) and own == "epsilon":
         yield Finding(
             what="the scheduler has rescale_betas_zero_snr=True with prediction_type='epsilon': at the first "
             "level there is then no picture left to tell from noise, and numbers overflow",

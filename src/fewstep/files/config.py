@@ -7,7 +7,6 @@ from math import isfinite
 from typing import Any
 
 from fewstep.errors import CorruptModelError
-from fewstep.noise_process import PREDICTIONS
 
 DEFAULT_LATENT_SIDE = 128  # a UNet's sample_size where its configuration is silent: SDXL's
 MAX_LATENT_SIDE = 1024  # latents a side, 8192 pixels: 8 times SDXL's
@@ -28,17 +27,6 @@ def trained_size(unet: Mapping[str, Any], source: str = "this model") -> int:
             f"1 to {MAX_LATENT_SIDE}"
         )
     return 8 * max(sizes)
-
-
-def prediction_type(scheduler: Mapping[str, Any], source: str) -> str:
-    """Return what a UNet was trained to predict."""
-    prediction = scheduler.get("prediction_type", PREDICTIONS[0])
-    if prediction not in PREDICTIONS:
-        raise CorruptModelError(
-            f"{source} has a scheduler with prediction_type={prediction!r:.80}, none of "
-            f"{', '.join(PREDICTIONS)}"
-        )
-    return str(prediction)
 
 
 def check_latent_scaling(vae: Mapping[str, Any], source: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from fewstep.errors import CorruptModelError
+from fewstep.errors import CorruptModelError, ModelNotFoundError
 from fewstep.files.untrusted import (
     MAX_HEADER,
     MAX_TENSORS,
@@ -199,6 +199,8 @@ def _read_scalar(file: BinaryIO, position: int, dtype: str) -> float:
 
 
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' names for weights
+FOLDER_PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")  # of a diffusers folder, those with weights
+LORA_NAME = "pytorch_lora_weights.safetensors"  # diffusers' name for a LoRA's file
 MAX_SHARDS = 256  # files; the largest published models have under 200
 
 
@@ -268,3 +270,38 @@ def _require_agreement(path: Path, shard: Header, promised: set[str]) -> None:
         name = min(odd)
         where = "is not in" if name in promised else "is in, against the index,"
         raise CorruptModelError(f"{printable_path(path)}: {name!r:.80} {where} {shard.path.name!r:.80}")
+
+
+def read_any_header(path: Path) -> Header:
+    """Return that of a file; or of all the files of a folder or index, as if they were one."""
+    if path.is_dir():
+        return _folder_header(path)
+    if path.name.endswith(".safetensors.index.json"):
+        return _join_headers(path, {"": read_shard_index(path)})
+    return read_header(path)
+
+
+def _folder_header(folder: Path) -> Header:
+    whole = {f"{part}.": weight_files(folder / part) for part in FOLDER_PARTS if (folder / part).is_dir()}
+    found = whole if any(whole.values()) else {"": weight_files(folder)}
+    if not any(found.values()) and os.path.lexists(folder / LORA_NAME):
+        found = {"": [folder / LORA_NAME]}
+    if not any(found.values()):
+        raise ModelNotFoundError(
+            f"{printable_path(folder)} holds no model: "
+            "give a diffusers folder with safetensors weights, or one file"
+        )
+    return _join_headers(folder, found)
+
+
+def _join_headers(path: Path, found: Mapping[str, list[Path]]) -> Header:
+    """`found`: what to put before the names → files."""
+    headers = [(prefix, read_header(file)) for prefix, paths in found.items() for file in paths]
+    if len(headers) == 1 and headers[0][0] == "":
+        return headers[0][1]
+    return Header(
+        path=path,
+        tensors={prefix + name: entry for prefix, one in headers for name, entry in one.tensors.items()},
+        metadata={},
+        bytes=sum(one.bytes for _, one in headers),
+    )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Size, Tensor, nn
@@ -18,6 +18,7 @@ from fewstep.catalog.architectures import ArchitectureInfo
 from fewstep.devices import Placement
 from fewstep.errors import CorruptModelError, ModelError, describe_error
 from fewstep.files.config import check_latent_scaling
+from fewstep.files.noise import Noise
 from fewstep.loading.lazy_tensors import LazyTensor, read_into
 
 # Every class that is ever built from a model's files; of transformers' the class of its configuration.
@@ -56,6 +57,8 @@ NESTED_FIELDS = (
 )
 # Kept in older files, computed by newer code: places of tokens, and CLIP's temperature.
 UNUSED_WEIGHTS = ("position_ids", "logit_scale")
+TEXT_PREFIX = "text_model."  # before a CLIP text encoder's names, but for its projection's
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class ModelBlueprint:
     architecture: ArchitectureInfo
     parts: Mapping[str, Blueprint]  # by diffusers' names: unet, vae (not in every file), text_encoder, …_2
     tokenizers: Callable[[], tuple[Any, ...]]
-    prediction: str  # epsilon, v_prediction or sample
+    noise: Noise  # the process that its files say
     zero_empty: bool  # an empty prompt is all zeros
 
     def with_part(self, name: str, part: Blueprint) -> ModelBlueprint:
@@ -88,10 +91,8 @@ def build_network(drawn: Blueprint, placement: Placement, dtype: torch.dtype, *,
 
     It is put where weights are between uses or, without `home`, on the device.
     """
-    module, place = _build_on_meta(drawn), placement.home if home else placement.device
-    slots = dict(module.named_parameters())
-    weights = _rename_weights(slots, drawn)
-    _require_fit(slots, weights, drawn)
+    module, slots, weights = require_buildable(drawn)
+    place = placement.home if home else placement.device
     shapes = {name: slot.shape for name, slot in slots.items()}
     filled = allocate(shapes, dtype, place, placement.memory_format)
     read_into(filled, weights)
@@ -99,6 +100,18 @@ def build_network(drawn: Blueprint, placement: Placement, dtype: torch.dtype, *,
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
     return module.requires_grad_(False).eval().to(place)
+
+
+def require_buildable(drawn: Blueprint) -> tuple[Any, dict[str, nn.Parameter], dict[str, LazyTensor]]:
+    """Return the network on no memory, its slots and the weights by their names.
+
+    Nothing is read; raises `CorruptModelError` where a weight is missing, too much, or of another shape.
+    """
+    module = _build_on_meta(drawn)
+    slots = dict(module.named_parameters())
+    weights = _rename_weights(slots, drawn)
+    _require_fit(slots, weights, drawn)
+    return module, slots, weights
 
 
 def network_config(drawn: Blueprint) -> dict[str, Any]:
@@ -209,12 +222,22 @@ def import_libraries() -> None:
 
 
 def _rename_weights(slots: Iterable[str], drawn: Blueprint) -> dict[str, LazyTensor]:
-    """The weights by the names of these slots: transformers has dropped a prefix that files have."""
-    slots, prefix = set(slots), "text_model."
+    """Return the weights by the names of these slots: transformers 5 leaves out a prefix that others have."""
+    slots = set(slots)
     weights = {name: stored for name, stored in drawn.weights.items() if not name.endswith(UNUSED_WEIGHTS)}
-    if drawn.kind == "CLIPTextModel" and not any(slot.startswith(prefix) for slot in slots):
-        weights = {name.removeprefix(prefix): stored for name, stored in weights.items()}
-    return weights
+    if not drawn.kind.startswith("CLIPTextModel"):
+        return weights
+    if any(slot.startswith(TEXT_PREFIX) for slot in slots):
+        return with_text_prefix(weights)
+    return {name.removeprefix(TEXT_PREFIX): stored for name, stored in weights.items()}
+
+
+def with_text_prefix(weights: Mapping[str, T]) -> dict[str, T]:
+    """Return a CLIP text encoder's tensors by the long names, which every reader of such files knows."""
+    return {
+        name if name.startswith((TEXT_PREFIX, "text_projection.")) else TEXT_PREFIX + name: tensor
+        for name, tensor in weights.items()
+    }
 
 
 def _require_fit(

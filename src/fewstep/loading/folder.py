@@ -11,7 +11,7 @@ from typing import Any
 from fewstep.catalog.architectures import SDXL, UNUSED_PARTS, ArchitectureInfo, architecture_of_folder
 from fewstep.errors import CorruptModelError
 from fewstep.files import safetensors
-from fewstep.files.config import prediction_type
+from fewstep.files.noise import noise_of_scheduler
 from fewstep.files.untrusted import read_config
 from fewstep.loading import tokenizers
 from fewstep.loading.build import Blueprint, ModelBlueprint
@@ -37,7 +37,7 @@ def read_folder(root: Path) -> ModelBlueprint:
         architecture=architecture,
         parts=parts,
         tokenizers=lambda: tuple(map(load_tokenizer, folders, words)),
-        prediction=prediction_type(read_config(root / "scheduler" / "scheduler_config.json"), str(root)),
+        noise=noise_of_scheduler(read_config(root / "scheduler" / "scheduler_config.json"), str(root)),
         # Of SDXL's pipelines alone.
         zero_empty=architecture is SDXL and bool(index.get("force_zeros_for_empty_prompt", True)),
     )

@@ -6,7 +6,6 @@ Nothing is copied, moved or reloaded, and nothing of the pipeline is changed. To
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -14,11 +13,14 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from fewstep import modes
 from fewstep.catalog.mode_weights import check_guidance_embedding
 from fewstep.catalog.models import ALIASES, TINY, Model
-from fewstep.errors import RequestError
+from fewstep.catalog.noise import noise_for
+from fewstep.errors import CorruptModelError, RequestError
 from fewstep.files.config import trained_size
-from fewstep.noise_process import PREDICTIONS, VariancePreserving
+from fewstep.files.noise import Noise, noise_of_scheduler
+from fewstep.inspection import name_doubt
 from fewstep.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -30,8 +32,6 @@ OTHER_PARTS = ("tokenizer", "tokenizer_2", "scheduler")
 # What SDXL's UNet is, beside its sizes. 9 input channels are inpainting's, 8 instruct-pix2pix's.
 UNET_CONFIG: Mapping[str, object] = {"in_channels": 4, "out_channels": 4, "addition_embed_type": "text_time"}
 FAMILIES = {str(TINY): "tiny"} | {known.source: known.family for known in ALIASES.values()}
-# Names under which few-step weights go about; the short ones as words of their own.
-FEW_STEP = re.compile(r"turbo|lightning|(?<![a-z])(?:lcm|hyper|dmd2?|tcd|pcm|flash)(?![a-z])", re.IGNORECASE)
 SCHEDULER_MODES = {"LCMScheduler": "lcm-lora", "TCDScheduler": "tcd"}  # schedulers for few-step weights only
 
 # One per network, of whichever pipelines it is a part: their engines take turns on it.
@@ -88,31 +88,37 @@ def describe_pipe(pipe: Any) -> Model:
         name=kind, family=FAMILIES.get(source, "sdxl"), source=source,
         size=trained_size(pipe.unet.config, kind),
         default_mode="lcm" if embedded else "base", licence="unknown", local=True,
-        carries="lcm" if embedded else "",
+        carries="lcm" if embedded else "", noise=noise_of_pipe(pipe),
     )  # fmt: skip
 
 
-def usual_mode(source: str, scheduler: str, embedded: bool) -> str:
-    """The mode that a pipeline shows; `RequestError` where name or scheduler say another, unproven."""
+def usual_mode(source: str, scheduler: str, embedded: bool) -> tuple[str, str]:
+    """Return the mode that a pipeline shows, and a doubt where its name speaks of another, "" for none.
+
+    `RequestError` where its scheduler is one for few-step weights, which nothing proves.
+    """
     if embedded:
-        return "lcm"
-    found = FEW_STEP.search(PurePath(source).name)
+        return "lcm", ""
     if scheduler in SCHEDULER_MODES:
-        sign, mode = f"scheduler, {scheduler},", SCHEDULER_MODES[scheduler]
-    elif found:
-        sign, mode = f"name, {source!r},", found[0].lower()
-    else:
-        return "base"
-    raise RequestError(
-        f"this pipeline's {sign} is that of few-step weights, and nothing in its UNet proves them: "
-        f"say which, such as mode={mode!r}, or mode='base'"
-    )
+        raise RequestError(
+            f"this pipeline's scheduler, {scheduler}, is that of few-step weights, and nothing in its UNet "
+            f"proves them: say which, such as mode={SCHEDULER_MODES[scheduler]!r}, or mode='base'"
+        )
+    doubt = name_doubt(PurePath(source).name)
+    return "base", f"{source!r}: {doubt}" if doubt else ""
 
 
-def pipe_mode(pipe: Any) -> str:
-    """The same, of a pipeline."""
-    source = str(pipe.config.get("_name_or_path") or "")
-    return usual_mode(source, type(pipe.scheduler).__name__, bool(pipe.unet.config.get("time_cond_proj_dim")))
+def choose_pipe_mode(pipe: Any, model: Model, mode: str | None, steps: int | None) -> tuple[Model, Recipe]:
+    """Return whose pictures it makes in a mode (None: the one that it shows), and the mode's recipe."""
+    doubts: tuple[str, ...] = ()
+    if mode is None:
+        source, embedded = str(pipe.config.get("_name_or_path") or ""), model.carries == "lcm"
+        mode, doubt = usual_mode(source, type(pipe.scheduler).__name__, embedded)
+        doubts = (doubt,) if doubt else ()
+    recipe = modes.find_recipe(mode).on(model.family).for_steps(steps)
+    weights = recipe.weights.get(model.family)
+    on_it = weights if weights is not None and weights.attach == "adapter" else None
+    return replace(model, noise=noise_for(model, recipe, on_it, "", True), doubts=doubts), recipe
 
 
 def limit_size(model: Model, recipe: Recipe) -> Model:
@@ -140,7 +146,7 @@ def parts_of_pipe(pipe: Any, model: Model, recipe: Recipe) -> tuple[Placement, P
         unet=pipe.unet,
         vae=pipe.vae,
         text=text,
-        process=VariancePreserving(recipe.prediction or _prediction_of_pipe(pipe)),
+        noise=model.noise,
         guidance_width=width,
         lock=lock,
     )
@@ -188,14 +194,18 @@ def _pipe_faults(pipe: Any) -> Iterator[str]:
     for name in ("controlnet", "adapter"):
         if getattr(pipe, name, None) is not None:
             yield f"its {name} would not be used: type StableDiffusionXLPipeline.from_pipe(pipe)"
-    if _prediction_of_pipe(pipe) not in PREDICTIONS:
-        given = _prediction_of_pipe(pipe)
-        yield f"its scheduler has prediction_type={given!r}, none of {', '.join(PREDICTIONS)}"
+    if noise_of_pipe(pipe).fault:
+        yield noise_of_pipe(pipe).fault
     yield from _placement_faults({name: getattr(pipe, name) for name in PIPE_NETWORKS})
 
 
-def _prediction_of_pipe(pipe: Any) -> str:
-    return str(pipe.scheduler.config.get("prediction_type", "epsilon"))
+def noise_of_pipe(pipe: Any) -> Noise:
+    """Return the noise process that a pipeline's scheduler says; raises `RequestError`."""
+    config = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+    try:
+        return noise_of_scheduler(config, f"this {type(pipe).__name__}")
+    except CorruptModelError as error:
+        raise RequestError(str(error)) from None
 
 
 def _placement_faults(networks: Mapping[str, Any]) -> Iterator[str]:

@@ -25,13 +25,15 @@ from fewstep.catalog.mode_weights import (
     unet_folder,
 )
 from fewstep.catalog.models import TINY, Model
+from fewstep.catalog.noise import noise_for
 from fewstep.devices import Placement
 from fewstep.errors import CorruptModelError, ModelError
 from fewstep.files import config
+from fewstep.files.noise import Noise
 from fewstep.loading import single_file, textual_inversion
 from fewstep.loading.build import Blueprint, ModelBlueprint, build_network, import_libraries
 from fewstep.loading.folder import read_folder, read_network
-from fewstep.noise_process import NoiseProcess, VariancePreserving
+from fewstep.noise_process import NoiseProcess
 from fewstep.recipe import Recipe, Weights
 from fewstep.request.schema import EngineKey
 from fewstep.runtimes import offload
@@ -44,7 +46,7 @@ class Parts:
     unet: Any  # UNet2DConditionModel
     vae: Any  # AutoencoderKL or AutoencoderTiny
     text: TextEncoder
-    process: NoiseProcess
+    noise: Noise  # as it is run
     guidance_width: int  # of LCM's guidance embedding; 0 is none
     lock: AbstractContextManager[Any]  # re-entrant; held while any of the networks runs
     accelerator: tuple[str, float] | None = None  # the mode's own LoRA and its weight
@@ -53,6 +55,11 @@ class Parts:
     embeddings: tuple[str, ...] = ()  # files of learned words
     licence: str = "unknown"  # of all that was loaded
     revision: str = ""  # the commit that the model came from; "" is none, or not known
+
+    @property
+    def process(self) -> NoiseProcess:
+        """What the UNet was trained on."""
+        return self.noise.process
 
 
 def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placement) -> Parts:
@@ -77,12 +84,11 @@ def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placemen
         check_guidance_embedding(
             model, recipe, embedded, key.file("accelerator") if attach != "adapter" else ""
         )
-        parts = _build_parts(
-            whole,
-            key.options["prediction"] or recipe.prediction or whole.prediction,
-            placement,
-            key.embeddings,
-        )
+        if whole.noise.fault:  # of a hub id, only the files tell
+            raise CorruptModelError(f"{root} cannot be drawn with: {whole.noise.fault}")
+        told = (key.options["prediction"], key.file("accelerator") != "")
+        noise = noise_for(replace(model, noise=whole.noise), recipe, weights, *told)
+        parts = _build_parts(whole, noise, placement, key.embeddings)
     adapter = None
     if weights is not None and attach == "adapter":
         adapter = (str(_mode_lora(weights, root)), weights.scale)
@@ -99,7 +105,7 @@ def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placemen
     )
 
 
-def _build_parts(whole: ModelBlueprint, prediction: str, placement: Placement, words: Sequence[str]) -> Parts:
+def _build_parts(whole: ModelBlueprint, noise: Noise, placement: Placement, words: Sequence[str]) -> Parts:
     unet = build_network(whole.parts["unet"], placement, placement.dtype)
     encoders = tuple(
         build_network(whole.parts[name], placement, placement.dtype) for name in whole.architecture.encoders
@@ -114,7 +120,7 @@ def _build_parts(whole: ModelBlueprint, prediction: str, placement: Placement, w
         unet=unet,
         vae=autoencoder,
         text=text,
-        process=VariancePreserving(prediction),
+        noise=noise,
         guidance_width=unet.config.time_cond_proj_dim or 0,
         lock=lock,
     )

@@ -11,20 +11,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fewstep.architectures import Architecture, EncoderLayout, SingleFileLayout, load_architecture
 from fewstep.catalog.architectures import ARCHITECTURES, ArchitectureInfo
 from fewstep.errors import CorruptModelError
+from fewstep.files.noise import PLAYGROUND_MARKS, noise_of_file
 from fewstep.files.safetensors import read_header
 from fewstep.files.untrusted import raise_as_corrupt
 from fewstep.loading import single_file_config, tokenizers
-from fewstep.loading.build import UNUSED_WEIGHTS, Blueprint, ModelBlueprint, name_some
-from fewstep.loading.lazy_tensors import LazyTensor, list_tensors
+from fewstep.loading.build import UNUSED_WEIGHTS, Blueprint, ModelBlueprint, name_some, with_text_prefix
+from fewstep.loading.lazy_tensors import LazyTensor, list_tensors, read_into
 
 NamedTensors = dict[str, LazyTensor]
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 UNET_PREFIXES = (UNET, "unet.", "diffusion_model.")  # seen before the names of a UNet on its own
 VAE_PREFIXES = (VAE, "vae.")  # the same of a VAE
-V_PREDICTION = "v_pred"  # a tensor of this name, whatever it holds, marks a v-prediction checkpoint
 PROJECTION = "text_projection"  # of the second text encoder, which diffusers' converter needs
 # diffusers' converter counts blocks by these words, wherever they stand, and looks for each in all names.
 _COUNTED = ("input_blocks", "middle_block", "output_blocks")
@@ -34,11 +36,10 @@ MAX_UNET_BLOCKS = 32  # the most; SDXL's UNet has 9 of each, and its VAE 4 level
 
 def read_single_file(path: Path) -> ModelBlueprint:
     """Return a whole model, without "vae" where the file has none; raises `CorruptModelError`."""
-    weights, metadata = list_tensors([path]), read_header(path).metadata
+    weights, noise = list_tensors([path]), noise_of_file(read_header(path))
     architecture, layout = _find_layout(path, weights)
     with raise_as_corrupt(path):  # a shape that is looked for may not be there
         parts = _read_parts(path, weights, architecture, layout)
-    marked = V_PREDICTION in weights or metadata.get("modelspec.prediction_type") == "v"
     return ModelBlueprint(
         architecture=architecture.info,
         parts={
@@ -48,7 +49,7 @@ def read_single_file(path: Path) -> ModelBlueprint:
         tokenizers=lambda: tuple(
             tokenizers.clip_tokenizer(pads_with_end=encoder.pads_with_end) for encoder in layout.encoders
         ),
-        prediction="v_prediction" if marked else "epsilon",
+        noise=noise,
         zero_empty=layout.zero_empty,
     )
 
@@ -122,9 +123,21 @@ def _read_parts(
     vae = _convert_vae(path, weights)
     if vae:
         info = architecture.info
-        parts["vae"] = ("AutoencoderKL", single_file_config.vae_config(vae, info.vae_scale, info.side), vae)
+        config = single_file_config.vae_config(vae, info.vae_scale, info.side)
+        parts["vae"] = ("AutoencoderKL", config | _playground_latents(path, weights), vae)
     _require_read(path, weights, [tensors for _, _, tensors in parts.values()], layout, skipped)
     return parts
+
+
+def _playground_latents(path: Path, weights: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    """Return how Playground v2.5's latents are scaled (its vae/config.json); nothing of other files."""
+    if not all(mark in weights for mark in PLAYGROUND_MARKS):
+        return {}
+    marks = {mark: weights[mark] for mark in PLAYGROUND_MARKS}
+    slots = {mark: torch.empty(tensor.shape) for mark, tensor in marks.items()}
+    read_into(slots, marks)
+    mean, std = (slot.flatten().tolist() for slot in slots.values())
+    return {"latents_mean": mean, "latents_std": std, "scaling_factor": 0.5}
 
 
 def _convert_encoder(
@@ -132,7 +145,7 @@ def _convert_encoder(
 ) -> tuple[NamedTensors, list[str]]:
     """Return a text encoder's tensors by transformers' names, and the names of those that are left out."""
     if not encoder.open_clip:
-        return _with_prefix(weights, encoder.prefix), []
+        return with_text_prefix(_with_prefix(weights, encoder.prefix)), []
     blocks = {
         name: int(match[1]) for name in weights
         if (match := re.match(re.escape(encoder.prefix) + r"transformer\.resblocks\.(\d{1,3})\.", name))

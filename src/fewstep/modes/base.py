@@ -5,9 +5,10 @@ from fewstep.recipe import Guidance, Recipe, Steps
 RECIPE = Recipe(
     mode="base",
     title="no step reduction: the model as it was trained",
-    # SDXL's hub default is "leading", which starts far from pure noise when steps are few;
-    # trailing is the repair (Lin et al. 2023, arXiv:2305.08891).
-    schedulers=("trailing", "leading", "karras", "exponential", "ays"),
+    # A diffusers folder names its own. SDXL's says "leading", which starts far from pure noise when steps are
+    # few; trailing is the repair (Lin et al. 2023, arXiv:2305.08891), and is run where files are silent.
+    schedulers=("trailing", "leading", "karras", "exponential", "ays", "linspace"),
+    own_spacing=True,
     samplers=("euler", "dpmpp_2m", "dpmpp_sde", "ddim", "euler_ancestral"),
     steps=Steps(low=1, default=30, high=200),
     guidance=Guidance(kind="cfg", low=1.0, default=5.0, high=20.0),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 from fewstep import inspection, modes
 from fewstep.catalog import addons, licences, mode_weights, runtimes, vaes
 from fewstep.catalog.models import Model
+from fewstep.catalog.noise import noise_for
 from fewstep.errors import RequestError
 from fewstep.recipe import Recipe
 from fewstep.request import inputs, limits
@@ -51,6 +52,10 @@ def choose_engine(mode: str | None, steps: int | None, options: EngineOptions) -
     if options["revision"] != "":
         mode_weights.check_revision(options["revision"], model, weights)
         model = replace(model, revision=options["revision"])
+    model = replace(
+        model,
+        noise=noise_for(model, recipe, weights, options["prediction"], options["accelerator"] != ""),
+    )
     vaes.check_vae(options["vae"], model)
     words = inputs.parse_files(options["embeddings"], "embeddings")
     addons.check_embeddings(words, model)
@@ -125,12 +130,12 @@ def _choose_mode(model: File, mode: str | None, steps: int | None) -> tuple[Mode
     if mode is not None or not described.foreign or recipe.mode != "base":
         return described, recipe
     inspected = inspection.inspect(described.source) if described.local else None
+    if inspected is not None and inspected.mode not in ("", recipe.mode):
+        return modes.choose_mode(model, inspected.mode, steps)
+    if inspected is not None and inspected.modes and not inspected.mode:
+        raise RequestError(f"model={described.name!r}: {inspected.notes[-1]}")
     if inspected is not None and inspected.mode:
-        same = inspected.mode == recipe.mode
-        return (described, recipe) if same else modes.choose_mode(model, inspected.mode, steps)
-    doubt = inspection.name_doubt(Path(described.name).stem if described.local else described.name)
-    if inspected is not None and inspected.modes:
-        doubt = inspected.notes[-1]
-    if doubt:
-        raise RequestError(f"model={described.name!r}: {doubt}")
-    return described, recipe
+        doubt = inspected.doubt
+    else:
+        doubt = inspection.name_doubt(Path(described.name).stem if described.local else described.name)
+    return replace(described, doubts=(f"model={described.name!r}: {doubt}",) if doubt else ()), recipe

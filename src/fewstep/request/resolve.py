@@ -12,14 +12,16 @@ from pydantic import ValidationError
 
 from fewstep import prompts
 from fewstep.errors import RequestError
+from fewstep.files.noise import SILENT, Noise
 from fewstep.images.canvas import Canvas
+from fewstep.noise_process import Edm, signal_of
 from fewstep.prompts import Prompt
 from fewstep.recipe import Recipe
 from fewstep.request import inputs, limits
 from fewstep.request.options import ALIASES, OPTIONS, PictureOptions, Prompts
 from fewstep.request.pictures import NO_PICTURES, PICTURE_OPTIONS, open_pictures
 from fewstep.request.schema import MAX_PICTURES, Job, Plan, Request
-from fewstep.schedulers import Schedule, explicit, leading
+from fewstep.schedulers import PRESERVING, Schedule, explicit, leading
 
 if TYPE_CHECKING:
     from fewstep.catalog.models import Model
@@ -62,11 +64,11 @@ def resolve_job(
         "control": pictures.control_scales,
         "reference": pictures.reference_scales,
     }
-    request = complete_request(recipe, steps, defaults | given)
+    request = complete_request(recipe, steps, defaults | given, model.noise.spacing)
     size = (request.width, request.height)
     limits.check_request(request, recipe, None if size == pictures.free_size else model.size)
     job = Job(
-        plan=make_plan(request, recipe),
+        plan=make_plan(request, recipe, model.noise, model.doubts),
         prompts=texts,
         negative=negative,
         canvas=Canvas(size=size, inner=size, outer=size),
@@ -74,12 +76,18 @@ def resolve_job(
     return job if pictures is NO_PICTURES else pictures.add_to(job, model.size, typed)
 
 
-def complete_request(recipe: Recipe, steps: int | None, given: Mapping[str, Any]) -> Request:
-    """Fill what is not given from the recipe, and check every type and bound."""
+def complete_request(
+    recipe: Recipe, steps: int | None, given: Mapping[str, Any], spacing: str = ""
+) -> Request:
+    """Fill what is not given from the recipe, and check every type and bound.
+
+    `spacing` is the scheduler that the model's files name.
+    """
+    own = recipe.own_spacing and spacing in recipe.schedulers
     fields: dict[str, Any] = {
         "mode": recipe.mode,
         "guidance": recipe.guidance.default,
-        "scheduler": recipe.schedulers[0],
+        "scheduler": spacing if own else recipe.schedulers[0],
         "sampler": recipe.samplers[0],
         **given,
         "timesteps": _checked_timesteps(given["timesteps"]) if "timesteps" in given else (),
@@ -100,23 +108,35 @@ def complete_request(recipe: Recipe, steps: int | None, given: Mapping[str, Any]
         raise RequestError(f"{name}={first['input']!r:.200}: {allowed}") from None
 
 
-def make_plan(request: Request, recipe: Recipe) -> Plan:
-    """The noise levels of a request, and what its numbers mean."""
-    schedule = (
-        explicit(request.timesteps)
-        if request.timesteps
-        else recipe.schedule(request.scheduler, request.steps, request.strength)
-    )
-    sigma = schedule.sigmas[0]
-    # VP samplers, and diffusers with leading levels, start from variance 1 + sigma^2.
-    preserving = recipe.sampler(request.sampler).preserving or recipe.scheduler(request.scheduler) is leading
+def make_plan(request: Request, recipe: Recipe, noise: Noise = SILENT, doubts: tuple[str, ...] = ()) -> Plan:
+    """The noise levels of a request, and what its numbers mean; `doubts` are of its model."""
+    schedule = _levels(request, recipe, noise)
     return Plan(
         request=request,
         schedule=schedule,
-        start=math.hypot(1, sigma) if preserving else sigma,
+        start=_start(request, recipe, schedule),
         guidance=_guidance_meaning(request, recipe),
-        warnings=_plan_warnings(request, recipe, schedule),
+        warnings=(*doubts, *noise.notes, *_plan_warnings(request, recipe, schedule)),
     )
+
+
+def _levels(request: Request, recipe: Recipe, noise: Noise) -> Schedule:
+    if request.timesteps:
+        return explicit(request.timesteps, noise.process)
+    if recipe.own_spacing and request.scheduler == noise.spacing == "leading":
+        return leading(request.steps, request.strength, noise.process, noise.offset)
+    return recipe.schedule(request.scheduler, request.steps, request.strength, noise.process)
+
+
+def _start(request: Request, recipe: Recipe, schedule: Schedule) -> float:
+    """Return the deviation of the first noise: of VP samplers and some schedulers, with the picture's."""
+    sigma = schedule.sigmas[0]
+    scheduler, process = recipe.scheduler(request.scheduler), schedule.process
+    # diffusers' EDM schedulers have init_noise_sigma = sqrt(sigma_max^2 + 1)
+    preserving = (
+        recipe.sampler(request.sampler).preserving or scheduler in PRESERVING or isinstance(process, Edm)
+    )
+    return math.hypot(1, sigma) if preserving and signal_of(sigma) == 1 else float(sigma)
 
 
 def _check_option_names(options: PictureOptions) -> None:

@@ -27,6 +27,7 @@ from fewstep.codec import Codec
 from fewstep.devices import Placement
 from fewstep.errors import RequestError
 from fewstep.loading.parts import Parts, load_parts
+from fewstep.noise_process import SDXL_SIGMAS, VariancePreserving
 from fewstep.prompts import WINDOW
 from fewstep.request.schema import EngineKey
 from fewstep.torch_state import TrainingTorchState
@@ -131,7 +132,14 @@ def _placement(config: TrainConfig, device: torch.device) -> Placement:
 def _load_undistilled(config: TrainConfig, place: Placement) -> Parts:
     """The undistilled model."""
     model, recipe = modes.choose_mode(config.model, "base")
-    return load_parts(model, recipe, EngineKey.of("base", model=config.model), place)
+    parts = load_parts(model, recipe, EngineKey.of("base", model=config.model), place)
+    process = parts.process
+    if not isinstance(process, VariancePreserving) or process.sigmas != SDXL_SIGMAS:
+        raise RequestError(
+            f"model={config.model!r} is {parts.noise.title} ({parts.noise.source}), and training is for "
+            "the variance-preserving process with Stable Diffusion's betas alone: give another model="
+        )
+    return parts
 
 
 def _warn_of_long(examples: Sequence[TrainingPicture], text: TextEncoder) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from fewstep.architectures.text import TextEncoder
+from fewstep.loading.build import with_text_prefix
 from fewstep.noise_process import BETA_END, BETA_START, TRAIN_STEPS
 from fewstep.train.base import PROCESS
 from fewstep.train.bundled.data import sha256
@@ -63,11 +65,18 @@ def write_base(
 def write_network(folder: Path, network: Any) -> None:
     """One network in fp16, without traces of this machine."""
     copy.deepcopy(network).half().save_pretrained(folder, safe_serialization=True)
+    if isinstance(network, CLIPTextModel):
+        write_long_names(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     config.pop("_name_or_path", None)
     # transformers would load in the file's precision, diffusers in fp32: say fp32 to both.
     config |= {"dtype": "float32"} if "dtype" in config else {}
     write_json(folder / "config.json", config)
+
+
+def write_long_names(path: Path) -> None:
+    """Name a text encoder's tensors as all readers know them: transformers 5 leaves "text_model." out."""
+    save_file(with_text_prefix(load_file(path)), path, metadata={"format": "pt"})
 
 
 def set_scaling(vae: AutoencoderKL, mean: list[float], std: list[float]) -> None:
