@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fewstep.catalog import hub
-from fewstep.catalog.addons import LORA_NAME, MERGEABLE, SDXL_KIN
+from fewstep.catalog.addons import LORA_NAME, MERGEABLE, SDXL_KIN, VARIETY_NAMES, bundled_words
 from fewstep.catalog.architectures import DRAWABLE
 from fewstep.catalog.models import obstacle
 from fewstep.errors import BackendError, ModelNotFoundError, RequestError
@@ -24,7 +24,6 @@ from fewstep.recipe import Recipe
 
 FOLDER_PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")  # of a diffusers folder
 LORA_FITS = {*DRAWABLE, *SDXL_KIN, "unknown"}  # of LoRAs
-VARIETY_NAMES = {"loha": "LoHa", "lokr": "LoKr", "dora": "DoRA", "oft": "OFT", "glora": "GLoRA", "ia3": "IA3"}
 # Kinds that draw only beside a model.
 OTHER_KINDS: MappingProxyType[str, str] = MappingProxyType(
     {
@@ -242,6 +241,9 @@ def _notes(kind: FileKind, header: Header) -> Iterator[str]:
         )
     elif kind.what == "lora":
         yield from _lora_notes(kind, title)
+        words = bundled_words(header)
+        if words:
+            yield f"it bundles the words {', '.join(map(repr, words))}: give it as embeddings= too"
     elif kind.family in ("sdxl-inpaint", "sd-inpaint"):
         yield "its UNet has 9 input channels, for inpainting: fewstep inpaints with any model that has 4"
     elif kind.family not in DRAWABLE:
@@ -263,8 +265,8 @@ def _lora_notes(kind: FileKind, title: str) -> Iterator[str]:
     elif kind.family not in LORA_FITS:
         yield f"a LoRA for {title} fits no model that fewstep draws with"
     if kind.variety not in MERGEABLE:
-        name = VARIETY_NAMES.get(kind.variety, kind.variety)
-        yield f"LoRA of kind {name} is not supported: choose one of kind LoRA or LoCon"
+        kinds = ", ".join(VARIETY_NAMES[name] for name in MERGEABLE)
+        yield f"an adapter of kind {VARIETY_NAMES[kind.variety]} cannot be put on: choose one of kind {kinds}"
 
 
 def _text_lines(seen: Inspection) -> Iterator[str]:
