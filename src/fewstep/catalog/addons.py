@@ -252,7 +252,9 @@ def _word_tensors(header: Header, word: str, parts: Mapping[str, str], encoders:
     kind = identify.identify(header)
     if kind.what == "textual inversion":
         family = "another base" if kind.family == "unknown" else kind.family
-        description = f"is a textual inversion for {family}, without a tensor for each of this model's text encoders"
+        description = (
+            f"is a textual inversion for {family}, without a tensor for each of this model's text encoders"
+        )
     elif bundled_words(header):
         description = f"has the word {word!r} without a tensor for each of this model's text encoders"
     else:
