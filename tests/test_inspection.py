@@ -177,9 +177,9 @@ NOTES: dict[str, tuple[Callable[[], made.Shapes], str]] = {
     "Flux": (
         lambda: {"double_blocks.0.img_attn.qkv.weight": (9, 3)}, "knows; it is for Flux, for which",
     ),
-    "LoHa": (
-        lambda: {"lora_unet_mid_block_x.hada_w1_a": (8, 4)},
-        "LoRA of kind LoHa is not supported: choose one of kind LoRA or LoCon",
+    "OFT v2": (
+        lambda: {"unet.mid_block.x.oft_R.weight": (8, 6)},
+        "an adapter of kind OFT v2 (PEFT's) cannot be put on: choose one of kind LoRA, LoCon, LoHa",
     ),
 }  # fmt: skip
 

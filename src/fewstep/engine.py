@@ -143,12 +143,14 @@ class Engine(EngineBase[Step]):
             accelerator=parts.given,
             vae=parts.given_vae,
             embeddings=parts.embeddings,
+            accelerator_weight=self.choice.key.options["accelerator_weight"],
             prediction=self.choice.key.options["prediction"],
             revision=parts.revision,
             device=str(self.placement.device),
             precision=str(self.placement.dtype).removeprefix("torch."),
             runtime=runtime,
             edited=job.image is not None,
+            sources=job.source_hashes() if job.image or job.control or job.reference else {},
             places=tuple(images) if failures else (),
         )
         if failures:

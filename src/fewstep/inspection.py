@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fewstep.catalog import hub
-from fewstep.catalog.addons import MERGEABLE, SDXL_KIN
+from fewstep.catalog.addons import MERGEABLE, SDXL_KIN, VARIETY_NAMES, bundled_words
 from fewstep.catalog.architectures import DRAWABLE
 from fewstep.catalog.models import QUANTISED, noise_of_header, obstacle
 from fewstep.errors import BackendError, RequestError
@@ -24,7 +24,6 @@ from fewstep.modes import find_recipe, mode_names
 from fewstep.recipe import Recipe
 
 LORA_FITS = {*DRAWABLE, *SDXL_KIN, "unknown"}  # of LoRAs
-VARIETY_NAMES = {"loha": "LoHa", "lokr": "LoKr", "dora": "DoRA", "oft": "OFT", "glora": "GLoRA", "ia3": "IA3"}
 # Kinds that draw only beside a model.
 OTHER_KINDS: MappingProxyType[str, str] = MappingProxyType(
     {
@@ -98,7 +97,7 @@ def inspect(path: str | Path) -> Inspection:
         mode=mode,
         noise=_noise_in_words(kind, noise),
         doubt=doubt,
-        notes=(*_notes(kind), *noise.notes, *obstacle, *filter(None, (doubt, several))),
+        notes=(*_notes(kind, header), *noise.notes, *obstacle, *filter(None, (doubt, several))),
     )
 
 
@@ -213,7 +212,7 @@ def _noise_in_words(kind: FileKind, noise: Noise) -> str:
     return f"{noise.title} ({noise.source or 'nothing in it says otherwise'})"
 
 
-def _notes(kind: FileKind) -> Iterator[str]:
+def _notes(kind: FileKind, header: Header) -> Iterator[str]:
     title = FAMILY_TITLES[kind.family]
     if kind.what in OTHER_KINDS:
         made_for = f"; it is for {title}" if kind.family != "unknown" else ""
@@ -224,6 +223,9 @@ def _notes(kind: FileKind) -> Iterator[str]:
         )
     elif kind.what == "lora":
         yield from _lora_notes(kind, title)
+        words = bundled_words(header)
+        if words:
+            yield f"it bundles the words {', '.join(map(repr, words))}: give it as embeddings= too"
     elif kind.family in ("sdxl-inpaint", "sd-inpaint"):
         yield "its UNet has 9 input channels, for inpainting: fewstep inpaints with any model that has 4"
     elif kind.family not in DRAWABLE:
@@ -243,8 +245,8 @@ def _lora_notes(kind: FileKind, title: str) -> Iterator[str]:
     elif kind.family not in LORA_FITS:
         yield f"a LoRA for {title} fits no model that fewstep draws with"
     if kind.variety not in MERGEABLE:
-        name = VARIETY_NAMES.get(kind.variety, kind.variety)
-        yield f"LoRA of kind {name} is not supported: choose one of kind LoRA or LoCon"
+        kinds = ", ".join(VARIETY_NAMES[name] for name in MERGEABLE)
+        yield f"an adapter of kind {VARIETY_NAMES[kind.variety]} cannot be put on: choose one of kind {kinds}"
 
 
 def _text_lines(seen: Inspection) -> Iterator[str]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fewstep import values
 from fewstep.errors import RequestError
 
 if TYPE_CHECKING:
@@ -26,6 +27,18 @@ MAX_WEIGHT = 2.0  # weights above give noise (compel's documentation: "values >1
 # A bracket, or one that is literal; a closing one with the weight before it, where there is one.
 _BRACKET = re.compile(r"\\[()]|\(|(?::\s*+([+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++))\s*+)?\)")
 _WORD = re.compile(r"\S")
+# Syntax of AUTOMATIC1111 and ComfyUI that names files, or joins prompts.
+_FOREIGN = re.compile(
+    r"<(?:lora|lyco):(?P<lora>[^<>:]{1,100})(?::[^<>]{0,40})?>|<hypernet:(?P<hypernet>[^<>:]{1,100})[^<>]{0,40}>"
+    r"|\bembedding:(?P<embedding>[\w./\\-]{1,100})|\b(?P<joint>BREAK|AND)\b"
+)
+_FOREIGN_ADVICE = {
+    "lora": "{0!r} is read as words here: give the LoRA's file as loras=, for example "
+    "loras=[('{1}.safetensors', 0.8)]",
+    "hypernet": "{0!r} is read as words here: hypernetworks cannot be loaded; leave it out",
+    "embedding": "{0!r} is read as words here: give its file as embeddings=, and write the word alone, {1}",
+    "joint": "{0} is read as a word here: leave it out; long prompts are read whole, 75 tokens at a time",
+}
 _RECORDED = re.compile(r"(?s:.*)<embedding [0-9a-f]{8}>")
 
 
@@ -139,8 +152,11 @@ def parse_prompts(prompt: object, second: object) -> tuple[Prompt | Embedding, .
 def parse_negative_prompt(negative: object) -> Prompt | Embedding:
     """`negative_prompt` as given, checked."""
     if not isinstance(negative, str | Embedding):
-        raise RequestError(f"negative_prompt={negative!r}: give a string or an Embedding")
-    return negative if isinstance(negative, Embedding) else checked_prompt(negative, negative)
+        raise RequestError(f"negative_prompt={values.shown(negative)}: give a string or an Embedding")
+    if isinstance(negative, Embedding):
+        return negative
+    words = str.__str__(negative)  # of a class of its own, too
+    return checked_prompt(words, words)
 
 
 def checked_prompt(first: str, second: str) -> Prompt:
@@ -158,10 +174,30 @@ def checked_prompt(first: str, second: str) -> Prompt:
 
 def _as_tuple(name: str, value: object, kinds: tuple[type, ...], allowed: str) -> tuple[Any, ...]:
     """One or several of `kinds` → a tuple of them."""
-    values = (value,) if isinstance(value, kinds) else value
-    if not isinstance(values, Sequence) or not values or not all(isinstance(s, kinds) for s in values):
-        raise RequestError(f"{name}={value!r}: give {allowed}")
-    return tuple(values)
+    several = [value] if isinstance(value, kinds) else values.members(value)
+    if not several:
+        raise RequestError(f"{name}={values.shown(value)}: give {allowed}")
+    for place, entry in enumerate(several):
+        if not isinstance(entry, kinds):
+            where = (
+                f"{name} has {values.shown(entry)} in place {place}"
+                if len(several) > 1
+                else (f"{name}={values.shown(value)}")
+            )
+            raise RequestError(f"{where}: give {allowed}")
+    return tuple(str.__str__(entry) if isinstance(entry, str) else entry for entry in several)
+
+
+def foreign_syntax(texts: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence for each sort of other programs' syntax in prompts, which is read as words here."""
+    said = set[str]()
+    for text in dict.fromkeys(texts):
+        for match in _FOREIGN.finditer(text):
+            sort = next(name for name, part in match.groupdict().items() if part)
+            shouted = sort == "joint" and text.upper() == text  # a prompt all in capitals
+            if sort not in said and not shouted:
+                said.add(sort)
+                yield _FOREIGN_ADVICE[sort].format(match[0], match[sort])
 
 
 def has_weights(prompt: str) -> bool:

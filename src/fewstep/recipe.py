@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from fewstep import values
 from fewstep.errors import BackendError, FewstepError, RequestError, describe_error
 from fewstep.noise_process import SDXL_NOISE, NoiseProcess
 from fewstep.samplers import SAMPLERS, Sampler
@@ -96,12 +97,12 @@ class Recipe:
         """This recipe for one number of steps (None: the default), where each has weights of its own."""
         if not self.steps.only:
             return self
-        count = self.steps.default if steps is None else steps
+        count = self.steps.default if steps is None else values.whole(steps)
         if type(count) is not int or count not in self.steps.only:
             *rest, last = map(str, self.steps.only)
             legal = f"{', '.join(rest)} or {last}" if rest else last
             raise RequestError(
-                f"steps={count!r}: mode {self.mode!r} has weights for {legal} steps; "
+                f"steps={values.shown(count)}: mode {self.mode!r} has weights for {legal} steps; "
                 f"type steps={self.steps.default}"
             )
         files = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO, overload
 
@@ -15,6 +17,8 @@ from fewstep import metadata
 from fewstep.errors import OutputError
 from fewstep.files.output import write_file
 from fewstep.request import Plan
+
+COMPUTING = ("fewstep", "torch", "diffusers", "transformers")  # packages whose releases may change a picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +35,13 @@ class Result(Sequence[Image.Image]):
     precision: str
     edited: bool = False  # made from a given picture
     accelerator: str = ""  # given in the place of the mode's own weights
+    accelerator_weight: float | None = None  # of the mode's own LoRA, where another than usual
     vae: str = ""  # given in the place of the model's own
     embeddings: tuple[str, ...] = ()  # files of learned words
     prediction: str = ""  # given, where the model's files do not say
     runtime: str = "eager"  # how the networks were run
     revision: str = ""  # the commit on the hub that the model came from; "" for what is not from there
+    sources: Mapping[str, Sequence[str]] = field(default_factory=dict)  # given pictures, by their SHA-256
     places: tuple[int, ...] = ()  # of these pictures in their call, where others of it failed
 
     @property
@@ -106,10 +112,15 @@ class Result(Sequence[Image.Image]):
         return metadata.encode(self.images[index], self.facts(index), edited=self.edited)
 
     def facts(self, index: int = 0) -> dict[str, object]:
-        """Everything needed to make picture `index` again, as plain data."""
+        """How picture `index` was made, as plain data that equals its own JSON.
+
+        All that was typed is in it, LoRAs with their weights too; of given pictures (`sources`) the SHA-256,
+        which tells whether one in hand is the same; of files their places; `versions` of what computed.
+        """
         return {
             **self.plan.only([index]).to_dict(),
             "accelerator": self.accelerator,
+            "accelerator_weight": self.accelerator_weight,
             "vae": self.vae,
             "embeddings": list(self.embeddings),
             "licence": self.licence,
@@ -118,6 +129,8 @@ class Result(Sequence[Image.Image]):
             "device": self.device,
             "precision": self.precision,
             "runtime": self.runtime,
+            "sources": {option: list(hashes) for option, hashes in self.sources.items()},
+            "versions": _versions(),
         }
 
     def grid(self, columns: int | None = None) -> Image.Image:
@@ -138,3 +151,16 @@ class Result(Sequence[Image.Image]):
             title = html.escape(f"{prompt} (seed {seed})", quote=True)
             cells.append(f'<img title="{title}" alt="{title}" src="data:image/png;base64,{data}">')
         return f'<div style="display:flex;flex-wrap:wrap;gap:4px">{"".join(cells)}</div>'
+
+
+def _versions() -> dict[str, str]:
+    """Return the version of each package that a picture depends on; those not installed are left out."""
+    return {name: installed for name in COMPUTING if (installed := _version(name))}
+
+
+@cache
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import fewstep
 from fewstep import CorruptModelError, Engine, ModelNotFoundError, RequestError
 from fewstep.addons import lora
+from fewstep.addons.lora_deltas import LoraDelta
 from fewstep.addons.lora_targets import LoraTarget
 
 Load = Callable[..., Engine]
@@ -120,6 +121,7 @@ def test_an_alpha_of_any_real_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     """torch cannot add float8."""
     path = with_alpha(tmp_path / "lora.safetensors", torch.tensor(3.0).to(dtype))
     (delta,) = lora.read_lora(path, PLACES).deltas.values()
+    assert isinstance(delta, LoraDelta)
     assert delta.scale == 1.5
 
 

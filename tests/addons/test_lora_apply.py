@@ -18,7 +18,7 @@ from torch import Tensor
 import fewstep
 from fewstep import CorruptModelError, Engine, ModelNotFoundError
 from fewstep.addons import lora, lora_apply
-from tests.addons import loras
+from tests.addons import loras, lycoris_kinds
 
 Load = Callable[..., Engine]
 Loras = Sequence[tuple[Path, float]]
@@ -285,3 +285,21 @@ def test_close_lets_go(sdxl_folder: Path, styles: list[Path]) -> None:
     engine.close()
     gc.collect()
     assert [ref() for ref in held] == [None] * len(held)
+
+
+def test_every_algorithm_leaves_no_bit(worn: Engine, tmp_path: Path) -> None:
+    """Of weights, norms and biases: put on alone, together, by a negative share, and taken off."""
+    files = []
+    for number, kind in enumerate(("LoHa", "DoRA, by input", "full", "norms", "GLoRA", "LoKr, Tucker")):
+        tensors, _ = lycoris_kinds.file_of(worn.parts.unet, kind, "LyCORIS")
+        files.append(tmp_path / f"{number}.safetensors")
+        save_file(tensors, files[-1])
+    before, plain = undressed(worn), picture(worn)
+    alone = [picture(worn, [(path, 0.4)]) for path in files]
+    assert len({plain, *alone}) == 1 + len(files)
+    together = picture(worn, [(path, 0.2) for path in files])
+    assert together not in alone
+    assert picture(worn, [(files[1], -0.4), (files[2], 0.0)]) not in (plain, alone[1])
+    assert picture(worn, [(files[3], 0.4)]) == alone[3]
+    assert picture(worn) == plain == picture(worn, [(path, 0) for path in files])
+    assert same(bits(worn), before)

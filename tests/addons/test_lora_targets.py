@@ -13,8 +13,8 @@ from diffusers import UNet2DConditionModel
 
 from fewstep import Engine
 from fewstep.addons import lora_targets
-from fewstep.addons.lora import LoraDelta
 from fewstep.addons.lora_apply import merge_weight
+from fewstep.addons.lora_deltas import LoraDelta
 from fewstep.devices import Placement, place
 from fewstep.loading import parts
 from fewstep.request.engine_choice import choose_engine

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -215,3 +215,19 @@ def test_words_that_cannot_be_written(fresh: Make, tmp_path: Path) -> None:
             taught(fresh, file(tmp_path / f"{stem}.safetensors"))
     with pytest.raises(ModelNotFoundError, match="embeddings has"):
         taught(fresh, tmp_path / "nothing.safetensors")
+
+
+def test_words_bundled_with_a_lora(fresh: Make, tmp_path: Path) -> None:
+    """As OneTrainer and AUTOMATIC1111's bundler write them: each by its own name."""
+    alone = [file(tmp_path / f"{word}.safetensors", seed=seed) for seed, word in enumerate(("mycat", "sks"))]
+    bundle = {"lora_te1_x.alpha": torch.tensor(1.0)}
+    for path in alone:
+        bundle |= {f"bundle_emb.{path.stem}.{name}": value for name, value in load_file(path).items()}
+    save_file(bundle, tmp_path / "style.safetensors")
+    one, other = taught(fresh, *alone), taught(fresh, tmp_path / "style.safetensors")
+    first, second = (text.embed("mycat, sks") for text in (one, other))
+    assert torch.equal(first.tokens, second.tokens)
+    assert not torch.equal(first.tokens, fresh().embed("mycat, sks").tokens)
+    save_file({"bundle_emb.a.clip_l_out": torch.zeros(1, 32)}, tmp_path / "output.safetensors")
+    with pytest.raises(CorruptModelError, match=r"has clip_l_out for the word 'a': .*only OneTrainer adds"):
+        taught(fresh, tmp_path / "output.safetensors")

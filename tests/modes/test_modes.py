@@ -74,8 +74,9 @@ TABLE = {
                        licence="hyper-sd"),
     "hyper-cfg": Row(f"adapter {HYPER}{{steps}}steps-CFG-lora.safetensors", {8: TRAILING[8]} | TRAILING_12,
                      8, ("cfg", 5, 5, 8), "trailing", "ddim", licence="hyper-sd"),
-    "dmd2": Row("adapter tianweiy/DMD2/dmd2_sdxl_4step_lora_fp16.safetensors", {4: [999, 749, 499, 249]},
-                4, OFF, "fixed", "lcm", licence="cc-by-nc-4.0"),
+    "dmd2": Row("adapter tianweiy/DMD2/dmd2_sdxl_4step_lora_fp16.safetensors",
+                {k: TRAILING[k] for k in (4, 8)}, 4, ("cfg", 1, 1, 1.8), "fixed", "lcm",
+                licence="cc-by-nc-4.0"),
     "dmd2-1step": Row("unet tianweiy/DMD2/dmd2_sdxl_1step_unet_fp16.bin", {1: [399]}, 1, OFF, "fixed",
                       "lcm", licence="cc-by-nc-4.0"),
     "tcd": Row("adapter h1t/TCD-SDXL-LoRA/pytorch_lora_weights.safetensors", {k: LCM[k] for k in (4, 6, 8)},
@@ -97,7 +98,7 @@ TABLE = {
 COUNTS = {
     "base": range(1, 201), "turbo": range(1, 5), "lcm": range(1, 9), "lcm-lora": range(2, 9),
     "lightning": (2, 4, 8), "lightning-lora": (2, 4, 8), "lightning-1step": (1,), "hyper": (2, 4, 8),
-    "hyper-unified": range(1, 9), "hyper-1step": (1,), "hyper-cfg": (8, 12), "dmd2": (4,),
+    "hyper-unified": range(1, 9), "hyper-1step": (1,), "hyper-cfg": (8, 12), "dmd2": range(4, 9),
     "dmd2-1step": (1,), "tcd": range(4, 21), "pcm": (2, 4, 8, 16), "pcm-normal": (4, 8, 16),
     "pcm-lcm": range(4, 17), "flash": (4,), "merge": range(3, 9),
 }  # fmt: skip
@@ -198,7 +199,7 @@ def test_another_number_than_was_loaded() -> None:
     with pytest.raises(RequestError, match=r"exactly 4; type steps=4$"):
         asked("lightning", 3, loaded=4)
     with pytest.raises(RequestError, match=r"exactly 4; type steps=4$"):
-        asked("dmd2", 8)
+        asked("flash", 8)
 
 
 # --- what a mode was not made for

@@ -80,12 +80,12 @@ def test_bounds_are_refused_with_what_to_type(name: str) -> None:
     assert option.low is not None
     whole = int in getattr(option.type, "__args__", (option.type,))
     beyond: Sequence[Any] = (option.low - 1, option.high + 1, *((option.low,) if option.above else ()))
-    engine = FakeEngine("base")
+    ask: Any = FakeEngine("base").plan if option.scope == "picture" else fewstep.plan
     image = {"image": new_image("RGB", (128, 128))} if name == "strength" else {}
     for value in beyond:
         given = int(value) if whole else float(value)
         with pytest.raises(RequestError, match=re.escape(f"{name}={given!r}: {option.advice}")):
-            engine.plan("a fox", **{name: given}, **image)  # type: ignore[arg-type]
+            ask("a fox", **{name: given}, **image)
 
 
 @pytest.mark.parametrize(

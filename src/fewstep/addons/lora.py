@@ -1,21 +1,20 @@
-"""LoRA files → what they add to weights, in kohya's, diffusers' and PEFT's layouts.
-
-LoRA (arXiv:2106.09685, sec. 4.1) adds (alpha / r) · up @ down, of rank r, to a weight.
-"""
+"""LoRA files of any algorithm → what they add to weights, in the layouts of all their writers."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fewstep.addons.lora_targets import LORA_NETWORKS, LoraTarget, LoraTargets, underscored
-from fewstep.catalog.addons import require_lora
+from fewstep.addons import lora_deltas
+from fewstep.addons.lora_deltas import BIAS_ROLES, Algorithm, Factors, FormulaDelta, LoraDelta, WeightDelta
+from fewstep.addons.lora_targets import LORA_NETWORKS, UNET, LoraTarget, LoraTargets, underscored
+from fewstep.catalog.addons import require_lora, same_kin
 from fewstep.errors import CorruptModelError
 from fewstep.files import identify, safetensors, tensor_names, untrusted
 from fewstep.files.safetensors import Header
@@ -24,29 +23,14 @@ from fewstep.files.untrusted import printable_path, raise_as_corrupt
 METADATA_CONFIG = "lora_adapter_metadata"  # where diffusers' `save_lora_weights` keeps PEFT's configuration
 CONFIG_FILE = "adapter_config.json"  # where PEFT's `save_pretrained` keeps it
 _LITERAL = re.compile(r"[\w.]+")  # a pattern for names that is one name
-_Factors = Mapping[str, Tensor]  # by role: up, down, alpha
-
-
-@dataclass(frozen=True, eq=False)
-class LoraDelta:
-    """What is added to one weight."""
-
-    up: Tensor  # (out, r) or (out, r, 1, 1)
-    down: Tensor  # (r, in) or (r, in, kernel, kernel)
-    scale: float  # alpha / r
-
-    def added_to(self, total: Tensor, weight: float) -> Tensor:
-        """`total`, (out, all inputs) in fp32, changed in place; a convolution's up is 1x1: a product, too."""
-        up, down = (factor.to(total).flatten(1) for factor in (self.up, self.down))
-        return total.addmm_(up, down, alpha=weight * self.scale)
 
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """A file's deltas, by network and weight. Equal to itself alone."""
+    """A file's deltas, by network and weight or bias. Equal to itself alone."""
 
     path: Path
-    deltas: Mapping[tuple[str, str], LoraDelta]
+    deltas: Mapping[tuple[str, str], WeightDelta]
 
 
 def read_lora(path: Path, layers: LoraTargets) -> Lora:
@@ -55,7 +39,7 @@ def read_lora(path: Path, layers: LoraTargets) -> Lora:
     require_lora(found)
     modules = _tensors_by_module(found)
     tensors, configs = _read_tensors(path, found), _peft_configs(found, modules)
-    deltas: dict[tuple[str, str], LoraDelta] = {}
+    deltas: dict[tuple[str, str], WeightDelta] = {}
     strange: list[str] = []
     for (network, module), names in modules.items():
         factors = {role: tensors[name] for role, name in names.items()}
@@ -63,13 +47,12 @@ def read_lora(path: Path, layers: LoraTargets) -> Lora:
         if place is None:
             strange.append(names[min(names)])
             continue
-        layer = layers[place]
-        if (place[0], layer.weight) in deltas:
-            raise CorruptModelError(f"{printable_path(path)} changes {layer.weight} twice, by two names")
-        _require_fit(found, factors, layer)
         config = configs.get(place[0], configs.get("", {}))
-        deltas[place[0], layer.weight] = _make_delta(found, factors, layer, config)
-    _require_known(found, strange, len(modules))
+        for weight, delta in _ModuleReader(found, layers, layers[place], config).deltas(factors):
+            if (place[0], weight) in deltas:
+                raise CorruptModelError(f"{printable_path(path)} changes {weight} twice, by two names")
+            deltas[place[0], weight] = delta
+    _require_known(found, layers, strange, len(modules))
     return Lora(path, deltas)
 
 
@@ -77,12 +60,14 @@ def _tensors_by_module(found: Header) -> dict[tuple[str, str], dict[str, str]]:
     """(network, module) → role → the tensor's name; the network is "" where only the model can tell."""
     modules: dict[tuple[str, str], dict[str, str]] = {}
     for name in found.tensors:
+        if name.startswith(tensor_names.BUNDLED_WORD):
+            continue  # a learned word: `embeddings=` reads it, and a warning says so
         piece = tensor_names.parse_lora_name(name)
-        if piece is None or (piece.role != "alpha" and not name.endswith(".weight")):
+        if piece is None:
             raise CorruptModelError(
                 f"{printable_path(found.path)} holds {name!r:.80}, which is no part of a LoRA"
             )
-        own = modules.setdefault(("" if piece.layout == "peft" else piece.network, piece.module), {})
+        own = modules.setdefault((piece.network if piece.named else "", piece.module), {})
         if piece.role in own:
             raise CorruptModelError(
                 f"{printable_path(found.path)} has {own[piece.role]!r:.80} twice: as {name!r:.80}"
@@ -107,70 +92,140 @@ def _read_tensors(path: Path, found: Header) -> dict[str, Tensor]:
     return tensors
 
 
-def _find_layer(network: str, module: str, factors: _Factors, layers: LoraTargets) -> tuple[str, str] | None:
-    """Which layer is meant. PEFT does not write of which network: the first that has such a one."""
-    name = underscored(module)
-    places = [(each, name) for each in ((network,) if network else LORA_NETWORKS)]
-    known = [place for place in places if place in layers]
+def _find_layer(network: str, module: str, factors: Factors, layers: LoraTargets) -> tuple[str, str] | None:
+    """Which layer is meant. Not every writer says of which network: the first that has such a one."""
+    owners, name = LORA_NETWORKS, underscored(module)
+    if not network:  # PEFT's, of a module that holds networks
+        network = next((owner for owner in reversed(LORA_NETWORKS) if name.startswith(f"{owner}_")), "")
+        name = underscored(name.removeprefix(f"{network}_")) if network else name
+    known = [(owner, name) for owner in ((network,) if network else owners) if (owner, name) in layers]
     return next(
-        (place for place in known if _factors_fit(factors, layers[place])), known[0] if known else None
+        (place for place in known if _fits_anyhow(factors, layers[place])), known[0] if known else None
     )
 
 
-def _factors_fit(factors: _Factors, layer: LoraTarget) -> bool:
-    """up (out, r), down (r, in): with convolutions, every input of the kernel is in `down`."""
-    if not {"up", "down"} <= factors.keys() or any(factors[role].ndim < 2 for role in ("up", "down")):
+def _fits_anyhow(factors: Factors, layer: LoraTarget) -> bool:
+    """Return whether an algorithm's factors fit a layer, as far as shapes tell."""
+    whole = {role: factor for role, factor in factors.items() if role not in BIAS_ROLES}
+    algorithm = lora_deltas.find_algorithm(frozenset(whole))
+    if algorithm is None:
+        return not whole
+    try:
+        given = lora_deltas.formula_factors(whole, algorithm, layer.shape)
+    except RuntimeError:
         return False
-    up, down = factors["up"].shape, factors["down"].shape
-    inputs = math.prod(layer.shape[1:])
-    return up[0] == layer.shape[0] and math.prod(up[1:]) == down[0] > 0 and math.prod(down[1:]) == inputs
+    return lora_deltas.fits(algorithm.formula, given, layer.shape)
 
 
-def _require_fit(found: Header, factors: _Factors, layer: LoraTarget) -> None:
-    lacking = [role for role in ("up", "down") if role not in factors]
-    if lacking:
-        raise CorruptModelError(f"{printable_path(found.path)} has no {lacking[0]} factor for {layer.weight}")
-    if not _factors_fit(factors, layer):
-        up, down = (tuple(factors[role].shape) for role in ("up", "down"))
-        raise CorruptModelError(
-            f"{_misfit_message(found)}; {layer.weight} is {tuple(layer.shape)}, "
-            f"and its factors are {up} and {down}"
-        )
+@dataclass(frozen=True)
+class _ModuleReader:
+    """What a file has for one layer → what that adds to its weight and to its bias."""
+
+    header: Header
+    layers: LoraTargets
+    layer: LoraTarget
+    config: Mapping[str, Any]  # PEFT's
+
+    def deltas(self, factors: Factors) -> Iterator[tuple[str, WeightDelta]]:
+        """Yield the changed weight or bias, and what is added; raises `CorruptModelError`."""
+        for role, factor in factors.items():
+            if factor.is_floating_point() and not factor.float().isfinite().all() and role != "alpha":
+                raise self._error(f"has numbers for {self.layer.weight} that are not finite")
+        whole = {role: factor for role, factor in factors.items() if role not in BIAS_ROLES}
+        biases = [role for role in BIAS_ROLES if role in factors]
+        rest = frozenset(whole) - {"alpha"}
+        if rest and not _is_empty(whole):
+            yield self.layer.weight, self._weight_delta(whole)
+        if len(biases) > 1 or not (biases or rest):
+            raise self._error(f"has {', '.join(sorted(factors))} for {self.layer.weight}, which say nothing")
+        for role in biases:
+            yield self.layer.bias, self._bias_delta(role, factors)
+
+    def _weight_delta(self, factors: Factors) -> WeightDelta:
+        algorithm = self._algorithm(frozenset(factors))
+        given, layer = lora_deltas.formula_factors(factors, algorithm, self.layer.shape), self.layer
+        if not _fits_anyhow(factors, layer):
+            shapes = ", ".join(f"{role} {tuple(factor.shape)}" for role, factor in sorted(given.items()))
+            raise self._error(
+                f"does not fit this model{_whose(self.header, self.layers)}; {layer.weight} is "
+                f"{tuple(layer.shape)}, and its factors are {shapes}"
+            )
+        try:
+            magnitude = lora_deltas.find_magnitude(factors, layer.shape)
+        except ValueError as error:
+            raise self._error(f"does not fit {layer.weight}, {tuple(layer.shape)}: {error}") from None
+        scale = self._scale(factors, algorithm)
+        if given.keys() == {"up", "down"} and magnitude is None:
+            return LoraDelta(given["up"], given["down"], scale)
+        return FormulaDelta(algorithm.formula, given, scale, magnitude)
+
+    def _algorithm(self, roles: frozenset[str]) -> Algorithm:
+        algorithm = lora_deltas.find_algorithm(roles)
+        if algorithm is None:
+            lacking = lora_deltas.lacking_factor(roles)
+            if lacking:
+                raise self._error(f"has no {lacking} factor for {self.layer.weight}")
+            together = ", ".join(sorted(roles))
+            raise self._error(
+                f"has {together} for {self.layer.weight}: no algorithm that fewstep knows has these together"
+            )
+        return algorithm
+
+    def _bias_delta(self, role: str, factors: Factors) -> WeightDelta:
+        bias, width = factors[role], self.layer.shape[0]
+        if not self.layer.bias or bias.numel() != width:
+            has = f"{width} wide" if self.layer.bias else "not there"
+            raise self._error(
+                f"does not fit this model: it changes the bias of {self.layer.weight} by "
+                f"{tuple(bias.shape)}, and that bias is {has}"
+            )
+        scale = 1.0
+        if role == "up_bias":  # PEFT's `lora_bias`: scaled like the product
+            scale = self._scale(factors, self._algorithm(frozenset(factors) - {role}))
+        return FormulaDelta(lora_deltas.difference, {role: bias.flatten()}, scale)
+
+    def _scale(self, factors: Factors, algorithm: Algorithm) -> float:
+        """alpha is in a tensor beside the factors, or in PEFT's configuration; none is a scale of 1."""
+        if not algorithm.allows or "scalar" not in algorithm.allows:
+            return 1.0
+        rank = next((len(factors[role]) for role in algorithm.ranked if role in factors), 0)
+        root = False
+        if "alpha" in factors:
+            alpha = _only_number(factors["alpha"]) if rank else 1.0  # LoKr of two whole factors has no rank
+        else:
+            rank = rank or _as_rank(self.config.get("r"))
+            alpha = _peft_alpha(self.header, self.config, self.layer, rank)
+            root = self.config.get("use_rslora") is True  # rsLoRA, arXiv:2312.03732, eq. 4: alpha / sqrt(r)
+        scalar = _only_number(factors["scalar"]) if "scalar" in factors else 1.0
+        if not math.isfinite(alpha * scalar):
+            raise self._error(f"has an alpha for {self.layer.weight} that is no finite number")
+        return scalar * alpha / (math.sqrt(rank) if root else rank or 1)
+
+    def _error(self, message: str) -> CorruptModelError:
+        return CorruptModelError(f"{printable_path(self.header.path)} {message}")
 
 
-def _require_known(found: Header, strange: list[str], modules: int) -> None:
+def _is_empty(factors: Factors) -> bool:
+    """Return whether it is of rank 0, as extracting leaves what hardly changed."""
+    return {"up", "down"} <= factors.keys() and factors["up"].numel() == factors["down"].numel() == 0
+
+
+def _require_known(found: Header, layers: LoraTargets, strange: list[str], modules: int) -> None:
     """No part of it may be left out silently."""
     if strange:
         named = ", ".join(f"{name:.80}" for name in strange[:3]) + (", …" if len(strange) > 3 else "")
         raise CorruptModelError(
-            f"{_misfit_message(found)}; {len(strange)} of its {modules} layers are not in this one: {named}"
+            f"{printable_path(found.path)} does not fit this model{_whose(found, layers)}; {len(strange)} of "
+            f"its {modules} layers are not in this one: {named}"
         )
 
 
-def _misfit_message(found: Header) -> str:
+def _whose(found: Header, layers: LoraTargets) -> str:
+    """Return for which other base it was made, to be put in a sentence; "" where nothing proves that."""
+    shapes = {name: tuple(layer.shape) for (network, name), layer in layers.items() if network == UNET}
+    model = identify.family_of_unet(identify.unet_anatomy(shapes))
     family = identify.identify(found).family
-    base = "another base" if family in ("unknown", "sdxl") else f"another base, {family}"
-    return f"{printable_path(found.path)} does not fit this model: it was made for {base}"
-
-
-def _make_delta(found: Header, factors: _Factors, layer: LoraTarget, config: Mapping[str, Any]) -> LoraDelta:
-    """alpha is in a tensor beside the factors, or in PEFT's configuration; none at all is a scale of 1."""
-    up, down = factors["up"], factors["down"]
-    rank, root = len(down), False
-    if "alpha" in factors:
-        alpha = _only_number(factors["alpha"])
-    else:
-        alpha = _peft_alpha(found, config, layer, rank)
-        root = config.get("use_rslora") is True  # rsLoRA, arXiv:2312.03732, eq. 4: alpha / sqrt(r)
-    if not math.isfinite(alpha):
-        raise CorruptModelError(
-            f"{printable_path(found.path)} has an alpha for {layer.weight} that is no finite number"
-        )
-    if not all(factor.float().isfinite().all() for factor in (up, down)):
-        raise CorruptModelError(
-            f"{printable_path(found.path)} has numbers for {layer.weight} that are not finite"
-        )
-    return LoraDelta(up, down, alpha / (math.sqrt(rank) if root else rank))
+    return "" if same_kin(family, model) else f": it was made for {family}, and the model is {model}"
 
 
 def _only_number(tensor: Tensor) -> float:
@@ -183,10 +238,14 @@ def _only_number(tensor: Tensor) -> float:
         return math.nan
 
 
+def _as_rank(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 1
+
+
 def _peft_alpha(found: Header, config: Mapping[str, Any], layer: LoraTarget, rank: int) -> float:
-    """Of a layer, by its name in PEFT's `alpha_pattern`, or else for all."""
+    """Of a layer, by its name in PEFT's `alpha_pattern`, or else for all; LoHa and LoKr call it `alpha`."""
     patterns = config.get("alpha_pattern") or {}
-    alpha: object = config.get("lora_alpha", rank)
+    alpha: object = config.get("lora_alpha", config.get("alpha", rank))
     for pattern, own in patterns.items() if isinstance(patterns, dict) else ():
         if not _LITERAL.fullmatch(pattern):  # a regular expression from a file could run for ever
             raise CorruptModelError(
@@ -212,6 +271,4 @@ def _peft_configs(found: Header, modules: Mapping[tuple[str, str], object]) -> d
     for key, value in said.items():
         network, _, rest = key.rpartition(".")
         configs.setdefault(network, {})[rest] = value
-    if any(config.get("use_dora") for config in configs.values()):
-        raise CorruptModelError(f"{printable_path(found.path)} is a DoRA: only LoRA can be merged")
     return configs

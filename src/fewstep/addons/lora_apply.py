@@ -1,7 +1,7 @@
 """The LoRAs that a model wears: put on, changed and taken off without a trace.
 
-A weight with adapters is W + Σ weight · (alpha / r) · up @ down, always computed from the W that
-the engine began with, in fp32, and cast once: what was on before leaves nothing behind. The W of
+A weight with adapters is W + Σ share · ΔW (`fewstep.addons.lora_deltas`), always computed from the W
+that the engine began with, in fp32, and cast once: what was on before leaves nothing behind. The W of
 every changed weight is kept, in RAM; where the model itself is there, that is the tensor itself.
 """
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.addons import lora, lora_targets
-from fewstep.addons.lora import Lora, LoraDelta
+from fewstep.addons.lora import Lora
+from fewstep.addons.lora_deltas import WeightDelta
 from fewstep.catalog import addons
 from fewstep.errors import raise_as_memory_error
 from fewstep.loading.from_pipe import JointLock
@@ -26,7 +27,7 @@ from fewstep.loading.parts import Parts
 from fewstep.runtimes import offload
 
 ActiveLoras = tuple[tuple[Lora, float], ...]  # each with its weight
-_Deltas = tuple[tuple[LoraDelta, float], ...]  # what goes on one weight
+_Deltas = tuple[tuple[WeightDelta, float], ...]  # what goes on one weight
 
 MAX_READ = 8  # read ones that are kept for their next use; they stay mapped, which takes no memory
 _CHANGING: _Deltas = ()  # is neither what was on a weight nor what will be
@@ -148,9 +149,9 @@ def _loras_of(network: nn.Module) -> _NetworkLoras:
 
 def merge_weight(weight: Tensor, added: _Deltas) -> Tensor:
     """A weight and what is added to it, in fp32, cast once; laid out in memory as it was."""
-    total = weight.to(torch.float32, copy=True).flatten(1)
+    total = weight.to(torch.float32, copy=True).reshape(len(weight), -1)
     for delta, share in added:
-        total = delta.added_to(total, share)
+        total = delta.added_to(total, weight, share)
     return torch.empty_like(weight).copy_(total.view(weight.shape))
 
 

@@ -21,7 +21,8 @@ class LoraTarget(NamedTuple):
     """A weight that an adapter can change."""
 
     weight: str  # its name in the network
-    shape: Size  # (out, in) or (out, in, kernel, kernel)
+    shape: Size  # (out, in), (out, in, kernel, kernel), or (width,) of a norm
+    bias: str = ""  # the name of the layer's bias, where it has one
 
 
 LoraTargets = Mapping[tuple[str, str], LoraTarget]  # by network and name
@@ -29,6 +30,7 @@ LoraTargets = Mapping[tuple[str, str], LoraTarget]  # by network and name
 # Outside the blocks: diffusers → original.
 _OUTSIDE_BLOCKS = {
     "conv_in": "input_blocks_0_0",
+    "conv_norm_out": "out_0",
     "conv_out": "out_2",
     "time_embedding_linear_1": "time_embed_0",
     "time_embedding_linear_2": "time_embed_2",
@@ -38,6 +40,8 @@ _OUTSIDE_BLOCKS = {
 }
 # Inside a residual block.
 _INSIDE_RESNETS = {
+    "norm1": "in_layers_0",
+    "norm2": "out_layers_0",
     "conv1": "in_layers_2",
     "conv2": "out_layers_3",
     "time_emb_proj": "emb_layers_1",
@@ -77,10 +81,13 @@ def underscored(name: str) -> str:
 
 
 def _own_layers(network: nn.Module) -> Iterator[tuple[str, LoraTarget]]:
-    """Matrices and convolutions."""
-    for name, weight in network.named_parameters():
-        if name.endswith(".weight") and weight.ndim in (2, 4):
-            yield underscored(name.removesuffix(".weight")), LoraTarget(name, weight.shape)
+    """Matrices, convolutions and norms."""
+    weights = dict(network.named_parameters())
+    for name, weight in weights.items():
+        module = name.removesuffix(".weight")
+        if module != name and weight.ndim in (1, 2, 4):
+            bias = f"{module}.bias"
+            yield underscored(module), LoraTarget(name, weight.shape, bias if bias in weights else "")
 
 
 def _former_names(name: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import MappingProxyType
@@ -13,7 +13,8 @@ from fewstep.catalog.models import Model, bundled_folder
 from fewstep.errors import CorruptModelError, ModelNotFoundError
 from fewstep.files import identify, safetensors
 from fewstep.files.identify import FileKind
-from fewstep.files.safetensors import Header
+from fewstep.files.safetensors import LORA_NAME, Header
+from fewstep.files.tensor_names import BUNDLED_WORD
 from fewstep.files.untrusted import printable_path
 
 
@@ -113,11 +114,17 @@ def _only_file(folder: Path) -> Path:
     return files[0]
 
 
-(LORA_NAME,) = assets.LORA_FILES
 LORA_NAMES = (LORA_NAME, "adapter_model.safetensors")  # diffusers' and PEFT's names for a LoRA in a folder
 # A textual inversion's tensors: as web UIs and diffusers name them, and as diffusers' trainer did first.
 INVERSION_TENSORS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
-MERGEABLE = ("lora", "locon")  # LoCon is LoRA on convolutions
+MERGEABLE = ("lora", "locon", "loha", "lokr", "dora", "full", "ia3", "glora", "oft")  # what can be put on
+VARIETY_NAMES: MappingProxyType[str, str] = MappingProxyType(
+    {
+        "lora": "LoRA", "locon": "LoCon", "loha": "LoHa", "lokr": "LoKr", "dora": "DoRA", "full": "full",
+        "ia3": "IA3", "glora": "GLoRA", "oft": "OFT", "oft-v2": "OFT v2 (PEFT's)", "peft-boft": "PEFT's BOFT",
+        "vera": "VeRA", "hra": "HRA",
+    }
+)  # fmt: skip
 # Families whose UNets share names and widths; what else of a file fits is seen when it is put on.
 SDXL_KIN = frozenset({"sdxl", "sdxl-inpaint", "ssd-1b", "vega"})
 
@@ -186,26 +193,69 @@ def require_lora(header: Header) -> FileKind:
             f"{printable_path(header.path)} {description}: give a LoRA's .safetensors file"
         )
     if kind.variety not in MERGEABLE:
+        kinds = ", ".join(VARIETY_NAMES[name] for name in MERGEABLE)
         raise CorruptModelError(
-            f"{printable_path(header.path)} is a {kind.variety} adapter, which cannot be merged: "
-            "give a LoRA or LoCon"
+            f"{printable_path(header.path)} is an adapter of kind {VARIETY_NAMES[kind.variety]}, "
+            f"which cannot be put on: give one of kind {kinds}"
         )
     return kind
 
 
-def require_inversion(header: Header, encoders: int) -> tuple[str, ...]:
-    """Return the names of a textual inversion's tensors, one per text encoder; raises `CorruptModelError`."""
-    if encoders == 1 and len(header.tensors) == 1:  # "emb_params", or the word itself
-        return tuple(header.tensors)
+def require_inversion(header: Header, encoders: int) -> dict[str, tuple[str, ...]]:
+    """Return each learned word of a file → its tensors' names, one per text encoder.
+
+    A textual inversion's word is its file's name; those bundled with a LoRA (OneTrainer, AUTOMATIC1111)
+    have names of their own. Raises `CorruptModelError`.
+    """
+    words = bundled_words(header) or {header.path.stem: {name: name for name in header.tensors}}
+    return {word: _word_tensors(header, word, parts, encoders) for word, parts in words.items()}
+
+
+def bundled_words(header: Header) -> dict[str, dict[str, str]]:
+    """Return the words that lie in a LoRA's file → the ends of their tensors' names → the names."""
+    words: dict[str, dict[str, str]] = {}
+    for name in header.tensors:
+        word, dot, end = name.removeprefix(BUNDLED_WORD).partition(".")
+        if name.startswith(BUNDLED_WORD) and dot and word.isprintable():
+            words.setdefault(word, {})[end] = name
+    return words
+
+
+def unread_words(loras: Iterable[str], embeddings: Sequence[str]) -> list[str]:
+    """Return a sentence for each LoRA that bundles words, where `embeddings` has not the same file."""
+    sentences = []
+    for source in loras:
+        path = addon_file(source) if source not in embeddings else None
+        words = bundled_words(safetensors.read_header(path)) if path is not None else {}
+        if words:
+            sentences.append(
+                f"{printable_path(Path(source))} bundles the words {', '.join(map(repr, words))}, which "
+                "loras= does not read: to use them in prompts, give the same file as embeddings= too"
+            )
+    return sentences
+
+
+def _word_tensors(header: Header, word: str, parts: Mapping[str, str], encoders: int) -> tuple[str, ...]:
+    """Return the names of one word's tensors, one per text encoder; raises `CorruptModelError`."""
+    outputs = [end for end in parts if end.endswith("_out")]
+    if outputs:
+        raise CorruptModelError(
+            f"{printable_path(header.path)} has {outputs[0]} for the word {word!r}: vectors for a text "
+            "encoder's output, which only OneTrainer adds; train the word without output embeddings"
+        )
+    if encoders == 1 and len(parts) == 1:  # "emb_params", "clip_l", or the word itself
+        return tuple(parts.values())
     for names in INVERSION_TENSORS:
-        if len(names) == encoders and header.tensors.keys() == set(names):
-            return names
+        if len(names) == encoders and parts.keys() == set(names):
+            return tuple(parts[name] for name in names)
     kind = identify.identify(header)
     if kind.what == "textual inversion":
         family = "another base" if kind.family == "unknown" else kind.family
         description = (
             f"is a textual inversion for {family}, without a tensor for each of this model's text encoders"
         )
+    elif bundled_words(header):
+        description = f"has the word {word!r} without a tensor for each of this model's text encoders"
     else:
         description = "is no textual inversion"
     raise CorruptModelError(
@@ -215,11 +265,14 @@ def require_inversion(header: Header, encoders: int) -> tuple[str, ...]:
 
 
 def _require_family(header: Header, kind: FileKind, family: str) -> None:
-    """Check that an add-on is for the model's base, or for an unknown one; raises `CorruptModelError`."""
-    addon_family = kind.family
-    fitting_families = SDXL_KIN if family in SDXL_KIN else {family}
-    if addon_family != "unknown" and addon_family not in fitting_families:
+    """A LoRA fits no other base than its own; that of unknown ones is seen when they are put on."""
+    if not same_kin(kind.family, family):
         raise CorruptModelError(
-            f"{printable_path(header.path)} does not fit this model: it was made for {addon_family}, "
+            f"{printable_path(header.path)} does not fit this model: it was made for {kind.family}, "
             f"and the model is {family}"
         )
+
+
+def same_kin(family: str, other: str) -> bool:
+    """Return whether adapters for the one may fit the other; what is unknown may."""
+    return family == other or "unknown" in (family, other) or {family, other} <= SDXL_KIN

@@ -14,6 +14,7 @@ from typing import Literal
 
 from fewstep.catalog.architectures import SD, SDXL, ArchitectureInfo
 from fewstep.catalog.licences import Licence, find_licence
+from fewstep.files.safetensors import LORA_NAME
 
 
 def model_files(architecture: ArchitectureInfo) -> tuple[str, ...]:
@@ -25,7 +26,7 @@ MODEL_FILES = model_files(SDXL)
 SD_FILES = model_files(SD)
 NETWORK_FILES = ("config.json", "diffusion_pytorch_model*.safetensors")  # a network on its own
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
-LORA_FILES = ("pytorch_lora_weights.safetensors",)  # diffusers' name for an adapter's file
+LORA_FILES = (LORA_NAME,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,8 @@ def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placemen
         parts = _build_parts(whole, noise, placement, key.embeddings)
     adapter = None
     if weights is not None and attach == "adapter":
-        adapter = (str(_mode_lora(weights, root)), weights.scale)
+        weight = key.options["accelerator_weight"]
+        adapter = (str(_mode_lora(weights, root)), weights.scale if weight is None else weight)
     return replace(
         parts,
         accelerator=adapter,

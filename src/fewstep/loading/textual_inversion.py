@@ -1,8 +1,8 @@
 """Textual inversion (arXiv:2208.01618): words learned as rows of token embeddings.
 
-The word is the file's name without its ending, in any case, wherever it stands as a word of its
-own. A tokenizer reads it as one token per vector, of which only the last ends a word: windows and
-weights then treat them as the syllables of any long word.
+The word is the file's name without its ending, or its own name where it is bundled with a LoRA. It is
+read in any case, wherever it stands as a word of its own. A tokenizer reads it as one token per vector,
+of which only the last ends a word: windows and weights then treat them as the syllables of any long word.
 """
 
 from __future__ import annotations
@@ -39,10 +39,8 @@ class LearnedWord:
 def add_words(text: TextEncoder, sources: Sequence[str]) -> None:
     """Teach the words of these files, before hooks are put on the encoders."""
     name = "embeddings"
-    words = [
-        _read_word(addons.addon_file(source, name) or addons.fetch_addon(source, name), len(text.encoders))
-        for source in sources
-    ]
+    files = [addons.addon_file(source, name) or addons.fetch_addon(source, name) for source in sources]
+    words = [word for path in files for word in _read_words(path, len(text.encoders))]
     twice, count = Counter(word.text.lower() for word in words).most_common(1)[0] if words else ("", 0)
     if count > 1:
         raise RequestError(f"embeddings has {count} files for the word {twice!r}: leave out or rename one")
@@ -54,23 +52,28 @@ def add_words(text: TextEncoder, sources: Sequence[str]) -> None:
             _add_rows(encoder, _add_tokens(tokenizer, word.text, len(rows)), rows, tokenizer.eos_token_id)
 
 
-def _read_word(path: Path, encoders: int) -> LearnedWord:
-    """Return each encoder's vectors, and the word that stands for them."""
+def _read_words(path: Path, encoders: int) -> list[LearnedWord]:
+    """Return a file's words, each with every encoder's vectors."""
     from safetensors import safe_open
 
-    found = safetensors.read_header(path)
-    names = addons.require_inversion(found, encoders)
+    names = addons.require_inversion(safetensors.read_header(path), encoders)
     with raise_as_corrupt(path), safe_open(path, framework="pt") as file:
-        tensors = tuple(torch.atleast_2d(file.get_tensor(name)) for name in names)
+        return [
+            _checked_word(path, word, tuple(torch.atleast_2d(file.get_tensor(name)) for name in parts))
+            for word, parts in names.items()
+        ]
+
+
+def _checked_word(path: Path, word: str, tensors: tuple[Tensor, ...]) -> LearnedWord:
     for vectors in tensors:
         if vectors.ndim != 2 or not 1 <= len(vectors) <= WINDOW_TOKENS or not vectors.is_floating_point():
             raise CorruptModelError(
                 f"{printable_path(path)} has {tuple(vectors.shape)} for a word: give (n, width), n from 1 to "
                 f"{WINDOW_TOKENS}"
             )
-    if not re.search(r"\w", path.stem) or parse_fragments(path.stem) != (Fragment(path.stem, 1.0),):
-        raise RequestError(f"{path.stem!r} cannot be written in a prompt: rename {printable_path(path)}")
-    return LearnedWord(path.stem, tensors)
+    if not re.search(r"\w", word) or parse_fragments(word) != (Fragment(word, 1.0),):
+        raise RequestError(f"{word!r} cannot be written in a prompt: rename {printable_path(path)}")
+    return LearnedWord(word, tensors)
 
 
 def _require_width(word: LearnedWord, text: TextEncoder) -> None:

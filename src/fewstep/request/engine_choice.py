@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from fewstep import inspection, modes
+from fewstep import inspection, modes, values
 from fewstep.catalog import addons, licences, mode_weights, runtimes, vaes
 from fewstep.catalog.models import Model
 from fewstep.catalog.noise import noise_for
 from fewstep.errors import RequestError
 from fewstep.recipe import Recipe
 from fewstep.request import inputs, limits
-from fewstep.request.options import EngineOptions, File, PictureOptions, Prompts, with_defaults
+from fewstep.request.options import OPTIONS, EngineOptions, File, PictureOptions, Prompts, with_defaults
 from fewstep.request.resolve import resolve_job
 from fewstep.request.schema import EngineKey, Job, Request
 
@@ -36,8 +36,8 @@ def split_options(options: Mapping[str, Any]) -> tuple[EngineOptions, PictureOpt
 
 def count_steps(options: PictureOptions) -> int | None:
     """Return the number of steps that a list of timesteps says."""
-    levels = options.get("timesteps")
-    return len(levels) if isinstance(levels, list | tuple) and levels else None
+    levels = values.members(options.get("timesteps"))
+    return len(levels) if levels else None
 
 
 def choose_engine(mode: str | None, steps: int | None, options: EngineOptions) -> EngineChoice:
@@ -47,8 +47,10 @@ def choose_engine(mode: str | None, steps: int | None, options: EngineOptions) -
     """
     options = with_defaults(options)
     limits.check_engine_names(options)
-    model, recipe = _choose_mode(options["model"], mode, steps)
+    model, recipe = _choose_mode(options["model"], values.text(mode), values.whole(steps))
     weights = mode_weights.choose_weights(model, recipe, options["accelerator"])
+    weight = OPTIONS["accelerator_weight"].plain(options["accelerator_weight"])
+    limits.check_accelerator_weight(weight, recipe, "" if weights is None else weights.attach)
     if options["revision"] != "":
         mode_weights.check_revision(options["revision"], model, weights)
         model = replace(model, revision=options["revision"])
@@ -66,6 +68,7 @@ def choose_engine(mode: str | None, steps: int | None, options: EngineOptions) -
         **options,
         "model": str(options["model"]),
         "accelerator": str(options["accelerator"]),
+        "accelerator_weight": weight,
         "vae": str(options["vae"]),
         "embeddings": words,
         "revision": model.revision,
@@ -94,6 +97,10 @@ def resolve_call(
         addons.check_guides(*_guide_sources(request))
         if commercial:
             licences.check_commercial(licences_of_call(request))
+        sentences = addons.unread_words([source for source, _ in request.loras], choice.key.embeddings)
+        if sentences:
+            plan = replace(job.plan, warnings=(*job.plan.warnings, *sentences))
+            return replace(job, plan=plan)
     return job
 
 

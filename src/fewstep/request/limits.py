@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fewstep import values
 from fewstep.errors import RequestError
 from fewstep.noise_process import PREDICTIONS
 from fewstep.recipe import Recipe
@@ -59,7 +60,8 @@ def check_steps(given: object, recipe: Recipe) -> None:
     """Check that the mode's weights were made for so many steps; raises `RequestError`."""
     rule = recipe.steps
     if type(given) is not int:
-        raise RequestError(f"steps={given!r}: give a whole number; type steps={rule.default}")
+        advice = values.whole_advice("steps", given) or f"; type steps={rule.default}"
+        raise RequestError(f"steps={values.shown(given)}: give a whole number{advice}")
     if rule.low <= given <= rule.high:
         return
     if rule.low < rule.high:
@@ -91,14 +93,15 @@ def _check_guidance(request: Request, recipe: Recipe) -> None:
         raise RequestError(
             f"guidance={given:g}: mode {recipe.mode!r} was distilled without; leave guidance out"
         )
-    if rule.kind != "none" and not rule.low <= given <= rule.high:
+    off = given == 0 and rule.kind == "cfg" and rule.default == 1  # as diffusers and model cards write it
+    if rule.kind != "none" and not rule.low <= given <= rule.high and not off:
         embedded = " (it is an input of the UNet and cannot be off)" if rule.kind == "embedded" else ""
-        off = " (1 is off)" if rule.kind == "cfg" and rule.low == 1 else embedded
+        aside = " (1 is off)" if rule.kind == "cfg" and rule.low == 1 else embedded
         raise RequestError(
             f"guidance={given:g} is outside what mode {recipe.mode!r} was made for: "
-            f"{rule.low:g} to {rule.high:g}{off}; type guidance={rule.default:g}"
+            f"{rule.low:g} to {rule.high:g}{aside}; type guidance={rule.default:g}"
         )
-    if request.guidance_rescale and (rule.kind != "cfg" or given == 1):
+    if request.guidance_rescale and (rule.kind != "cfg" or given <= 1):
         raise RequestError(
             "guidance_rescale acts on classifier-free guidance only: use mode='base', guidance=5"
         )
@@ -107,8 +110,8 @@ def _check_guidance(request: Request, recipe: Recipe) -> None:
             f"negative_prompt cannot act in mode {recipe.mode!r}: use mode='base', or mode='lcm-lora' "
             "with guidance=1.5"
         )
-    if request.negative_prompt and given == 1:
-        raise RequestError("negative_prompt cannot act at guidance=1, which is off: raise guidance")
+    if request.negative_prompt and given <= 1:
+        raise RequestError(f"negative_prompt cannot act at guidance={given:g}, which is off: raise guidance")
 
 
 def size_fits(width: int, height: int, size: int) -> bool:
@@ -139,3 +142,16 @@ def check_engine_names(options: EngineOptions) -> None:
             raise RequestError(f"{name}={options[name]!r}: {OPTIONS[name].advice}")
     if options["prediction"] not in ("", *PREDICTIONS):
         raise RequestError(f"prediction={options['prediction']!r}: {OPTIONS['prediction'].advice}")
+
+
+def check_accelerator_weight(weight: object, recipe: Recipe, attach: str) -> None:
+    """Check that it is None, or within bounds and of a mode that has a LoRA; raises `RequestError`."""
+    option = OPTIONS["accelerator_weight"]
+    if weight is None:
+        return
+    if not isinstance(weight, float) or not 0 < weight <= (option.high or 0):
+        raise RequestError(f"accelerator_weight={values.shown(weight)}: {option.advice}, or leave it out")
+    if attach != "adapter":
+        raise RequestError(
+            f"accelerator_weight={weight:g}: mode {recipe.mode!r} has no LoRA of its own here; leave it out"
+        )

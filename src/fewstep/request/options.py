@@ -16,6 +16,7 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeAlias, TypedDict, get_
 
 from PIL.Image import Image
 
+from fewstep import values
 from fewstep.catalog import runtimes
 from fewstep.images import Array
 from fewstep.noise_process import PREDICTIONS
@@ -49,6 +50,12 @@ class Option:
     name: str = ""
     type: Any = None
     scope: Literal["picture", "engine"] = "picture"
+
+    def plain(self, value: Any) -> Any:
+        """Return a value of this option's type in plain Python; any other as it is, to be refused."""
+        kinds = (self.type, *get_args(self.type))
+        read = values.real if float in kinds else values.whole if int in kinds else values.text
+        return read(value)
 
     @property
     def advice(self) -> str:
@@ -142,6 +149,12 @@ class EngineOptions(TypedDict, total=False):
         ),
     ]
     accelerator: Annotated[File, Option(help="the mode's own weights, where not the usual ones", default="")]
+    accelerator_weight: Annotated[
+        float | None,
+        Option(
+            help="of the mode's own LoRA; as its authors have it where left out", low=0, high=2, above=True
+        ),
+    ]
     vae: Annotated[
         File, Option(help='what decodes: "tiny" is fast; a folder, a file or a hub id', default="")
     ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from fewstep import prompts
+from fewstep import prompts, values
 from fewstep.errors import RequestError
 from fewstep.files.noise import SILENT, Noise
 from fewstep.images.canvas import Canvas
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 LISTS = ("loras", "control", "reference")  # empty ones are as if they were not given
 SEED_LIMIT = 2**64
+# Options of a picture that are one number or one name, and fields of a request by the same name.
+_SCALARS = {
+    "guidance": float, "guidance_rescale": float, "strength": float, "eta": float,
+    "width": int, "height": int, "scheduler": str, "sampler": str, "long_prompt": str,
+}  # fmt: skip
 STEPS_ADVICE = "give a whole number from 1 to 1000"
 
 
@@ -44,6 +49,9 @@ def resolve_job(
         name: value
         for name, value in options.items()
         if value is not None and not (name in LISTS and isinstance(value, tuple) and not value)
+    }
+    given |= {
+        name: _plain(name, v) for name, v in given.items() if type(v) is not _SCALARS.get(name, type(v))
     }
     typed = {"width", "height"} & given.keys()
     pictures = open_pictures(given, model.size) if PICTURE_OPTIONS & given.keys() else NO_PICTURES
@@ -92,20 +100,33 @@ def complete_request(
         **given,
         "timesteps": _checked_timesteps(given["timesteps"]) if "timesteps" in given else (),
     }
-    fields["steps"] = _checked_steps(steps, fields["timesteps"], recipe)
+    whole = steps if type(steps) is int else values.whole(steps)
+    fields["steps"] = _checked_steps(whole, fields["timesteps"], recipe)
     fields["seeds"] = _picture_seeds(fields.pop("seed", None), len(fields["prompts"]))
+    fields |= {
+        name: _plain(name, v) for name, v in fields.items() if type(v) is not _SCALARS.get(name, type(v))
+    }
     known = fields["sampler"] in recipe.samplers  # one that is not will be refused below
     fields.setdefault("eta", recipe.sampler(fields["sampler"]).eta if known else 0.0)
-    for key in ("guidance", "guidance_rescale", "strength", "eta"):
-        if key in fields:
-            fields[key] = _as_float(fields[key])
     try:
         return Request(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0])
-        allowed = STEPS_ADVICE if name == "steps" else OPTIONS[name].advice
-        raise RequestError(f"{name}={first['input']!r:.200}: {allowed}") from None
+        raise _refusal(str(first["loc"][0]), first["input"]) from None
+
+
+def _plain(name: str, value: object) -> object:
+    """Return one number or name in plain Python; raises `RequestError` for what is of another type."""
+    plain = OPTIONS[name].plain(value)
+    if type(plain) not in (int, float, str):
+        raise _refusal(name, value)
+    return plain
+
+
+def _refusal(name: str, value: object) -> RequestError:
+    allowed = STEPS_ADVICE if name == "steps" else OPTIONS[name].advice
+    near = values.whole_advice(name, value) if name in ("steps", "width", "height") else ""
+    return RequestError(f"{name}={values.shown(value, 200)}: {allowed}{near}")
 
 
 def make_plan(request: Request, recipe: Recipe, noise: Noise = SILENT, doubts: tuple[str, ...] = ()) -> Plan:
@@ -149,15 +170,20 @@ def _check_option_names(options: PictureOptions) -> None:
 
 
 def _checked_count(count: object) -> int:
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_PICTURES:
-        raise RequestError(f"count={count!r}: give a whole number from 1 to {MAX_PICTURES}")
-    return count
+    number: Any = count if type(count) is int else OPTIONS["count"].plain(count)
+    if type(number) is not int or not 1 <= number <= MAX_PICTURES:
+        near = values.whole_advice("count", count)
+        raise RequestError(f"count={values.shown(count)}: give a whole number from 1 to {MAX_PICTURES}{near}")
+    return number
 
 
 def _checked_timesteps(timesteps: object) -> tuple[Any, ...]:
-    if isinstance(timesteps, str) or not isinstance(timesteps, Sequence):
-        raise RequestError(f"timesteps={timesteps!r}: give a list, for example [999, 749, 499, 249]")
-    return tuple(timesteps)
+    listed = values.members(timesteps)
+    if listed is None:
+        raise RequestError(
+            f"timesteps={values.shown(timesteps)}: give a list, for example [999, 749, 499, 249]"
+        )
+    return tuple(map(values.whole, listed))
 
 
 def _checked_steps(steps: int | None, timesteps: tuple[int, ...], recipe: Recipe) -> int:
@@ -172,24 +198,25 @@ def _picture_seeds(seed: Any, pictures: int) -> tuple[int, ...]:
     """One seed per picture: drawn, counted up from one seed, or as listed."""
     if seed is None:
         seed = secrets.randbelow(2**32)  # short enough to type
-    if isinstance(seed, int):
-        seeds: tuple[int, ...] = (seed,) if isinstance(seed, bool) else tuple(range(seed, seed + pictures))
+    first = seed if type(seed) is int else values.whole(seed)
+    if type(first) is int:
+        seeds: tuple[Any, ...] = tuple(range(first, first + pictures))
     else:
-        seeds = tuple(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else (seed,)
-        if len(seeds) != pictures and isinstance(seed, Sequence):
+        listed = values.members(seed)
+        seeds = (seed,) if listed is None else tuple(map(values.whole, listed))
+        if listed is not None and len(seeds) != pictures:
             raise RequestError(
                 f"seed lists {len(seeds)} seeds for {pictures} pictures: give one seed, or {pictures}"
             )
     for s in seeds:
-        if not isinstance(s, int) or isinstance(s, bool) or not 0 <= s < SEED_LIMIT:
-            raise RequestError(f"seed={s!r}: give whole numbers from 0 to 2**64 - 1; picture i uses seed + i")
+        if type(s) is not int or not 0 <= s < SEED_LIMIT:
+            drawn = "; to have one drawn, leave seed out" if type(s) is int and s < 0 else ""
+            near = values.whole_advice("seed", s)
+            raise RequestError(
+                f"seed={values.shown(s)}: give whole numbers from 0 to 2**64 - 1; picture i uses seed + i"
+                f"{drawn}{near}"
+            )
     return seeds
-
-
-def _as_float(value: object) -> object:
-    """Whole numbers are welcome where a float is meant; booleans are not."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
-    return float(value) if whole else value  # type: ignore[arg-type]
 
 
 def _guidance_meaning(request: Request, recipe: Recipe) -> str:
@@ -198,17 +225,18 @@ def _guidance_meaning(request: Request, recipe: Recipe) -> str:
             return "none: distilled into the weights"
         case "embedded":
             return f"embedded: the UNet is told w = {request.guidance - 1:g}"
-    if request.guidance == 1:
+    if request.guidance <= 1:
         return "off: one UNet evaluation a step"
     return f"classifier-free, scale {request.guidance:g}: two UNet evaluations a step"
 
 
 def _plan_warnings(request: Request, recipe: Recipe, schedule: Schedule) -> tuple[str, ...]:
+    sentences = list(prompts.foreign_syntax((*request.prompts, *request.prompts_2, request.negative_prompt)))
     first = schedule.timesteps[0]
     meant = request.scheduler in recipe.own_schedulers and not request.timesteps  # made for such a start
     if request.strength == 1 and first < 900 and not meant:
-        return (
+        sentences.append(
             f"the first timestep is {first:g}, far from pure noise (999): expect a washed-out picture; "
-            "scheduler='trailing' starts at 999",
+            "scheduler='trailing' starts at 999"
         )
-    return ()
+    return tuple(sentences)

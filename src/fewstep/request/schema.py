@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -99,6 +100,19 @@ class Job:
     reference: tuple[Image, ...] = ()  # of any size, one for each of the request's `reference`
 
     request = cast(Request, property(attrgetter("plan.request")))
+
+    def source_hashes(self) -> dict[str, list[str]]:
+        """Return the given pictures by option, each as the SHA-256 of what was used of it."""
+        image, mask = ((given,) if given is not None else () for given in (self.image, self.mask))
+        given = {"image": image, "mask": mask, "control": self.control, "reference": self.reference}
+        return {name: [_fingerprint(picture) for picture in some] for name, some in given.items() if some}
+
+
+def _fingerprint(picture: Image) -> str:
+    """Return the SHA-256 of mode, size and pixels: of the picture, not of its file."""
+    digest = hashlib.sha256(f"{picture.mode} {picture.width}x{picture.height} ".encode())
+    digest.update(picture.tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

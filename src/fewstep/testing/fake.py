@@ -93,11 +93,13 @@ class FakeEngine(EngineBase[FakeStep]):
             accelerator=accelerator,
             vae=vae,
             embeddings=key.embeddings,
+            accelerator_weight=key.options["accelerator_weight"],
             prediction=key.options["prediction"],
             device="fake",
             precision="fp32",
             runtime="fake",
             edited=job.image is not None,
+            sources=job.source_hashes(),
         )
 
     def close(self) -> None:
