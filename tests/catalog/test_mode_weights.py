@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 import fewstep
 from fewstep import Recipe, Weights, modes
 from fewstep.catalog import addons
-from fewstep.catalog.addons import LORA_NAME
 from fewstep.catalog.assets import ACCELERATORS, BASES
 from fewstep.catalog.hub import existing_path, is_hub_id
 from fewstep.catalog.mode_weights import adapter_file, choose_weights, unet_file, unet_folder
 from fewstep.catalog.models import describe_model
 from fewstep.errors import CorruptModelError, ModelNotFoundError, RequestError
+from fewstep.files.safetensors import LORA_NAME
 from fewstep.testing import fake
 
 
