@@ -78,5 +78,5 @@ def test_the_package_of_a_page_works(tmp_path: Path) -> None:
 
 def test_every_block_is_of_a_known_kind() -> None:
     kinds = {info for page in PAGES for info, _ in FENCE.findall(page.read_text(encoding="utf-8"))}
-    packages = {"toml package", "python package", "sh package"}
+    packages = {"toml package", "python package", "sh package", "python gunicorn", "python celery"}
     assert kinds <= {"python", "sh", "sh setup", "sh test", "text", *packages}
