@@ -62,12 +62,12 @@ BASE = {
         scheduler=EulerDiscreteScheduler, theirs={"guidance_scale": 1.0},
     ),
     "rescale": Case(
-        mode="base", steps=6, ours={**SUN, "guidance": 5, "guidance_rescale": 0.7},
+        mode="base", steps=6, ours={**SUN, "guidance": 5, "guidance_rescale": 0.7, "scheduler": "trailing"},
         scheduler=EulerDiscreteScheduler, config=TRAILING,
         theirs={**SUNS, "guidance_scale": 5.0, "guidance_rescale": 0.7},
     ),
     "dpmpp_2m": Case(
-        mode="base", steps=6, ours={**SUN, "guidance": 5, "sampler": "dpmpp_2m"},
+        mode="base", steps=6, ours={**SUN, "guidance": 5, "sampler": "dpmpp_2m", "scheduler": "trailing"},
         scheduler=DPMSolverMultistepScheduler, config=TRAILING, theirs={**SUNS, "guidance_scale": 5.0},
     ),
 }  # fmt: skip
@@ -102,7 +102,7 @@ IMAGE = {  # diffusers runs int(steps * strength) steps, these weights' levels t
         config=TRAILING, theirs={"strength": 0.5, "num_inference_steps": 4, "guidance_scale": 0.0},
     ),
     "base": Case(
-        mode="base", steps=6, ours={**SUN, "strength": 0.6},
+        mode="base", steps=6, ours={**SUN, "strength": 0.6, "scheduler": "trailing"},
         scheduler=EulerDiscreteScheduler, config=TRAILING,
         theirs={**SUNS, "strength": 0.6, "num_inference_steps": 10, "guidance_scale": 5.0},
     ),

@@ -134,8 +134,8 @@ TRAILING = {"timestep_spacing": "trailing"}
 CASES: dict[str, tuple[str, str, int, Mapping[str, Any], type[Any], Mapping[str, Any], Mapping[str, Any]]] = {
     # which, mode, steps, ours, their scheduler, its configuration, theirs
     "guided": (
-        "1.x", "base", 3, {"guidance": 7.5, "negative_prompt": "bright sun"}, EulerDiscreteScheduler,
-        TRAILING,
+        "1.x", "base", 3, {"guidance": 7.5, "negative_prompt": "bright sun", "scheduler": "trailing"},
+        EulerDiscreteScheduler, TRAILING,
         {"guidance_scale": 7.5, "negative_prompt": ["bright sun"] * 2},
     ),
     "no-negative": (  # the empty prompt is encoded, and no zeros
@@ -143,7 +143,8 @@ CASES: dict[str, tuple[str, str, int, Mapping[str, Any], type[Any], Mapping[str,
         {"guidance_scale": 5.0},
     ),
     "v_prediction": (
-        "2.x", "base", 3, {"guidance": 7.5}, EulerDiscreteScheduler, TRAILING, {"guidance_scale": 7.5},
+        "2.x", "base", 3, {"guidance": 7.5, "scheduler": "trailing"}, EulerDiscreteScheduler, TRAILING,
+        {"guidance_scale": 7.5},
     ),
     "lcm": ("lcm", "lcm", 4, {"guidance": 8}, LCMScheduler, {}, {"guidance_scale": 8.0}),
 }  # fmt: skip
@@ -168,7 +169,8 @@ def test_image_to_image_is_diffusers(
     )
     pipe.set_progress_bar_config(disable=True)
     reference = theirs(pipe, 4, (96, 96), image=[drawing, drawing], strength=1.0, guidance_scale=5.0)
-    pictures = ours(engines("1.x", "base"), 4, (96, 96), image=drawing, strength=1.0, guidance=5)
+    how = {"strength": 1.0, "guidance": 5, "scheduler": "trailing"}
+    pictures = ours(engines("1.x", "base"), 4, (96, 96), image=drawing, **how)
     assert float((pictures - reference).abs().max()) < TOLERANCE
 
 
@@ -264,8 +266,8 @@ def test_loras_are_diffusers(layout: str, folders: Mapping[str, Path], engines: 
     pipe.load_lora_weights(reference_path)
     reference = theirs(pipe, 3, (96, 64), guidance_scale=3.0, cross_attention_kwargs={"scale": 0.7})
     engine = engines("1.x", "base")
-    pictures = ours(engine, 3, (96, 64), guidance=3, loras=[(path, 0.7)])
-    plain = ours(engine, 3, (96, 64), guidance=3)
+    pictures = ours(engine, 3, (96, 64), guidance=3, scheduler="trailing", loras=[(path, 0.7)])
+    plain = ours(engine, 3, (96, 64), guidance=3, scheduler="trailing")
     assert float((pictures - reference).abs().max()) < TOLERANCE
     assert float((pictures - plain).abs().max()) > 0.01
 

@@ -145,9 +145,9 @@ ONE = torch.tensor(1.0)
 MEAN_AND_STD = {"edm_mean": torch.arange(4.0).view(1, 4, 1, 1), "edm_std": torch.full((1, 4, 1, 1), 5.0)}
 SIGMAS = {"edm_vpred.sigma_max": torch.tensor(120.0), "edm_vpred.sigma_min": torch.tensor(0.002)}
 MARKS: dict[str, tuple[Mapping[str, Tensor], Mapping[str, str], str, Mapping[str, Any]]] = {
-    "v_pred": ({"v_pred": torch.zeros(0)}, {}, "EulerDiscreteScheduler", TRAILING),
+    "v_pred": ({"v_pred": torch.zeros(0)}, {}, "EulerDiscreteScheduler", {**SCHEDULER, **V}),
     "v_pred, ztsnr": ({"v_pred": ONE, "ztsnr": ONE.clone()}, {}, "EulerDiscreteScheduler", ZERO),
-    "modelspec v": ({}, {"modelspec.prediction_type": "v"}, "EulerDiscreteScheduler", TRAILING),
+    "modelspec v": ({}, {"modelspec.prediction_type": "v"}, "EulerDiscreteScheduler", {**SCHEDULER, **V}),
     "modelspec flow": ({}, {"modelspec.prediction_type": "flow"}, "FlowMatchEulerDiscreteScheduler", {}),
     "CosXL": (SIGMAS, {}, "EDMEulerScheduler", COSXL),
     "Playground": (MEAN_AND_STD, {}, "EDMEulerScheduler", {}),

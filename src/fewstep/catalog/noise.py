@@ -23,7 +23,7 @@ def noise_for(model: Model, recipe: Recipe, weights: Weights | None, prediction:
     `weights` are what the mode puts on the model, `given` whether they are the user's; `prediction` is
     the user's word, "" where there is none.
     """
-    noise = _of_weights(model.noise, weights)
+    noise = _of_weights(model.noise, weights) if given else model.noise
     if weights is not None and weights.attach == "adapter" and model.family != "tiny":
         noise = _under_adapter(noise, model, recipe, given)
     if prediction:
@@ -40,7 +40,7 @@ def noise_for(model: Model, recipe: Recipe, weights: Weights | None, prediction:
 
 
 def _of_weights(noise: Noise, weights: Weights | None) -> Noise:
-    """Return that of weights which replace the model's, where they are here and say one."""
+    """Return that of the user's weights, where they replace the model's, are here and say one."""
     here = None if weights is None or weights.attach == "adapter" else existing_path(weights.source)
     if weights is None or here is None:
         return noise

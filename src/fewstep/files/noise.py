@@ -112,7 +112,8 @@ def title_of_process(process: NoiseProcess) -> str:
 
 
 SDXL_ZERO_TERMINAL = zero_terminal(BETA_SCHEDULES["scaled_linear"](BETA_START, BETA_END))
-SILENT = Noise()  # of files that say nothing
+# Of files that say nothing: SDXL's process, and the spacing of the folders that SDXL and SD are published in.
+SILENT = Noise(spacing="leading")
 
 
 # --- one file
@@ -170,7 +171,8 @@ def _noise_of_marks(v: bool, zero: bool, written: str) -> Noise:
         prediction, source = "v_prediction", f"tensor{'s' * (len(marks) - 1)} {', '.join(marks)}"
     sigmas = SDXL_ZERO_TERMINAL if zero else SDXL_SIGMAS
     return Noise(
-        process=VariancePreserving(prediction, sigmas), source=source, spacing="trailing" if zero else "",
+        process=VariancePreserving(prediction, sigmas), source=source,
+        spacing="trailing" if zero else SILENT.spacing,
         notes=tuple(notes),
     )  # fmt: skip
 

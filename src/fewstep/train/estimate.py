@@ -227,7 +227,7 @@ def _task_on_meta(config: TrainConfig, meta: MetaNetworks) -> Task:
     empty: Any = _Empty(config, meta)
     unet: Any = meta.networks["unet"]
     parts: Any = SimpleNamespace(unet=unet, vae=meta.networks["vae"], text=empty, process=SDXL_NOISE)
-    blank: Any = SimpleNamespace(tensor=lambda side: torch.empty(1, 3, side, side, device="meta"))
+    blank: Any = SimpleNamespace(tensor=lambda side, _noted: torch.empty(1, 3, side, side, device="meta"))
     with torch.device("meta"):
         if config.stage == "vae":
             return stages.vae_run(config, parts, [blank]).task
