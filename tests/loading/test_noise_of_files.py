@@ -29,7 +29,6 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 V = {"prediction_type": "v_prediction"}
 ZERO = {**BETAS, **V, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 COSXL = {**V, "sigma_max": 120.0, "sigma_data": 1.0, "sigma_schedule": "exponential"}
-TRAILING = {**BETAS, **V, "timestep_spacing": "trailing"}
 STEPS = 4
 
 
