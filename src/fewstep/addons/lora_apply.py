@@ -86,15 +86,15 @@ class EngineLoras:
     def _read_cached(self, source: str) -> Lora:
         """From those kept, where the file is the same still."""
         path = addons.addon_file(source) or addons.fetch_addon(source)
-        now = os.stat(path)
-        key = (path, now.st_size, now.st_mtime_ns)
-        known = self._files.pop(key, None)
+        stat = os.stat(path)
+        key = (path, stat.st_size, stat.st_mtime_ns)
+        cached = self._files.pop(key, None)
         if self._layers is None:
             self._layers = lora_targets.find_lora_targets(self._networks, self._config)
-        self._files[key] = known = lora.read_lora(path, self._layers) if known is None else known
+        self._files[key] = cached = lora.read_lora(path, self._layers) if cached is None else cached
         while len(self._files) > MAX_READ:
             self._files.popitem(last=False)
-        return known
+        return cached
 
 
 class _NetworkLoras:
@@ -109,21 +109,21 @@ class _NetworkLoras:
         """Have exactly these on; True where that changed a weight. If it fails, it was not begun."""
         if loras == self._active:
             return False
-        before = dict(self._on)
+        previous = dict(self._on)
         try:
             changed = self._set_deltas(network, _deltas_by_weight(loras, name))
         except BaseException:
-            self._set_deltas(network, before)
+            self._set_deltas(network, previous)
             raise
         self._active = loras
         return changed
 
-    def _set_deltas(self, network: nn.Module, wanted: Mapping[str, _Deltas]) -> bool:
-        names = [name for name in {**self._on, **wanted} if self._on.get(name) != wanted.get(name)]
+    def _set_deltas(self, network: nn.Module, deltas: Mapping[str, _Deltas]) -> bool:
+        names = [name for name in {**self._on, **deltas} if self._on.get(name) != deltas.get(name)]
         if names:
             offload.bring_home(network)
         for name in names:
-            weight, added = network.get_parameter(name), wanted.get(name)
+            weight, added = network.get_parameter(name), deltas.get(name)
             if name not in self._loaded:
                 self._loaded[name] = _original_weight(weight)
             self._on[name] = _CHANGING
@@ -158,8 +158,8 @@ def merge_weight(weight: Tensor, added: _Deltas) -> Tensor:
 def _deltas_by_weight(loras: ActiveLoras, network: str) -> dict[str, _Deltas]:
     """What goes on each weight of a network, in the order given."""
     added: dict[str, _Deltas] = {}
-    for worn, share in loras:
-        for (owner, name), delta in worn.deltas.items():
+    for active_lora, share in loras:
+        for (owner, name), delta in active_lora.deltas.items():
             if owner == network:
                 added[name] = (*added.get(name, ()), (delta, share))
     return added
