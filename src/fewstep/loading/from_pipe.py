@@ -31,7 +31,7 @@ PIPE_NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 OTHER_PARTS = ("tokenizer", "tokenizer_2", "scheduler")
 # What SDXL's UNet is, beside its sizes. 9 input channels are inpainting's, 8 instruct-pix2pix's.
 UNET_CONFIG: Mapping[str, object] = {"in_channels": 4, "out_channels": 4, "addition_embed_type": "text_time"}
-FAMILIES = {str(TINY): "tiny"} | {known.source: known.family for known in ALIASES.values()}
+FAMILIES = {str(TINY): "tiny"} | {model.source: model.family for model in ALIASES.values()}
 SCHEDULER_MODES = {"LCMScheduler": "lcm-lora", "TCDScheduler": "tcd"}  # schedulers for few-step weights only
 
 # One per network, of whichever pipelines it is a part: their engines take turns on it.
@@ -44,17 +44,19 @@ class JointLock:
 
     def __init__(self, networks: Iterable[Any]):
         with _guard:  # a compiled network is the one that was compiled
-            plain = [getattr(network, "_orig_mod", network) for network in networks]
-            self._locks = sorted({_locks.setdefault(network, threading.RLock()) for network in plain}, key=id)
+            uncompiled = [getattr(network, "_orig_mod", network) for network in networks]
+            self._locks = sorted(
+                {_locks.setdefault(network, threading.RLock()) for network in uncompiled}, key=id
+            )
 
     def __enter__(self) -> None:
-        taken: list[threading.RLock] = []
+        acquired: list[threading.RLock] = []
         try:
             for lock in self._locks:
                 lock.acquire()
-                taken.append(lock)
+                acquired.append(lock)
         except BaseException:  # an interrupt, while waiting
-            for lock in reversed(taken):
+            for lock in reversed(acquired):
                 lock.release()
             raise
 
@@ -117,8 +119,8 @@ def choose_pipe_mode(pipe: Any, model: Model, mode: str | None, steps: int | Non
         doubts = (doubt,) if doubt else ()
     recipe = modes.find_recipe(mode).on(model.family).for_steps(steps)
     weights = recipe.weights.get(model.family)
-    on_it = weights if weights is not None and weights.attach == "adapter" else None
-    return replace(model, noise=noise_for(model, recipe, on_it, "", True), doubts=doubts), recipe
+    adapter = weights if weights is not None and weights.attach == "adapter" else None
+    return replace(model, noise=noise_for(model, recipe, adapter, "", True), doubts=doubts), recipe
 
 
 def limit_size(model: Model, recipe: Recipe) -> Model:
@@ -159,15 +161,15 @@ def _pipe_placement(pipe: Any) -> Placement:
 
     from fewstep.devices import Placement
 
-    first = pipe.unet.conv_in.weight
-    device, dtype, vae_dtype = first.device, pipe.unet.dtype, pipe.vae.dtype
-    last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
+    weight = pipe.unet.conv_in.weight
+    device, dtype, vae_dtype = weight.device, pipe.unet.dtype, pipe.vae.dtype
+    channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     return Placement(
         device=device,
         dtype=dtype,
         vae_dtype=vae_dtype,
         batch=0 if device.type == "cuda" else 1,  # as `fewstep.devices.place.choose_batch`
-        channels_last=last,
+        channels_last=channels_last,
         offload="none",
         tiling=bool(getattr(pipe.vae, "use_tiling", False)),
         threads=torch.get_num_threads(),
@@ -223,12 +225,12 @@ def _placement_faults(networks: Mapping[str, Any]) -> Iterator[str]:
         empty = [name for name, device in devices.items() if device == "meta"]
         yield f"its {', '.join(empty)} has no weights (device meta): load it without low_cpu_mem tricks"
     if len(set(devices.values())) > 1:
-        told = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        yield f"its networks are on several devices ({told}): type pipe.to({devices['unet']!r})"
+        listing = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        yield f"its networks are on several devices ({listing}): type pipe.to({devices['unet']!r})"
     for name in ("text_encoder", "text_encoder_2"):
-        own, unet = networks[name].dtype, networks["unet"].dtype
-        if own != unet:
-            yield f"its {name} is {own} beside a UNet of {unet}: type pipe.{name}.to(pipe.unet.dtype)"
+        dtype, unet_dtype = networks[name].dtype, networks["unet"].dtype
+        if dtype != unet_dtype:
+            yield f"its {name} is {dtype} beside a UNet of {unet_dtype}: type pipe.{name}.to(pipe.unet.dtype)"
 
 
 def _has_offload_hook(module: Any) -> bool:

@@ -29,9 +29,9 @@ def unet_config(weights: Weights, pooled: int, layout: SingleFileLayout) -> dict
     down = [_transformer_depths(weights, f"down_blocks.{level}") for level in levels]
     up = [_transformer_depths(weights, f"up_blocks.{level}") for level in levels]
     channels = [weights[f"down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in levels]
-    attending = next(name for name in weights if name.endswith("attn2.to_k.weight"))
+    cross_attention = next(name for name in weights if name.endswith("attn2.to_k.weight"))
     embedded = weights.get(GUIDANCE_EMBEDDING)
-    flat = next(name for name in weights if name.endswith("proj_in.weight"))
+    proj_in = next(name for name in weights if name.endswith("proj_in.weight"))
     mid = "mid_block.attentions.0.norm.weight" in weights
     return {
         "sample_size": layout.latent_side,
@@ -46,8 +46,8 @@ def unet_config(weights: Weights, pooled: int, layout: SingleFileLayout) -> dict
         "reverse_transformer_layers_per_block": [_one_if_alike(depths) for depths in up],
         # diffusers' name for how many heads there are
         "attention_head_dim": layout.heads or [max(1, width // HEAD_CHANNELS) for width in channels],
-        "cross_attention_dim": weights[attending].shape[1],
-        "use_linear_projection": weights[flat].ndim == 2,
+        "cross_attention_dim": weights[cross_attention].shape[1],
+        "use_linear_projection": weights[proj_in].ndim == 2,
         "time_cond_proj_dim": None if embedded is None else embedded.shape[1],
         **(_size_ids_config(weights, pooled) if pooled else {"addition_embed_type": None}),
     }
@@ -91,10 +91,10 @@ def tiny_vae_config(weights: Weights) -> dict[str, Any]:
 
 def clip_config(weights: Weights, act: str) -> dict[str, Any]:
     """Of a CLIP text encoder with the activation `act`: quick_gelu in CLIP-L, gelu in OpenCLIP's bigG."""
-    words = weights["text_model.embeddings.token_embedding.weight"]
-    places = weights["text_model.embeddings.position_embedding.weight"]
+    token_embedding = weights["text_model.embeddings.token_embedding.weight"]
+    position_embedding = weights["text_model.embeddings.position_embedding.weight"]
     projection = weights.get("text_projection.weight")
-    vocabulary, hidden = words.shape
+    vocabulary, hidden = token_embedding.shape
     return {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
@@ -102,7 +102,7 @@ def clip_config(weights: Weights, act: str) -> dict[str, Any]:
         "projection_dim": hidden if projection is None else projection.shape[0],
         "num_hidden_layers": _count_from_zero(weights, "text_model.encoder.layers.{}.mlp.fc1.weight"),
         "num_attention_heads": max(1, hidden // HEAD_CHANNELS),
-        "max_position_embeddings": places.shape[0],
+        "max_position_embeddings": position_embedding.shape[0],
         "hidden_act": act,
         "bos_token_id": vocabulary - 2,  # the last two of CLIP's vocabulary are its start and end signs
         "eos_token_id": vocabulary - 1,
