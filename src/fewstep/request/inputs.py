@@ -21,35 +21,37 @@ _SHAPES = {
 }
 
 
-def parse_loras(given: object, weight: float) -> tuple[ScaledSource, ...]:
+def parse_loras(loras: object, weight: float) -> tuple[ScaledSource, ...]:
     """Each file with its weight, which is `weight` where none was given."""
-    pairs = [(each, weight) if isinstance(each, str | Path) else each for each in _as_list(given, "loras")]
+    pairs = [
+        (entry, weight) if isinstance(entry, str | Path) else entry for entry in _as_list(loras, "loras")
+    ]
     for pair in pairs:
         _check_entry(pair, 2, "loras", -MAX_LORA_WEIGHT, MAX_LORA_WEIGHT)
     return tuple((str(values.text(source)), values.real(scale)) for source, scale in pairs)
 
 
-def parse_files(given: object, name: str) -> tuple[str, ...]:
+def parse_files(files: object, name: str) -> tuple[str, ...]:
     """Files, folders or hub ids."""
-    listed = values.members(given)
+    listed = values.members(files)
     if listed is None or any(not isinstance(file, str | Path) or str(file) in ("", ".") for file in listed):
-        raise RequestError(f"{name}={values.shown(given)}: give a list of files: {name}=['cozy.safetensors']")
+        raise RequestError(f"{name}={values.shown(files)}: give a list of files: {name}=['cozy.safetensors']")
     return tuple(str(values.text(file)) for file in listed)
 
 
-def parse_guides(given: object, name: str) -> tuple[tuple[ScaledSource, ...], tuple[OpenedImage, ...]]:
+def parse_guides(guides: object, name: str) -> tuple[tuple[ScaledSource, ...], tuple[OpenedImage, ...]]:
     """Each model with its scale, and the pictures, opened."""
-    triples = _as_list(given, name)
+    triples = _as_list(guides, name)
     for triple in triples:
         _check_entry(triple, 3, name, 0.0, MAX_GUIDE_SCALE)
     scaled = tuple((str(values.text(source)), values.real(scale)) for source, _, scale in triples)
     return scaled, tuple(open_image(image, name) for _, image, _ in triples)
 
 
-def _as_list(given: object, name: str) -> list[Any]:
-    listed = values.members(given)
+def _as_list(value: object, name: str) -> list[Any]:
+    listed = values.members(value)
     if listed is None:
-        raise RequestError(f"{name}={values.shown(given)}: give a list of {_SHAPES[name]}")
+        raise RequestError(f"{name}={values.shown(value)}: give a list of {_SHAPES[name]}")
     return listed
 
 
