@@ -111,18 +111,18 @@ class PlannedCall:
 
     def __post_init__(self) -> None:
         for name in ("steps", "width", "height"):
-            given = getattr(self, name)
-            if given is not None and (type(given) is not int or given < 1):
-                raise RequestError(f"{name}={given!r}: give a whole number from 1, or leave it out")
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise RequestError(f"{name}={value!r}: give a whole number from 1, or leave it out")
         for name in ("guidance", "strength", "eta"):
-            given = getattr(self, name)
-            number = type(given) in (int, float) and isfinite(given) and given >= 0
-            if given is not None and not number:
-                raise RequestError(f"{name}={given!r}: give a number from 0, or leave it out")
+            value = getattr(self, name)
+            is_number = type(value) in (int, float) and isfinite(value) and value >= 0
+            if value is not None and not is_number:
+                raise RequestError(f"{name}={value!r}: give a number from 0, or leave it out")
 
     @property
-    def told(self) -> bool:
-        """Was anything said of the call?"""
+    def says_anything(self) -> bool:
+        """Return whether anything is said of the call."""
         return any(getattr(self, field.name) not in (None, "") for field in fields(self))
 
 
@@ -133,7 +133,7 @@ class Case:
     pipeline: Pipeline
     recipe: Recipe
     family: str
-    asked: PlannedCall
+    planned: PlannedCall
     doubt: str = ""  # of the mode, where it was not told
 
     @property
@@ -151,8 +151,8 @@ class Case:
     @property
     def weights(self) -> Weights | None:
         """The mode's own; for a smaller UNet that it has none for, SDXL's show what kind they are."""
-        ours = self.recipe.weights
-        return ours.get(self.family) or (None if self.bundled else ours.get("sdxl"))
+        by_family = self.recipe.weights
+        return by_family.get(self.family) or (None if self.bundled else by_family.get("sdxl"))
 
     @property
     def bundled(self) -> bool:
@@ -171,21 +171,23 @@ class Case:
     @property
     def stepper(self) -> Stepper | None:
         """The pipeline's own class where it fits, else the mode's first."""
-        own = [one for one in self.steppers if one.name == self.pipeline.scheduler]
-        return next(iter([*own, *self.steppers]), None)
+        matching = [stepper for stepper in self.steppers if stepper.name == self.pipeline.scheduler]
+        return next(iter([*matching, *self.steppers]), None)
 
     @property
     def scheduler_name(self) -> str:
         """The first of the mode's schedulers that this class can be configured to; "" is none."""
-        known = self.stepper.levels if self.stepper else ()
-        own = self.recipe.own_schedulers
-        return next((name for name in self.recipe.schedulers if name in known and name not in own), "")
+        levels = self.stepper.levels if self.stepper else ()
+        own_schedulers = self.recipe.own_schedulers
+        return next(
+            (name for name in self.recipe.schedulers if name in levels and name not in own_schedulers), ""
+        )
 
     @property
     def trained_side(self) -> int:
         """Pixels: the side that the weights were trained at."""
-        own, weights = trained_size(self.pipeline.parts["unet"], self.pipeline.source), self.weights
-        return min(own, weights.size) if weights and weights.size else own
+        side, weights = trained_size(self.pipeline.parts["unet"], self.pipeline.source), self.weights
+        return min(side, weights.size) if weights and weights.size else side
 
     def steps_fit(self, steps: int) -> bool:
         return self.recipe.steps.low <= steps <= self.recipe.steps.high
@@ -193,24 +195,24 @@ class Case:
     def rescheduled(self, **config: object) -> str:
         """The line that gives the pipeline the right class, configured so."""
         name = self.stepper.name if self.distilled and self.stepper else self.pipeline.scheduler
-        given = "".join(f", {key}={value!r}" for key, value in config.items())
-        return f"pipe.scheduler = diffusers.{name}.from_config(pipe.scheduler.config{given})"
+        arguments = "".join(f", {key}={value!r}" for key, value in config.items())
+        return f"pipe.scheduler = diffusers.{name}.from_config(pipe.scheduler.config{arguments})"
 
 
 Check = Callable[[Case], Iterator[Finding]]
 
 
-def case_of(pipeline: Pipeline, mode: str | None, asked: PlannedCall) -> Case:
+def case_of(pipeline: Pipeline, mode: str | None, planned: PlannedCall) -> Case:
     """The recipe of a mode (None: what the pipeline shows), for as many steps as its weights are for."""
     embedded = bool(pipeline.parts.get("unet", {}).get("time_cond_proj_dim"))
     scheduler = str(pipeline.parts.get("scheduler", {}).get("_class_name"))
     name, doubt = usual_mode(pipeline.source, scheduler, embedded) if mode is None else (mode, "")
     family = FAMILIES.get(pipeline.source, "sdxl")
     recipe = modes.find_recipe(name).on(family)
-    only = recipe.steps.only
-    known = [*_steps_in_names(pipeline), asked.steps]
-    recipe = recipe.for_steps(next((count for count in known if count in only), None))
-    return Case(pipeline=pipeline, recipe=recipe, family=family, asked=asked, doubt=doubt)
+    step_counts = recipe.steps.only
+    candidates = [*_steps_in_names(pipeline), planned.steps]
+    recipe = recipe.for_steps(next((count for count in candidates if count in step_counts), None))
+    return Case(pipeline=pipeline, recipe=recipe, family=family, planned=planned, doubt=doubt)
 
 
 def _steps_in_names(pipeline: Pipeline) -> Iterator[int]:

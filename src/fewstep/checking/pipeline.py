@@ -62,10 +62,10 @@ def read_pipeline(pipe_or_path: Any) -> Pipeline:
 
 
 def _from_object(pipe: Any) -> Pipeline:
-    there: dict[str, Any] = {name: getattr(pipe, name, None) for name in (*CONFIGS, *TOKENIZERS)}
-    parts = {name: _config_of(part) for name, part in there.items() if part is not None}
-    networks = {name: there[name] for name in NETWORKS if there[name] is not None}
-    padding = getattr(there["tokenizer_2"], "pad_token", "")
+    components: dict[str, Any] = {name: getattr(pipe, name, None) for name in (*CONFIGS, *TOKENIZERS)}
+    parts = {name: _config_of(component) for name, component in components.items() if component is not None}
+    networks = {name: components[name] for name in NETWORKS if components[name] is not None}
+    padding = getattr(components["tokenizer_2"], "pad_token", "")
     return Pipeline(
         kind=type(pipe).__name__,
         source=str(pipe.config.get("_name_or_path") or type(pipe).__name__),
@@ -81,12 +81,12 @@ def _from_object(pipe: Any) -> Pipeline:
     )
 
 
-def _config_of(part: Any) -> Mapping[str, Any]:
+def _config_of(component: Any) -> Mapping[str, Any]:
     """diffusers' configurations are mappings, transformers' have a method; tokenizers have none."""
-    part = getattr(part, "_orig_mod", part)  # what torch.compile wraps
-    config = getattr(part, "config", {})
-    plain: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
-    return {**plain, "_class_name": type(part).__name__}
+    component = getattr(component, "_orig_mod", component)  # what torch.compile wraps
+    config = getattr(component, "config", {})
+    fields: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
+    return {**fields, "_class_name": type(component).__name__}
 
 
 def _name_of_gpu() -> str:
@@ -100,7 +100,7 @@ def _name_of_gpu() -> str:
 def _loras_on_unet(pipe: Any) -> Iterator[ActiveAdapter]:
     """The UNet's LoRAs, as peft's layers have them; those fused and unloaded are known by name only."""
     modules = pipe.unet.modules() if hasattr(pipe.unet, "modules") else ()
-    layers = [each for each in modules if hasattr(each, "lora_A") and hasattr(each, "scaling")]
+    layers = [module for module in modules if hasattr(module, "lora_A") and hasattr(module, "scaling")]
     names = {name: layer for layer in reversed(layers) for name in layer.scaling}  # one that has it
     for name, layer in names.items():
         rank = layer.r[name] ** (0.5 if getattr(layer, "use_rslora", {}).get(name) else 1.0)
@@ -122,13 +122,13 @@ def _from_folder(root: Path) -> Pipeline:
             f"{root} is not a diffusers folder here: give one with a model_index.json, or a pipeline"
         )
     index = untrusted.read_json(root / "model_index.json")
-    named = {name for name in (*CONFIGS, *TOKENIZERS) if _class_in_index(root, index, name)}
+    listed = {name for name in (*CONFIGS, *TOKENIZERS) if _class_in_index(root, index, name)}
     parts: dict[str, Mapping[str, Any]] = {
         name: {"_class_name": _class_in_index(root, index, name)} | untrusted.read_json(root / name / file)
         for name, file in CONFIGS.items()
-        if name in named and (root / name / file).is_file()
+        if name in listed and (root / name / file).is_file()
     }
-    parts |= {name: {} for name in TOKENIZERS if name in named and (root / name).is_dir()}
+    parts |= {name: {} for name in TOKENIZERS if name in listed and (root / name).is_dir()}
     dtypes = {name: _dtype_of_weights(root / name) for name in NETWORKS if name in parts}
     return Pipeline(
         kind=str(index.get("_class_name")),
@@ -143,14 +143,14 @@ def _from_folder(root: Path) -> Pipeline:
 
 def _class_in_index(root: Path, index: Mapping[str, Any], name: str) -> str:
     """transformers' configurations do not say their class; the index does. "" is no such part."""
-    named = index.get(name)
-    if not isinstance(named, list) or named == [None, None]:
+    entry = index.get(name)
+    if not isinstance(entry, list) or entry == [None, None]:
         return ""
-    if len(named) != 2 or not all(isinstance(word, str) and word for word in named):
+    if len(entry) != 2 or not all(isinstance(text, str) and text for text in entry):
         raise CorruptModelError(
-            f"{root}: model_index.json has {name}={named!r:.80}: it should be a library and a class"
+            f"{root}: model_index.json has {name}={entry!r:.80}: it should be a library and a class"
         )
-    return str(named[1])
+    return str(entry[1])
 
 
 def _dtype_of_weights(folder: Path) -> str:
