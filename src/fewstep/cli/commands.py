@@ -29,8 +29,8 @@ def run_words(words: Sequence[str]) -> int:
     """Run the command that these words ask for; returns its exit code."""
     with _warnings_shown():
         try:
-            asked = parse_words(*make_parser(), words)
-            code: int = asked.run(asked)
+            arguments = parse_words(*make_parser(), words)
+            code: int = arguments.run(arguments)
         finally:
             flush_stdout()
     return code
@@ -59,7 +59,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     return parser, commands.choices
 
 
-def _help(parser: Parser, asked: argparse.Namespace) -> int:
+def _help(parser: Parser, arguments: argparse.Namespace) -> int:
     """`fewstep` alone."""
     parser.print_help()
     return 0

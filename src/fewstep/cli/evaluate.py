@@ -69,43 +69,43 @@ def add_evaluate(commands: Any) -> None:
         "--work", default="fewstep-train", type=Path,
         help="folder of `fewstep train data`; unfinished evaluations go on from it",
     )  # fmt: skip
-    for name, how in _OPTIONS.items():
-        evaluation.add_argument(f"--{name}", default=NOT_GIVEN, **how)
+    for name, keywords in _OPTIONS.items():
+        evaluation.add_argument(f"--{name}", default=NOT_GIVEN, **keywords)
     evaluation.add_argument("--csv", type=Path, help="where rows are added (WORK/eval/rows.csv)")
     evaluation.add_argument("--plot", type=Path, help="PNG of quality against time to write")
 
 
-def _run_eval(asked: argparse.Namespace) -> int:
+def _run_eval(arguments: argparse.Namespace) -> int:
     try:
-        return _measure(asked)
+        return _measure(arguments)
     except ModuleNotFoundError as error:
         raise FewstepError(f"evaluation needs {error.name}: pip install 'fewstep[train]'") from error
 
 
-def _measure(asked: argparse.Namespace) -> int:
+def _measure(arguments: argparse.Namespace) -> int:
     """Rows as they are finished, then the table and the plot."""
     from fewstep.evaluation import Row, Settings, plot, report, table, watch
 
-    if asked.plot is not None:
-        report.check_plot(asked.plot)
+    if arguments.plot is not None:
+        report.check_plot(arguments.plot)
     rows = []
-    for one in watch(asked.work, Settings(**_given_settings(asked)), asked.csv):
-        if isinstance(one, Row):
-            rows.append(one)
+    for event in watch(arguments.work, Settings(**_given_settings(arguments)), arguments.csv):
+        if isinstance(event, Row):
+            rows.append(event)
         else:
-            tell(f"{one.mode} {one.steps}  picture {one.pictures} of {one.of}")
-    if asked.plot is not None:
-        plot(rows, asked.plot)
+            tell(f"{event.mode} {event.steps}  picture {event.pictures} of {event.of}")
+    if arguments.plot is not None:
+        plot(rows, arguments.plot)
     with report_of_work():
         print(table(rows))
-        if asked.plot is not None:
-            print(asked.plot)
+        if arguments.plot is not None:
+            print(arguments.plot)
     return 0
 
 
-def _given_settings(asked: argparse.Namespace) -> dict[str, Any]:
+def _given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was said, as `Settings` takes it."""
-    names = [how.get("dest", name.replace("-", "_")) for name, how in _OPTIONS.items()]
-    given = {name: getattr(asked, name) for name in names if hasattr(asked, name)}
-    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return given | ({"guidance": dict(given["guidance"])} if "guidance" in given else {})
+    names = [keywords.get("dest", name.replace("-", "_")) for name, keywords in _OPTIONS.items()]
+    settings = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+    return settings | ({"guidance": dict(settings["guidance"])} if "guidance" in settings else {})

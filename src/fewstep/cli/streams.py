@@ -13,10 +13,10 @@ from typing import TextIO
 @contextmanager
 def escaping_streams() -> Iterator[None]:
     """Letters that a stream's encoding lacks are written as escapes (`\\u732b`), in here."""
-    with ExitStack() as before:
+    with ExitStack() as restore:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                before.callback(_set_errors, stream, stream.errors)
+                restore.callback(_set_errors, stream, stream.errors)
                 _set_errors(stream, "backslashreplace")
         yield
 
