@@ -162,10 +162,12 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; of own schedulers and samplers the names."""
-        own = {"own_schedulers": list(self.own_schedulers), "own_samplers": list(self.own_samplers)}
+        own_names = {"own_schedulers": list(self.own_schedulers), "own_samplers": list(self.own_samplers)}
         return {
-            **{f.name: _as_plain_data(getattr(self, f.name)) for f in fields(self) if f.name not in own},
-            **own,
+            **{
+                f.name: _as_plain_data(getattr(self, f.name)) for f in fields(self) if f.name not in own_names
+            },
+            **own_names,
         }
 
 
@@ -174,5 +176,5 @@ def _as_plain_data(value: Any) -> Any:
     if is_dataclass(value):
         return {f.name: _as_plain_data(getattr(value, f.name)) for f in fields(value)}
     return (
-        {name: _as_plain_data(each) for name, each in value.items()} if isinstance(value, Mapping) else value
+        {name: _as_plain_data(item) for name, item in value.items()} if isinstance(value, Mapping) else value
     )
