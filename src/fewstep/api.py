@@ -184,7 +184,7 @@ def load(  # noqa: PLR0913  as `generate`
 def plan(
     prompt: Prompts, steps: int | None = None, mode: str | None = None, **options: Unpack[GenerateOptions]
 ) -> Plan:
-    """What `generate` would run with these arguments: timesteps, sigmas, guidance meaning, size, warnings.
+    """Return what `generate` would run: timesteps, sigmas, guidance meaning, size, warnings.
 
     All is checked as far as names and files here tell; nothing is loaded, nothing fetched.
     """
@@ -284,7 +284,7 @@ _engines = _Engines(_load_engine)
 
 
 def _renew_lock() -> None:
-    """In a forked child: a thread of the parent's, which holds it, is not there to give it back."""
+    """Make a new lock in a forked child, where the parent's thread that holds it is not there."""
     _engines.lock = threading.Lock()
 
 

@@ -84,7 +84,7 @@ class Engine(EngineBase[Step]):
     @classmethod
     @FreshTorchState()
     def from_pipe(cls, pipe: Any, mode: str | None = None, *, steps: int | None = None) -> Self:
-        """An engine on the networks of a diffusers SDXL pipeline, which stays as it is, and usable.
+        """Return an engine on the networks of a diffusers SDXL pipeline, which stays as it is, and usable.
 
         mode: None is what its UNet shows, "lcm" or "base". Where a mode's weights are an adapter or
             a checkpoint, the pipeline is taken at the caller's word to have them, fused or active.
@@ -161,7 +161,7 @@ class Engine(EngineBase[Step]):
         return result
 
     def _failure_message(self, failures: Sequence[Failure], survivors: int) -> str:
-        """One line for all pictures that failed."""
+        """Return one line for all pictures that failed."""
         failed = ", ".join(f"picture {f.picture} (seed {f.seed})" for f in failures)
         if failures[0].memory:
             advice = ""  # the reason has it
@@ -180,7 +180,7 @@ class Engine(EngineBase[Step]):
 
     @property
     def parts(self) -> Parts:
-        """The networks; `FewstepError` after `close`."""
+        """Return the networks; raises `FewstepError` after `close`."""
         return self._loaded.parts
 
     @property

@@ -61,12 +61,12 @@ class Inspection(FileKind):
     notes: tuple[str, ...]  # what else to know, in sentences
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
+        """Return it as plain data, ready for JSON."""
         field_values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: _as_plain_data(value) for name, value in field_values.items()}
 
     def __str__(self) -> str:
-        """A few lines for the command line."""
+        """Return a few lines for the command line."""
         return "\n".join(_text_lines(self))
 
 
@@ -110,7 +110,7 @@ def _sound_recipes() -> Iterator[tuple[str, Recipe]]:
 
 
 def _is_own_file(recipe: Recipe, kind: FileKind, path: Path) -> bool:
-    """Is this a mode's own file, by its name; by its folder's, where files have everybody's name?"""
+    """Return whether it is a mode's own file, by its name; by its folder's where the name is a common one."""
     weights = recipe.weights.get(kind.family)
     if weights is None or ATTACHED_AS[weights.attach] != kind.what:
         return False
@@ -124,7 +124,7 @@ def _is_own_file(recipe: Recipe, kind: FileKind, path: Path) -> bool:
 
 
 def _why_it_fits(recipe: Recipe, kind: FileKind, is_own: bool) -> str:
-    """Why a mode fits; "" where it does not."""
+    """Return why a mode fits; "" where it does not."""
     attach = recipe.weights[kind.family].attach if kind.family in recipe.weights else ""
     if kind.what == "lora":
         can_be_put_on = kind.variety in MERGEABLE and kind.family in LORA_FITS
@@ -143,7 +143,7 @@ def _why_it_fits(recipe: Recipe, kind: FileKind, is_own: bool) -> str:
 def _proven_mode(
     header: Header, kind: FileKind, fitting: Mapping[str, Recipe], own_modes: list[str]
 ) -> tuple[str, str, str]:
-    """What mode=None should take, "" for none; a doubt of it; and what to type where it must be named."""
+    """Return what mode=None should take ("" is none), a doubt of it, and what to type to name the mode."""
     own_modes = [mode for mode in own_modes if mode in fitting]
     if len(own_modes) == 1 or kind.what == "lora":
         return (own_modes[0] if len(own_modes) == 1 else ""), "", ""
@@ -167,7 +167,7 @@ def _doubt_of_word(source: str, word: str, choice: Sequence[str]) -> str:
 
 
 def _obstacle_as_list(kind: FileKind, noise: Noise, path: Path) -> list[str]:
-    """Why a checkpoint cannot be a model=, in a sentence; [] is fine."""
+    """Return why a checkpoint cannot be a model=, in a sentence; [] is fine."""
     if kind.what == "unet":
         fault = QUANTISED if kind.quantised else noise.fault
     else:
@@ -176,7 +176,7 @@ def _obstacle_as_list(kind: FileKind, noise: Noise, path: Path) -> list[str]:
 
 
 def _may_be(recipe: Recipe, kind: FileKind, word: str) -> bool:
-    """May a model that speaks of `word` be for this mode? An adapter would distil it once more."""
+    """Return whether a model that speaks of `word` may be for this mode; an adapter would distil it again."""
     weights = recipe.weights.get(kind.family)
     if weights is None:
         return True
@@ -185,7 +185,7 @@ def _may_be(recipe: Recipe, kind: FileKind, word: str) -> bool:
 
 
 def _mode_in_name(header: Header) -> str:
-    """The mode that a file's name or metadata speaks of: turbo, lightning, lcm …"""
+    """Return the mode that a file's name or metadata speaks of: turbo, lightning, lcm …"""
     path = header.path.parent if header.path.name in _GENERIC else header.path
     return mode_in_text(" ".join([path.stem, *(header.metadata.get(key, "") for key in _NAMES)]))
 

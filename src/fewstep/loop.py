@@ -47,7 +47,7 @@ class Step:
 
     @FreshTorchState()
     def preview(self, picture: int = 0) -> Image.Image:
-        """A quick look at a picture as predicted so far; with a large VAE its colours and layout only."""
+        """Return a quick look at a picture as predicted so far; with a large VAE colours and layout only."""
         return Image.fromarray(self.codec.preview(self.x0[picture : picture + 1]).numpy())
 
 
@@ -123,7 +123,7 @@ def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
 
 @torch.no_grad()
 def decode_pictures(networks: Networks, call: Call, latents: Tensor) -> list[Image.Image | Failure]:
-    """Latents → pictures, each on its own; outside a mask the given picture comes back untouched."""
+    """Return latents as pictures, one at a time; outside a mask the given picture comes back untouched."""
     pictures: list[Image.Image | Failure] = []
     paste = _mask_paster(call.job) if call.job.mask is not None else None
     for index, (latent, seed) in enumerate(zip(latents.split(1), call.job.request.seeds, strict=True)):
@@ -202,7 +202,7 @@ def _mask_paster(job: Job) -> Callable[[Tensor], Tensor]:
 
 
 def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], count: int, skip_first: bool) -> list[Tensor]:
-    """`count` draws of noise (B, 4, h, w), on the CPU, from one generator per picture.
+    """Return `count` draws of noise (B, 4, h, w), on the CPU, from one generator per picture.
 
     The order is that of diffusers: the VAE's posterior (only where a picture is given; `skip_first`
     leaves zeros in its place), the start, then the steps.
@@ -219,7 +219,7 @@ def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], count: int, skip_fi
 
 
 def masked_denoiser(denoise: Denoise, image_latents: Tensor, mask: Tensor) -> Denoise:
-    """A denoiser that knows the picture where the mask is 0, so that x keeps the right noise there."""
+    """Return a denoiser that keeps the picture where the mask is 0, so that x has the right noise there."""
     share = F.interpolate(mask, image_latents.shape[-2:], mode="area")
 
     def inpaint(x: Tensor, sigma: float | Sequence[float]) -> Tensor:

@@ -32,7 +32,7 @@ class AddonCache:
         )
 
     def controls(self, job: Job) -> tuple[Control, ...]:
-        """The job's ControlNets, each with its picture."""
+        """Return the job's ControlNets, each with its picture."""
         pairs = zip(job.request.control, job.control, strict=True)
         entries = [
             (*addons.split_controlnet_view(source), image, scale) for (source, scale), image in pairs if scale
@@ -44,7 +44,7 @@ class AddonCache:
         )
 
     def references(self, job: Job) -> tuple[Reference, ...]:
-        """The job's IP-Adapters; pictures under the same one and the same scale are looked at together."""
+        """Return the job's IP-Adapters; pictures under the same one and the same scale are read together."""
         images_by_source: dict[tuple[str, float], list[Image]] = {}
         for scaled_source, image in zip(job.request.reference, job.reference, strict=True):
             images_by_source.setdefault(scaled_source, []).append(image)
@@ -90,7 +90,7 @@ def keep_loaded(
 
 
 def _file_state(place: AddonPlace) -> FileState:
-    """Which weights on disk, and as of when; those of a hub's repository are taken to stay."""
+    """Return which weights are on disk, and as of when; those of a hub's repository are taken to stay."""
     root = existing_path(place.root)
     if root is None:
         return ()

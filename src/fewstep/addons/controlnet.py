@@ -44,7 +44,7 @@ class Control:
     view: int = -1  # of a union: what the picture shows
 
     def residuals(self, x: Tensor, timestep: Tensor, conditioning: Conditioning) -> tuple[Tensor, ...]:
-        """What the UNet adds to each down block's output, and to the middle's."""
+        """Return what the UNet adds to each down block's output, and to the middle's."""
         down, middle = self.net(
             x, timestep, conditioning.tokens,
             conditioning_scale=self.scale, added_cond_kwargs=dict(conditioning.added) or None,
@@ -62,7 +62,7 @@ class Control:
 
 
 def with_controlnets(unet: Network, controls: Sequence[Control]) -> Network:
-    """`unet` with the residuals of these ControlNets, added up."""
+    """Return `unet` with the residuals of these ControlNets, added up."""
 
     def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
         residuals = [control.residuals(x, timestep, conditioning) for control in controls]
@@ -79,14 +79,14 @@ def make_control(net: Any, image: Image, scale: float, name_and_view: tuple[str,
 
 
 def load_controlnet(unet: Any, placement: Placement, source: str) -> Any:
-    """The ControlNet of a folder, file or hub id, made for this UNet; `CorruptModelError` where it is not."""
+    """Return the ControlNet of a folder, file or hub id; raises `CorruptModelError` if not for this UNet."""
     blueprint = _blueprint(unet, addons.locate_controlnet(source))
     _require_made_for(unet.config, network_config(blueprint), source)
     return build_network(blueprint, placement, placement.dtype, home=False)
 
 
 def _blueprint(unet: Any, location: addons.AddonPlace) -> Blueprint:
-    """A folder in diffusers' layout, or one file, for which the UNet's own configuration is taken."""
+    """Return that of a folder in diffusers' layout, or of one file with the UNet's own configuration."""
     if not location.file:
         return folder.read_network(
             hub.fetch_folder(location.root, NETWORK_FILES, location.revision), CONTROLNET_CLASSES
@@ -131,12 +131,12 @@ def _require_made_for(unet: Mapping[str, Any], config: Mapping[str, Any], source
 
 
 def _as_lists(value: Any) -> Any:
-    """A tuple of a class and a list of a file are the same."""
+    """Return a tuple as a list: a class has the one where a file has the other."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def _view_number(net: Any, name: str, view: str) -> int:
-    """The number of what the picture shows, for a union; -1 for others."""
+    """Return the number of what the picture shows, for a union; -1 for other ControlNets."""
     most = net.config.get("num_control_type", 0)
     fitting = [name for name, number in addons.VIEWS.items() if number < most]
     if most and view not in fitting:

@@ -62,7 +62,7 @@ class Reference:
     scale: float
 
     def tokens(self) -> tuple[Tensor, Tensor]:
-        """What guidance's two sides are shown, (n, tokens, C) each: nothing, and the pictures.
+        """Return what guidance's two sides are shown, (n, tokens, C) each: nothing, and the pictures.
 
         Nothing is zeros in place of summaries, and a grey picture where a layer is read, both as in
         diffusers' pipelines (`encode_image`).
@@ -85,7 +85,7 @@ class Reference:
 
 
 def with_ip_adapters(unet: Network, references: Sequence[Reference]) -> Network:
-    """`unet` with these adapters beside its cross-attention while it runs, and as it was after."""
+    """Return `unet` with these adapters beside its cross-attention while it runs, and as it was after."""
     layers_by_attention = zip(*(reference.adapter.layers for reference in references), strict=True)
     processors = [
         (layers[0].attention, _make_attention_processor(layers, references)) for layers in layers_by_attention
@@ -99,7 +99,7 @@ def with_ip_adapters(unet: Network, references: Sequence[Reference]) -> Network:
 
 
 def load_ip_adapter(unet: Any, placement: Placement, source: str) -> IpAdapter:
-    """The IP-Adapter of a file, with its image encoder; `CorruptModelError` where it is not this UNet's."""
+    """Return the IP-Adapter of a file and its image encoder; `CorruptModelError` if not for this UNet."""
     location = addons.locate_ip_adapter(source)
     path = hub.fetch_file(location.root, location.file, location.revision)
     shapes = {name: entry.shape for name, entry in safetensors.read_header(path).tensors.items()}
@@ -116,7 +116,7 @@ def load_ip_adapter(unet: Any, placement: Placement, source: str) -> IpAdapter:
 
 
 def _make_attention_processor(layers: Sequence[IpAdapterLayer], references: Sequence[Reference]) -> Any:
-    """diffusers' attention to text and pictures, with the weights of these adapters."""
+    """Return diffusers' attention to text and pictures, with the weights of these adapters."""
     from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 
     width, context = layers[0].key.out_features, layers[0].key.in_features
@@ -142,7 +142,7 @@ def _with_processors(processors: Sequence[tuple[Any, Any]]) -> Iterator[None]:
 
 
 def _clip_pixels(image: Image, side: int) -> Tensor:
-    """What CLIP sees, (1, 3, side, side): the middle of the picture, its shorter side made `side`.
+    """Return what CLIP sees, (1, 3, side, side): the picture's middle, its shorter side made `side`.
 
     As transformers' `CLIPImageProcessor`, which resizes all of it first; only what is kept is made here.
     """
@@ -160,7 +160,7 @@ def _clip_pixels(image: Image, side: int) -> Tensor:
 
 
 def _encoder_output(shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[str, int]:
-    """What of an image encoder the adapter reads, and how wide that is."""
+    """Return the field of an image encoder that says how wide its output is, and the width that is read."""
     for sign, input_weight, width_field in PROJECTIONS:
         if {f"image_proj.{sign}", f"image_proj.{input_weight}"} <= shapes.keys():
             return width_field, shapes[f"image_proj.{input_weight}"][-1]
@@ -175,7 +175,7 @@ def _encoder_output(shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[
 def _cross_attentions(
     unet: Any, shapes: Mapping[str, tuple[int, ...]], path: Path
 ) -> list[tuple[Any, tuple[str, str]]]:
-    """The UNet's cross-attentions, each with the names of its key and value in the file.
+    """Return the UNet's cross-attentions, each with the names of its key and value in the file.
 
     They are numbered with the self-attentions between them, in the order of `unet.attn_processors`.
     """
@@ -219,7 +219,7 @@ def _make_linear(weight: Tensor, placement: Placement) -> nn.Linear:
 
 
 def _make_image_projection(unet: Any, tensors: Mapping[str, Tensor], path: Path) -> Any:
-    """The network between encoder and UNet, by diffusers' own table of names."""
+    """Return the network between encoder and UNet, by diffusers' own table of names."""
     prefix = "image_proj."
     weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     # It draws random weights first, which must not be seen in the draws of whoever calls.
@@ -231,7 +231,7 @@ def _make_image_projection(unet: Any, tensors: Mapping[str, Tensor], path: Path)
 def _find_image_encoder(
     location: addons.AddonPlace, width_field: str, width: int, placement: Placement
 ) -> Any:
-    """The first CLIP encoder of that width near the adapter: beside it, or as h94/IP-Adapter has ViT-H."""
+    """Return the first CLIP encoder of that width: beside the adapter, or where h94/IP-Adapter has ViT-H."""
     subfolders = (str(PurePosixPath(location.file).parent / "image_encoder"), "models/image_encoder")
     for subfolder in subfolders:
         try:

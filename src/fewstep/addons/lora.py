@@ -34,7 +34,7 @@ class Lora:
 
 
 def read_lora(path: Path, layers: LoraTargets) -> Lora:
-    """A LoRA for these layers; `CorruptModelError` says what else it is, or what of it does not fit."""
+    """Return a file's LoRA for these layers; `CorruptModelError` says what it is else, or does not fit."""
     header = safetensors.read_header(path)
     require_lora(header)
     modules = _tensors_by_module(header)
@@ -57,7 +57,7 @@ def read_lora(path: Path, layers: LoraTargets) -> Lora:
 
 
 def _tensors_by_module(header: Header) -> dict[tuple[str, str], dict[str, str]]:
-    """(network, module) → role → the tensor's name; the network is "" where only the model can tell."""
+    """Return (network, module) → role → the tensor's name; network "" where only the model can tell."""
     modules: dict[tuple[str, str], dict[str, str]] = {}
     for name in header.tensors:
         if name.startswith(tensor_names.BUNDLED_WORD):
@@ -77,7 +77,7 @@ def _tensors_by_module(header: Header) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def _read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
-    """All of them; they stay mapped to the file."""
+    """Return all of a file's tensors; they stay mapped to it."""
     from safetensors import safe_open
 
     with raise_as_corrupt(path), safe_open(path, framework="pt") as file:
@@ -93,7 +93,7 @@ def _read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
 
 
 def _find_layer(network: str, module: str, factors: Factors, layers: LoraTargets) -> tuple[str, str] | None:
-    """Which layer is meant. Not every writer says of which network: the first that has such a one."""
+    """Return the layer that is meant; where the writer names no network, the first that has such a one."""
     owners, name = LORA_NETWORKS, underscored(module)
     if not network:  # PEFT's, of a module that holds networks
         network = next((owner for owner in reversed(LORA_NETWORKS) if name.startswith(f"{owner}_")), "")
@@ -188,7 +188,7 @@ class _ModuleReader:
         return FormulaDelta(lora_deltas.difference, {role: bias.flatten()}, scale)
 
     def _scale(self, factors: Factors, algorithm: Algorithm) -> float:
-        """alpha is in a tensor beside the factors, or in PEFT's configuration; none is a scale of 1."""
+        """Return alpha / rank, of rsLoRA alpha / sqrt(rank); alpha is a tensor's or PEFT's configuration's."""
         if not algorithm.allows or "scalar" not in algorithm.allows:
             return 1.0
         rank = next((len(factors[role]) for role in algorithm.ranked if role in factors), 0)
@@ -214,7 +214,7 @@ def _is_empty(factors: Factors) -> bool:
 
 
 def _require_known(header: Header, layers: LoraTargets, foreign: list[str], modules: int) -> None:
-    """No part of it may be left out silently."""
+    """Check that every part has a layer, so that none is left out; raises `CorruptModelError`."""
     if foreign:
         examples = ", ".join(f"{name:.80}" for name in foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise CorruptModelError(
@@ -232,7 +232,7 @@ def _whose(header: Header, layers: LoraTargets) -> str:
 
 
 def _only_number(tensor: Tensor) -> float:
-    """The one number in a tensor, of whatever real dtype: float8 cannot add."""
+    """Return the one number in a tensor, of whatever real dtype: float8 cannot add."""
     if tensor.numel() != 1 or tensor.is_complex():
         return math.nan
     try:
@@ -246,7 +246,7 @@ def _as_rank(value: object) -> int:
 
 
 def _peft_alpha(header: Header, config: Mapping[str, Any], layer: LoraTarget, rank: int) -> float:
-    """Of a layer, by its name in PEFT's `alpha_pattern`, or else for all; LoHa and LoKr call it `alpha`."""
+    """Return a layer's alpha, by its name in PEFT's `alpha_pattern`, or that of all (LoHa, LoKr: `alpha`)."""
     patterns = config.get("alpha_pattern") or {}
     alpha: object = config.get("lora_alpha", config.get("alpha", rank))
     for pattern, pattern_alpha in patterns.items() if isinstance(patterns, dict) else ():
@@ -261,7 +261,7 @@ def _peft_alpha(header: Header, config: Mapping[str, Any], layer: LoraTarget, ra
 
 
 def _peft_configs(header: Header, modules: Mapping[tuple[str, str], object]) -> dict[str, dict[str, Any]]:
-    """PEFT's configuration of each network, "" for all: beside the file, or in its metadata."""
+    """Return PEFT's configuration of each network, "" for all: beside the file, or in its metadata."""
     config_path = header.path.parent / CONFIG_FILE
     unnamed = any(network == "" for network, _ in modules)
     config: dict[str, Any] = {}

@@ -60,7 +60,7 @@ _FORMER_ENDINGS = {
 
 
 def find_lora_targets(networks: Mapping[str, nn.Module], config: Any) -> LoraTargets:
-    """Every layer of these networks; the configuration is the UNet's."""
+    """Return every layer of these networks by its names; the configuration is the UNet's."""
     per_block = config.layers_per_block  # residual ones, on the way down; no SDXL has several numbers of them
     stride = 1 + (per_block if isinstance(per_block, int) else per_block[0])
     targets: dict[tuple[str, str], LoraTarget] = {}
@@ -76,12 +76,12 @@ def find_lora_targets(networks: Mapping[str, nn.Module], config: Any) -> LoraTar
 
 
 def underscored(name: str) -> str:
-    """A module's path as a name here; transformers has dropped a prefix that files have."""
+    """Return a module's path as a name here, without a prefix that files have and transformers dropped."""
     return name.replace(".base_layer", "").replace(".", "_").removeprefix("text_model_")
 
 
 def _own_layers(network: nn.Module) -> Iterator[tuple[str, LoraTarget]]:
-    """Matrices, convolutions and norms."""
+    """Yield a network's matrices, convolutions and norms."""
     weights = dict(network.named_parameters())
     for name, weight in weights.items():
         module = name.removesuffix(".weight")

@@ -10,7 +10,7 @@ from fewstep.inspection import mode_in_text
 
 
 def check_loras(case: Case) -> Iterator[Finding]:
-    """An accelerator is told by its name, or by being alone in a mode that needs one."""
+    """Yield what is wrong with the LoRAs; an accelerator is known by name, or by being the only one."""
     active = [adapter for adapter in case.pipeline.adapters if adapter.active]
     accelerators = [adapter for adapter in active if mode_in_text(adapter.name)]
     if case.weights is None or case.weights.attach != "adapter":
@@ -35,7 +35,7 @@ def check_loras(case: Case) -> Iterator[Finding]:
 
 
 def _lora_of_mode(case: Case, candidates: Sequence[ActiveAdapter]) -> ActiveAdapter | None:
-    """The mode's own among them: by its name, or the first."""
+    """Return the mode's own among them: by its name, or the first."""
     family = case.mode.split("-")[0]
     return next((lora for lora in candidates if family in lora.name.lower()), next(iter(candidates), None))
 
@@ -52,7 +52,7 @@ def _surplus_loras(case: Case, surplus: Sequence[ActiveAdapter]) -> Iterator[Fin
 
 
 def _missing_lora(case: Case) -> Finding:
-    """Nothing is on; it may be loaded but off, or merged into the weights and not to be seen."""
+    """Return the finding where none is on; it may be off, or merged into the weights and not to be seen."""
     weights, inactive = case.weights, [adapter.name for adapter in case.pipeline.adapters]
     assert weights is not None
     if inactive:

@@ -14,7 +14,7 @@ PICTURES = {"Img2Img": ("image=image",), "Inpaint": ("image=image", "mask_image=
 
 
 def check_call(case: Case) -> Iterator[Finding]:
-    """Every choice that was told; and the pipeline's own size, which acts where none is."""
+    """Yield what is wrong with the arguments of the call, and with the default size where it has none."""
     rules = (_check_steps, _check_timesteps, _check_eta, _check_guidance, _check_negative_prompt, _check_size)
     for rule in rules:
         for message, severity in rule(case):
@@ -25,7 +25,7 @@ Faults = Iterator[tuple[str, Severity]]
 
 
 def call_line(case: Case) -> str:
-    """The call as told, what is wrong in it put right, what the pipeline would take otherwise said."""
+    """Return the call with what is wrong put right, and with what the pipeline would take otherwise."""
     planned, stepper, scale = case.planned, case.stepper, _legal_guidance_scale(case)
     arguments = list(_pictures_of_call(case))
     if planned.negative_prompt and case.recipe.guidance.kind == "cfg":
@@ -46,7 +46,7 @@ def call_line(case: Case) -> str:
 
 
 def needed_timesteps(case: Case) -> list[int]:
-    """The levels that no configuration of the class makes, and that the call must name; [] is none."""
+    """Return levels that no configuration of the class makes, and that the call must name; [] is none."""
     if case.scheduler_name or case.stepper is None or not case.stepper.explicit:
         return []
     recipe = case.recipe
@@ -64,7 +64,7 @@ def _pictures_of_call(case: Case) -> tuple[str, ...]:
 
 
 def _steps_diffusers_runs(case: Case, steps: int) -> int:
-    """How many steps diffusers runs of those given (`get_timesteps` of its image pipelines)."""
+    """Return how many of these steps diffusers runs (`get_timesteps` of its image pipelines)."""
     strength = (
         case.planned.strength
         if case.planned.strength is not None
@@ -74,7 +74,7 @@ def _steps_diffusers_runs(case: Case, steps: int) -> int:
 
 
 def _steps_to_ask_diffusers(case: Case) -> int:
-    """A number of steps of which diffusers runs as many as the mode was made for."""
+    """Return a number of steps of which diffusers runs as many as the mode was made for."""
     steps, rule = case.planned.steps, case.recipe.steps
     if steps is not None and case.steps_fit(_steps_diffusers_runs(case, steps)):
         return steps
@@ -114,7 +114,7 @@ def _check_timesteps(case: Case) -> Faults:
 
 
 def _legal_timesteps(case: Case, steps: int) -> Iterator[list[int]]:
-    """The levels of each of the mode's schedulers for as many steps."""
+    """Yield the levels of each of the mode's schedulers for as many steps."""
     for name in case.recipe.schedulers:
         if case.steps_fit(steps):
             try:
@@ -124,7 +124,7 @@ def _legal_timesteps(case: Case, steps: int) -> Iterator[list[int]]:
 
 
 def _eta_of_mode(case: Case) -> float:
-    """The mode's own share of fresh noise; diffusers' pipeline gives 0 where the call names none."""
+    """Return the mode's own share of fresh noise; diffusers' pipeline takes 0 where the call names none."""
     return case.recipe.sampler(case.recipe.samplers[0]).eta
 
 
@@ -158,7 +158,7 @@ def _check_guidance(case: Case) -> Faults:
 
 
 def _legal_guidance_scale(case: Case) -> float:
-    """A legal guidance in diffusers' words, where 0 says off; above 1 where a negative prompt is to act."""
+    """Return a legal guidance in diffusers' words: 0 is off; above 1 where a negative prompt has to act."""
     rule, guidance = case.recipe.guidance, case.planned.guidance
     if rule.kind == "none":
         return guidance if guidance is not None and guidance <= 1 else 0.0
@@ -180,7 +180,7 @@ def _check_negative_prompt(case: Case) -> Faults:
 
 
 def _check_size(case: Case) -> Faults:
-    """Where none is told, the picture's or the pipeline's own."""
+    """Yield what is wrong with the size: the call's, the picture's, or the pipeline's own."""
     side = trained_size(case.pipeline.parts["unet"], case.pipeline.source)
     width, height, trained = case.planned.width or side, case.planned.height or side, case.trained_side
     if _task_of_call(case) and not (case.planned.width or case.planned.height):

@@ -26,7 +26,7 @@ PADDING = "!"  # SDXL's second tokenizer_config.json; the first has the end's ow
 
 
 def check_whole(case: Case) -> Iterator[Finding]:
-    """Is it an SDXL pipeline, with all its parts? Where not, nothing else is looked at."""
+    """Yield what makes it no whole SDXL pipeline; then nothing else is looked at."""
     parts = case.pipeline.parts
     unet = parts.get("unet", {})
     if "unet" in parts and unet.get("addition_embed_type") != "text_time":
@@ -45,7 +45,7 @@ def check_whole(case: Case) -> Iterator[Finding]:
 
 
 def check_unet(case: Case) -> Iterator[Finding]:
-    """Its guidance embedding and its channels."""
+    """Yield what is wrong with its guidance embedding and its channels."""
     unet = case.pipeline.parts["unet"]
     embedded, needed = bool(unet.get("time_cond_proj_dim")), case.recipe.guidance.kind == "embedded"
     if embedded != needed:
@@ -70,13 +70,13 @@ def check_unet(case: Case) -> Iterator[Finding]:
 
 
 def _is_base(unet: Mapping[str, Any]) -> bool:
-    """Was it loaded by the name of a base model, or from where the hub's cache keeps that?"""
+    """Return whether it was loaded by a base model's name, or from where the hub's cache keeps that."""
     name = str(unet.get("_name_or_path", "")).replace("--", "/")
     return any(base_model.source in name for base_model in ALIASES.values())
 
 
 def check_vae(case: Case) -> Iterator[Finding]:
-    """Its latents, their scale, and fp16."""
+    """Yield what is wrong with its latents, their scale, and fp16."""
     vae, dtype = case.pipeline.parts["vae"], case.pipeline.dtypes.get("vae", "")
     remedy = f"pipe.vae = {_expression_to_fetch(CLASSES['vae'], FP16_VAE)}"
     check_latent_scaling(vae, case.pipeline.source)
@@ -107,12 +107,12 @@ def check_vae(case: Case) -> Iterator[Finding]:
 
 
 def _of_sdxl(vae: Mapping[str, Any]) -> bool:
-    """Is it for SDXL's latents, by its widths, or a tiny one, all of which here are?"""
+    """Return whether it is for SDXL's latents: by its widths, or a tiny one, all of which here are."""
     return vae["_class_name"] == "AutoencoderTiny" or list(vae.get("block_out_channels", ())) == WIDTHS
 
 
 def check_dtypes(case: Case) -> Iterator[Finding]:
-    """What a pipeline in memory cannot run, or only slowly. A folder's dtypes are chosen on loading."""
+    """Yield what a pipeline in memory cannot run, or only slowly; a folder's dtypes are chosen on loading."""
     pipeline = case.pipeline
     if pipeline.stored:
         return
@@ -133,13 +133,13 @@ def check_dtypes(case: Case) -> Iterator[Finding]:
 
 
 def _dtype_diffusers_upcasts(case: Case, name: str) -> tuple[str, ...]:
-    """The dtype that diffusers decodes in fp32 whatever the UNet's: a VAE's that says so."""
+    """Return the dtype that diffusers decodes in fp32: that of a VAE that says so."""
     forced = name == "vae" and case.pipeline.parts[name].get("force_upcast", True)
     return ("float16",) if forced else ()
 
 
 def check_rest(case: Case) -> Iterator[Finding]:
-    """Padding and watermark."""
+    """Yield what is wrong with padding and watermark."""
     padding = case.pipeline.padding
     if padding and padding != PADDING and not case.bundled:
         yield Finding(
@@ -158,7 +158,7 @@ def check_rest(case: Case) -> Iterator[Finding]:
 
 
 def _unet_of(case: Case) -> str:
-    """The UNet of the mode's weights where it has a folder, else SDXL's own, for what is put on it."""
+    """Return the UNet of the mode's weights where it has a folder, else SDXL's own, as an expression."""
     weights = case.weights
     if weights is not None and weights.attach == "unet" and not weights.file:
         return _expression_to_fetch(
@@ -169,7 +169,7 @@ def _unet_of(case: Case) -> str:
 
 
 def _expression_to_fetch(class_name: str, source: str, folder: str = "") -> str:
-    """The expression that loads a part from the hub, as the pipeline's UNet is."""
+    """Return the expression that loads a part from the hub, as the pipeline's UNet is."""
     subfolder = f", subfolder={folder!r}" if folder else ""
     expression = f"{class_name}.from_pretrained({source!r}{subfolder})"
     if folder in (*TOKENIZERS, "scheduler"):

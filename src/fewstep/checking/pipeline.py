@@ -45,7 +45,7 @@ class Pipeline:
 
     @property
     def scheduler(self) -> str:
-        """Its class."""
+        """Return its class."""
         return str(self.parts["scheduler"].get("_class_name"))
 
 
@@ -82,7 +82,7 @@ def _from_object(pipe: Any) -> Pipeline:
 
 
 def _config_of(component: Any) -> Mapping[str, Any]:
-    """diffusers' configurations are mappings, transformers' have a method; tokenizers have none."""
+    """Return a part's configuration and class: a mapping of diffusers, or an object of transformers."""
     component = getattr(component, "_orig_mod", component)  # what torch.compile wraps
     config = getattr(component, "config", {})
     fields: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
@@ -90,7 +90,7 @@ def _config_of(component: Any) -> Mapping[str, Any]:
 
 
 def _name_of_gpu() -> str:
-    """A pipeline's networks are torch's, which is loaded then."""
+    """Return "cuda" where there is one; torch, which the networks are of, is not imported for that."""
     import sys
 
     torch = sys.modules.get("torch")
@@ -98,7 +98,7 @@ def _name_of_gpu() -> str:
 
 
 def _loras_on_unet(pipe: Any) -> Iterator[ActiveAdapter]:
-    """The UNet's LoRAs, as peft's layers have them; those fused and unloaded are known by name only."""
+    """Yield the UNet's LoRAs, as peft's layers have them; those fused and unloaded by name only."""
     modules = pipe.unet.modules() if hasattr(pipe.unet, "modules") else ()
     layers = [module for module in modules if hasattr(module, "lora_A") and hasattr(module, "scaling")]
     names = {name: layer for layer in reversed(layers) for name in layer.scaling}  # one that has it
@@ -116,7 +116,7 @@ def _loras_on_unet(pipe: Any) -> Iterator[ActiveAdapter]:
 
 
 def _from_folder(root: Path) -> Pipeline:
-    """Only JSON files and the headers of safetensors are read."""
+    """Return that of a folder, from JSON files and the headers of safetensors alone."""
     if not (root / "model_index.json").is_file():
         raise ModelNotFoundError(
             f"{root} is not a diffusers folder here: give one with a model_index.json, or a pipeline"
@@ -142,7 +142,7 @@ def _from_folder(root: Path) -> Pipeline:
 
 
 def _class_in_index(root: Path, index: Mapping[str, Any], name: str) -> str:
-    """transformers' configurations do not say their class; the index does. "" is no such part."""
+    """Return a part's class from the index, as transformers' files do not say it; "" is no such part."""
     entry = index.get(name)
     if not isinstance(entry, list) or entry == [None, None]:
         return ""
@@ -154,7 +154,7 @@ def _class_in_index(root: Path, index: Mapping[str, Any], name: str) -> str:
 
 
 def _dtype_of_weights(folder: Path) -> str:
-    """Of the first weight with a fraction, as a safetensors header says; "" where there is no file."""
+    """Return that of the first weight with a fraction, by its header; "" where there is no file."""
     for path in safetensors.weight_files(folder):
         for entry in safetensors.read_header(path).tensors.values():
             if entry.dtype in DTYPES:

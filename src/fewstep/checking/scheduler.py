@@ -48,7 +48,7 @@ FIELDS = (
 
 
 def check_scheduler(case: Case) -> Iterator[Finding]:
-    """Class, levels, and what it makes of them."""
+    """Yield what is wrong with its class, its levels, and what it makes of them."""
     if not isinstance(case.noise.process, VariancePreserving):
         yield from _check_other_process(case)
         return
@@ -68,7 +68,7 @@ def check_scheduler(case: Case) -> Iterator[Finding]:
 
 
 def _check_other_process(case: Case) -> Iterator[Finding]:
-    """EDM and flow matching: nothing else that is looked at acts, and no argument makes VP of them."""
+    """Yield what EDM and flow matching mean for a mode: no argument makes the usual process of them."""
     scheduler, title = case.pipeline.scheduler, case.noise.title
     if case.noise.fault:
         yield Finding(what=case.noise.fault, mend="")
@@ -134,14 +134,14 @@ def _check_levels(case: Case) -> Iterator[Finding]:
 
 
 def _first_timestep(levels: str, steps: int) -> int:
-    """The first timestep; of "linspace" (numpy's), one step is the last."""
+    """Return the first timestep; of "linspace" (numpy's), one step is the last."""
     if levels == "linspace":
         return 999 if steps > 1 else 0
     return round(leading(steps).timesteps[0])
 
 
 def _our_scheduler_name(name: str, config: Mapping[str, Any]) -> str:
-    """Which of our schedulers a configuration amounts to, or the name of another."""
+    """Return which of our schedulers a configuration amounts to, or the name of another."""
     if name in CONSISTENCY:
         return "lcm"  # these read no timestep_spacing
     for shape in _active_sigma_switches(config):
@@ -150,7 +150,7 @@ def _our_scheduler_name(name: str, config: Mapping[str, Any]) -> str:
 
 
 def _active_sigma_switches(config: Mapping[str, Any]) -> list[str]:
-    """The switches, of those that bend levels whatever their spacing, that are on."""
+    """Return which switches are on that bend levels whatever their spacing."""
     return [f"use_{shape}_sigmas" for shape in SHAPES if config.get(f"use_{shape}_sigmas")]
 
 
@@ -169,7 +169,7 @@ def _check_betas(case: Case, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _check_prediction(case: Case, config: Mapping[str, Any]) -> Iterator[Finding]:
-    """What the UNet answers with must be what the scheduler takes it for."""
+    """Yield where the scheduler takes the UNet's answer for something else."""
     prediction, needed = config.get("prediction_type", "epsilon"), case.recipe.prediction
     velocity = any(sign in _source_names(case) for sign in ("v-pred", "v_pred", "vpred"))
     adapter = case.weights is not None and case.weights.attach == "adapter"

@@ -14,7 +14,7 @@ NOT_GIVEN = argparse.SUPPRESS  # as a default: what was not given is not there, 
 
 
 def whole_number(text: str) -> int:
-    """The type of options that count."""
+    """Return a whole number: the type of options that count."""
     try:
         return int(text)
     except ValueError:
@@ -22,7 +22,7 @@ def whole_number(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """The type of options that measure."""
+    """Return a number: the type of options that measure."""
     try:
         return float(text)
     except ValueError:
@@ -30,7 +30,7 @@ def number(text: str) -> float:
 
 
 def with_weight(text: str) -> str | tuple[str, float]:
-    """The type of `PATH` and `PATH:WEIGHT`; a colon may be the path's own."""
+    """Return a path, or a path and a weight: the type of `PATH` and `PATH:WEIGHT`."""
     path, colon, weight = text.rpartition(":")
     if not colon or not path or os.path.exists(text):
         return text
@@ -62,18 +62,18 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**keywords, allow_abbrev=False)  # scripts outlive abbreviations
 
     def add_argument(self, *names: Any, **keywords: Any) -> argparse.Action:
-        """As argparse's."""
+        """Add an option as argparse does, and note its names."""
         action = super().add_argument(*names, **keywords)
         self.options += action.option_strings
         return action
 
     def error(self, message: str) -> NoReturn:
-        """`--steps 'abc': give a whole number; see fewstep generate --help`, without a usage block."""
+        """Raise `--steps 'abc': give a whole number; see fewstep generate --help`, without a usage block."""
         text = message.removeprefix("argument ").replace(": '", " '", 1)
         raise RequestError(f"{text}; see {self.prog} --help")
 
     def refuse(self, word: str, names: Sequence[str]) -> NoReturn:
-        """Nothing here has this name."""
+        """Raise that no option or command has this name, with the nearest that there is."""
         undashed = {name.lstrip("-"): name for name in names}
         matches = [name for name in names if name.startswith(word)]
         matches += [undashed[name] for name in get_close_matches(word.lstrip("-"), undashed, n=1)]
@@ -82,14 +82,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
-    """One command; `run` answers it with its exit code."""
+    """Add one command; `run` answers it with its exit code."""
     command: Parser = commands.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
     return command
 
 
 def parse_words(parser: Parser, commands: Mapping[str, Parser], words: Sequence[str]) -> argparse.Namespace:
-    """What was asked. Words that nobody knows are refused with the nearest known one."""
+    """Return the arguments that these words mean; unknown words are refused with the nearest known one."""
     if words and words[0] not in (*commands, *parser.options):
         if any(words[0] in command.options for command in commands.values()):
             parser.error(f"{words[0]} goes after a command: choose one of {', '.join(commands)}")

@@ -38,7 +38,7 @@ def run_words(words: Sequence[str]) -> int:
 
 @contextmanager
 def _warnings_shown() -> Iterator[None]:
-    """What the library has to say goes to stderr, like all words of the command."""
+    """Print the library's warnings to stderr in here, like all words of the command."""
     log, handler = logging.getLogger("fewstep"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("fewstep: warning: %(message)s"))
     log.addHandler(handler)
@@ -60,6 +60,6 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
 
 
 def _help(parser: Parser, arguments: argparse.Namespace) -> int:
-    """`fewstep` alone."""
+    """Print the help, for `fewstep` alone."""
     parser.print_help()
     return 0

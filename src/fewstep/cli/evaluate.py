@@ -12,12 +12,12 @@ from fewstep.errors import FewstepError
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """The type of `base,lcm`."""
+    """Return texts between commas: the type of `base,lcm`."""
     return tuple(word.strip() for word in text.split(","))
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    """The type of `1,2,4`."""
+    """Return whole numbers between commas: the type of `1,2,4`."""
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
@@ -25,7 +25,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _by_mode(text: str) -> tuple[str, float]:
-    """The type of `lcm=3`."""
+    """Return a mode and a number: the type of `lcm=3`."""
     mode, _, scale = text.partition("=")
     try:
         return mode, float(scale)
@@ -63,7 +63,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def add_evaluate(commands: Any) -> None:
-    """The command."""
+    """Add the command."""
     evaluation = add_command(commands, "eval", _run_eval, "measure quality and speed of the modes")
     evaluation.add_argument(
         "--work", default="fewstep-train", type=Path,
@@ -83,7 +83,7 @@ def _run_eval(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    """Rows as they are finished, then the table and the plot."""
+    """Print progress while rows are measured, then the table; draw the plot."""
     from fewstep.evaluation import Row, Settings, plot, report, table, watch
 
     if arguments.plot is not None:
@@ -104,7 +104,7 @@ def _measure(arguments: argparse.Namespace) -> int:
 
 
 def _given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was said, as `Settings` takes it."""
+    """Return the options that were given, as `Settings` takes them."""
     names = [keywords.get("dest", name.replace("-", "_")) for name, keywords in _OPTIONS.items()]
     settings = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}

@@ -33,7 +33,7 @@ _READ: dict[Any, dict[str, Any]] = {
 
 
 def add_generate(commands: Any) -> None:
-    """Both commands."""
+    """Add both commands."""
     generate = add_command(commands, "generate", _run_generate, "make pictures")
     _add_options(generate)
     generate.add_argument(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_models(commands: Any) -> None:
-    """`fewstep models`, `fewstep models NAME...`, `fewstep models pull NAME...`"""
+    """Add `fewstep models`, `fewstep models NAME...`, `fewstep models pull NAME...`"""
     models = add_command(
         commands, "models", _run_models, "list model files and licences; `models pull NAME` gets them"
     )
@@ -56,7 +56,7 @@ def _asset(name: str) -> Asset:
 
 
 def _facts(asset: Asset) -> dict[str, Any]:
-    """An asset as plain data, with where it is on this machine ("": not yet)."""
+    """Return an asset as plain data, with where it is on this machine ("": not yet)."""
     place = _place(asset)
     terms = asset.terms
     return asdict(asset) | {
@@ -73,7 +73,7 @@ def _place(asset: Asset) -> Path | None:
 
 
 def _bundled_bytes(asset: Asset) -> int:
-    """Of a folder that comes with fewstep; 0 for others."""
+    """Return the bytes of a folder that comes with fewstep; 0 for others."""
     from fewstep.catalog.models import bundled_folder
 
     files = [] if asset.repo else [path for path in bundled_folder(asset).glob("*") if path.is_file()]
@@ -81,7 +81,7 @@ def _bundled_bytes(asset: Asset) -> int:
 
 
 def _table(facts: Sequence[dict[str, Any]]) -> str:
-    """A line for each, and under them what the licences say."""
+    """Return a line for each asset, and under them what the licences say."""
     from fewstep.catalog.hub import format_size
 
     rows = [("name", "size", "where", "licence", "")]
@@ -98,7 +98,7 @@ def _table(facts: Sequence[dict[str, Any]]) -> str:
 
 
 def _details(entry: dict[str, Any]) -> str:
-    """All that is known of one."""
+    """Return all that is known of one asset."""
     from fewstep.catalog.hub import format_size
 
     commercial = {True: "allowed", False: "forbidden", None: "not known"}[entry["commercial"]]

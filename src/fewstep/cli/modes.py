@@ -31,7 +31,7 @@ def _run_modes(arguments: argparse.Namespace) -> int:
 
 
 def _mode_facts(name: str) -> dict[str, Any]:
-    """A mode as plain data, its defaults resolved, or what is wrong with it."""
+    """Return a mode as plain data, its defaults resolved, or what is wrong with it."""
     from fewstep.modes import find_recipe
 
     try:
@@ -43,7 +43,7 @@ def _mode_facts(name: str) -> dict[str, Any]:
 
 
 def _mode_lines(mode: dict[str, Any]) -> list[str]:
-    """Steps and guidance; levels and step rule; weights and licence."""
+    """Return steps and guidance; levels and step rule; weights and licence."""
     steps, guidance = mode["steps"], mode["guidance"]
     counts = _joined_by_or(steps["only"]) if steps["only"] else f"{steps['low']}-{steps['high']}"
     legal = f"{counts} ({steps['default']})" if steps["low"] < steps["high"] else f"{steps['high']}"

@@ -64,7 +64,7 @@ _OFTEN = 25  # steps to a line
 
 
 def add_train(commands: Any) -> None:
-    """The command."""
+    """Add the command."""
     train = add_command(commands, "train", _run_train, "train on your pictures, or the bundled model")
     train.description, train.formatter_class = _TEXT, RawDescriptionHelpFormatter
     train.add_argument("stage", metavar="STAGE", help="one of the above")
@@ -96,7 +96,7 @@ def _run_train(arguments: argparse.Namespace) -> int:
 
 
 def _training_config(options: dict[str, Any]) -> TrainConfig:
-    """The words of the command line → an order."""
+    """Return the options as a training configuration; raises `RequestError`."""
     if "out" not in options:
         raise RequestError("--out is missing: give a folder for state and result, such as --out trained")
     if "guidance" in options:

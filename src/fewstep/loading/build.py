@@ -82,14 +82,14 @@ class ModelBlueprint:
     zero_empty: bool  # an empty prompt is all zeros
 
     def with_part(self, name: str, part: Blueprint) -> ModelBlueprint:
-        """The same with another network in a place."""
+        """Return the same with another network in a place."""
         return replace(self, parts={**self.parts, name: part})
 
 
 def build_network(
     blueprint: Blueprint, placement: Placement, dtype: torch.dtype, *, home: bool = True
 ) -> Any:
-    """The network, in evaluation mode; `CorruptModelError` names what is missing or too much.
+    """Return the network, in evaluation mode; `CorruptModelError` names what is missing or too much.
 
     It is put where weights are between uses or, without `home`, on the device.
     """
@@ -117,7 +117,7 @@ def require_buildable(blueprint: Blueprint) -> tuple[Any, dict[str, nn.Parameter
 
 
 def network_config(blueprint: Blueprint) -> dict[str, Any]:
-    """What a network is built with: every argument of its class, from its file or by default."""
+    """Return every argument of a network's class, from its file or by default."""
     import diffusers
 
     if NETWORK_CLASSES[blueprint.kind]:
@@ -144,7 +144,7 @@ def network_config(blueprint: Blueprint) -> dict[str, Any]:
 
 
 def _require_modest(config: Mapping[str, Any], source: str) -> None:
-    """What multiplies: blocks before they are built, and pixels before a picture is made of them."""
+    """Check that blocks and pixels, whose numbers multiply, are few enough; raises `CorruptModelError`."""
     levels = len(_flatten_lists(config.get("block_out_channels", 0)))
     counts = (levels, *(max(_most_layers(config.get(name)) for name in names) for names in NESTED_FIELDS))
     if math.prod(counts) > MAX_BLOCKS:
@@ -162,7 +162,7 @@ def _require_modest(config: Mapping[str, Any], source: str) -> None:
 
 
 def _most_layers(value: Any) -> int:
-    """The largest number of layers in a value of a configuration, at least 1."""
+    """Return the largest number of layers in a value of a configuration, at least 1."""
     return (
         max(
             (math.ceil(entry) for entry in _flatten_lists(value) if isinstance(entry, int | float)), default=1
@@ -172,14 +172,14 @@ def _most_layers(value: Any) -> int:
 
 
 def _flatten_lists(value: Any) -> list[Any]:
-    """A value of a configuration, whatever lists it is in."""
+    """Return the entries of a value of a configuration, whatever lists they are in."""
     if not isinstance(value, list | tuple):
         return [value]
     return [entry for item in value[: MAX_ENTRIES + 1] for entry in _flatten_lists(item)]
 
 
 def _build_on_meta(blueprint: Blueprint) -> Any:
-    """The network without weights."""
+    """Return the network without weights; raises `CorruptModelError`."""
     config = network_config(blueprint)
     try:
         with torch.device("meta"):
@@ -255,7 +255,7 @@ def with_text_prefix(weights: Mapping[str, T]) -> dict[str, T]:
 def _require_fit(
     slots: Mapping[str, nn.Parameter], weights: Mapping[str, LazyTensor], blueprint: Blueprint
 ) -> None:
-    """A weight for every slot, of its shape, and none over."""
+    """Check that every slot has a weight of its shape, and none is over; raises `CorruptModelError`."""
     missing, surplus = sorted(slots.keys() - weights.keys()), sorted(weights.keys() - slots.keys())
     if missing:
         raise CorruptModelError(f"{blueprint.source} lacks {name_some(missing)}")
@@ -272,7 +272,7 @@ def _require_fit(
 
 
 def name_some(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
+    """Return the first few names, and how many more there are."""
     remainder = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + remainder
 
@@ -286,7 +286,7 @@ HUGE_PAGES = getattr(mmap, "MADV_HUGEPAGE", None)
 def allocate(
     shapes: Mapping[str, Size], dtype: torch.dtype, device: torch.device, layout: torch.memory_format
 ) -> dict[str, Tensor]:
-    """A tensor of each shape, its content undefined; those of four dimensions have this layout."""
+    """Return a tensor of each shape, its content undefined; those of four dimensions have this layout."""
     sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
     rounded = {name: -(-size // ALIGNMENT) * ALIGNMENT for name, size in sizes.items()}
     block = _memory_block(sum(rounded.values()), device)
@@ -299,7 +299,7 @@ def allocate(
 
 
 def _memory_block(size: int, device: torch.device) -> Tensor:
-    """So many bytes, aligned."""
+    """Return so many bytes, aligned."""
     if size < HUGE_PAGES_FROM or device.type != "cpu" or HUGE_PAGES is None:
         return torch.empty(size, dtype=torch.uint8, device=device)
     memory = mmap.mmap(-1, size)

@@ -62,7 +62,7 @@ def check_folder(root: Path) -> dict[str, Any]:
 
 
 def read_network(folder: Path, allowed: tuple[str, ...]) -> Blueprint:
-    """One network's folder: config.json, and safetensors in one file or in shards."""
+    """Return one network's folder: config.json, and safetensors in one file or in shards."""
     _require_plain(folder)
     config = read_config(folder / "config.json")
     _require_data(folder, config)
@@ -96,14 +96,14 @@ def _require_allowed(root: Path, name: str, entry: list[Any], architecture: Arch
 
 
 def _require_data(folder: Path, config: Mapping[str, Any]) -> None:
-    """No configuration may send for code. A kernel is fetched where its name is a hub id."""
+    """Check that no configuration sends for code (a kernel is fetched where its name is a hub id)."""
     for name in (*_CODE_FIELDS, *(name for name in _KERNEL_FIELDS if "/" in str(config.get(name)))):
         if config.get(name):
             raise CorruptModelError(f"{folder} wants code of its own to run ({name}): fewstep runs none")
 
 
 def _require_plain(folder: Path) -> None:
-    """Files only, and no programs: a pipe would block its reader."""
+    """Check that a folder has files only, and no programs: a pipe would block its reader."""
     for path in sorted(folder.glob("*")):
         kind = path.stat().st_mode if path.exists() else 0
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):

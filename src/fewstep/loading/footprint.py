@@ -19,7 +19,7 @@ from fewstep.files.untrusted import read_config
 
 
 def measure_model(model: Model, vae_path: Path | None = None) -> ModelSize:
-    """What `fewstep.devices.place` must know of a model.
+    """Return what `fewstep.devices.place` must know of a model.
 
     A mode's own weights are as large as those they replace. Parts that are missing count nothing:
     loading says which. `vae_path`: the folder or file of a VAE in the place of the model's own.
@@ -61,5 +61,5 @@ def _measure_vae(path: Path, model: Model) -> tuple[int, Mapping[str, Any]]:
 
 
 def _count_parameters(folder: Path) -> int:
-    """Of all files that loading would read: one, or the shards of one, and no other variant."""
+    """Return those of all files that loading would read: one, or its shards, and no other variant."""
     return sum(read_header(path).parameters for path in weight_files(folder))

@@ -66,13 +66,13 @@ class JointLock:
 
     @property
     def held(self) -> bool:
-        """Has this thread any of them? Then a network may be in the middle of its work below us."""
+        """Return whether this thread has any of them: a network may then be at work below us."""
         locks: list[Any] = self._locks
         return any(lock._is_owned() for lock in locks)
 
 
 def describe_pipe(pipe: Any) -> Model:
-    """Whose pictures a pipeline makes; `RequestError` where it is not a whole one of SDXL's architecture."""
+    """Return whose pictures a pipeline makes; raises `RequestError` if it is no whole one of SDXL's."""
     kind = type(pipe).__name__
     if isinstance(pipe, str | PurePath):
         raise RequestError(f"pipe={str(pipe)!r} is a name: type fewstep.load({str(pipe)!r})")
@@ -124,13 +124,13 @@ def choose_pipe_mode(pipe: Any, model: Model, mode: str | None, steps: int | Non
 
 
 def limit_size(model: Model, recipe: Recipe) -> Model:
-    """At most the size that the mode's weights were trained at: Turbo's single file says nothing of it."""
+    """Return the model at most at the size of the mode's weights: Turbo's single file does not say it."""
     weights = recipe.weights.get(model.family)
     return replace(model, size=min(model.size, weights.size)) if weights and weights.size else model
 
 
 def parts_of_pipe(pipe: Any, model: Model, recipe: Recipe) -> tuple[Placement, Parts]:
-    """The networks, where they are. An adapter that the mode needs is taken to be on them already."""
+    """Return the networks, where they are; an adapter that the mode needs is taken to be on them already."""
     from fewstep.architectures.text import TextEncoder
     from fewstep.loading.parts import Parts
 
@@ -156,7 +156,7 @@ def parts_of_pipe(pipe: Any, model: Model, recipe: Recipe) -> tuple[Placement, P
 
 
 def _pipe_placement(pipe: Any) -> Placement:
-    """What was decided by whoever made the pipeline."""
+    """Return what was decided by whoever made the pipeline."""
     import torch
 
     from fewstep.devices import Placement
@@ -178,7 +178,7 @@ def _pipe_placement(pipe: Any) -> Placement:
 
 
 def _pipe_faults(pipe: Any) -> Iterator[str]:
-    """What stands against running its networks in our loop; the first is told."""
+    """Yield what keeps its networks from running in our loop."""
     unet, vae = pipe.unet.config, pipe.vae.config
     for key, fitting in UNET_CONFIG.items():
         if unet.get(key) != fitting:
@@ -211,7 +211,7 @@ def noise_of_pipe(pipe: Any) -> Noise:
 
 
 def _placement_faults(networks: Mapping[str, Any]) -> Iterator[str]:
-    """What keeps its networks from running side by side, as they are."""
+    """Yield what keeps its networks from running side by side, as they are."""
     for name, network in networks.items():
         if any(map(_has_offload_hook, network.modules())):
             yield (
@@ -234,11 +234,11 @@ def _placement_faults(networks: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _has_offload_hook(module: Any) -> bool:
-    """Does accelerate (`_hf_hook`) or diffusers' group offload move this module's weights?"""
+    """Return whether accelerate (`_hf_hook`) or diffusers' group offload moves this module's weights."""
     registry = getattr(module, "_diffusers_hook", None)
     return hasattr(module, "_hf_hook") or any("offload" in name for name in getattr(registry, "hooks", ()))
 
 
 def _device_of_pipe(network: Any) -> str:
-    """Such as "cuda:0"; several where it has a device map."""
+    """Return a device such as "cuda:0"; several where it has a device map."""
     return " and ".join(sorted({str(weight.device) for weight in network.parameters()}))

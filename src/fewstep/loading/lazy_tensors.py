@@ -49,7 +49,7 @@ class LazyTensor:
 
     @property
     def bytes(self) -> int:
-        """In the file; `CorruptModelError` for what no network is made of."""
+        """Return its bytes in the file; raises `CorruptModelError` for what no network is made of."""
         if self.dtype not in DTYPES:
             raise CorruptModelError(
                 f"{self.path}: {self.name} holds {self.dtype}: quantised weights cannot be used"
@@ -81,7 +81,7 @@ class LazyTensor:
         return self
 
     def of(self, tensor: Tensor) -> Tensor:
-        """What becomes of the tensor in the file."""
+        """Return what becomes of the tensor in the file."""
         return reduce(lambda changed, step: step(changed), self.steps, tensor)
 
     def _with_step(self, step: Step) -> LazyTensor:
@@ -89,7 +89,7 @@ class LazyTensor:
 
 
 def list_tensors(paths: Iterable[Path]) -> dict[str, LazyTensor]:
-    """Every tensor of these files; `CorruptModelError` where one is there twice."""
+    """Return every tensor of these files; raises `CorruptModelError` where one is there twice."""
     tensors: dict[str, LazyTensor] = {}
     for path in paths:
         content = safetensors.read_header(path)
@@ -117,7 +117,7 @@ def read_into(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) ->
 
 
 def _read_tensor(file: FileIO, stored: LazyTensor, buffer: Tensor) -> Tensor:
-    """The tensor as it is in the file, until the buffer is used again."""
+    """Return the tensor as it is in the file, until the buffer is used again."""
     data = buffer[: stored.bytes]
     raw: Any = data.numpy()  # numpy's types do not say that it is a buffer
     remaining = memoryview(raw)

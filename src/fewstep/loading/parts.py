@@ -58,7 +58,7 @@ class Parts:
 
     @property
     def process(self) -> NoiseProcess:
-        """What the UNet was trained on."""
+        """Return what the UNet was trained on."""
         return self.noise.process
 
 
@@ -134,7 +134,7 @@ def _build_parts(
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """No progress bars from below while weights are read; a library does not print."""
+    """Switch progress bars off while weights are read; a library does not print."""
     from transformers.utils import logging
 
     were_enabled = logging.is_progress_bar_enabled()
@@ -168,7 +168,7 @@ def verify_checksums(folder: Path) -> None:
 
 
 def _model_root(source: str, revision: str, architecture: ArchitectureInfo) -> Path:
-    """Where a model is on this machine; what is not in the hub's cache is downloaded."""
+    """Return where a model is on this machine; what is not in the hub's cache is downloaded."""
     path = existing_path(source)
     root = path if path is not None else hub.fetch_folder(source, assets.model_files(architecture), revision)
     if root == TINY:
@@ -177,7 +177,7 @@ def _model_root(source: str, revision: str, architecture: ArchitectureInfo) -> P
 
 
 def _unet_blueprint(weights: Weights, root: Path, base: Blueprint) -> Blueprint:
-    """The UNet that a mode puts in the place of the model's own."""
+    """Return the UNet that a mode puts in the place of the model's own."""
     file = unet_file(weights, root)
     if file is None and weights.file:
         file = hub.fetch_file(weights.source, weights.file)
@@ -197,7 +197,7 @@ def _mode_lora(weights: Weights, root: Path) -> Path:
 def _vae_blueprint(
     blueprint: ModelBlueprint, root: Path, dtype: torch.dtype, model: Model, source: str
 ) -> Blueprint:
-    """The VAE that is given; or the model's own; in fp16, or where it has none, the corrected one."""
+    """Return the VAE that is given; or the model's own; in fp16, or where it has none, the corrected one."""
     model_vae = blueprint.parts.get("vae")
     if source:
         path = vaes.fetch_vae(source, model)

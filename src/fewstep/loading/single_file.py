@@ -73,7 +73,7 @@ def _find_layout(path: Path, weights: Mapping[str, LazyTensor]) -> tuple[Archite
 
 
 def read_unet_file(path: Path, base: Mapping[str, Any]) -> Blueprint:
-    """A UNet on its own, in either layout, in the place of the one with the configuration `base`."""
+    """Return a UNet on its own, in either layout, to replace the one with the configuration `base`."""
     weights = list_tensors([path])
     prefix = next((p for p in UNET_PREFIXES if any(name.startswith(p) for name in weights)), "")
     with raise_as_corrupt(path):
@@ -179,7 +179,7 @@ def _with_prefix(weights: Mapping[str, LazyTensor], prefix: str) -> NamedTensors
 
 
 def _convert_unet(path: Path, weights: NamedTensors, addition: str | None) -> NamedTensors:
-    """A UNet's original names → diffusers'; those that are diffusers' already stay."""
+    """Return a UNet's tensors by diffusers' names, which may be those that they have."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     if "input_blocks.0.0.weight" not in weights:
@@ -199,7 +199,7 @@ def _convert_unet(path: Path, weights: NamedTensors, addition: str | None) -> Na
 
 
 def _block_number(path: Path, name: str) -> int:
-    """Which block of a UNet a weight is of."""
+    """Return which block of a UNet a weight is of; raises `CorruptModelError`."""
     match = _BLOCK.match(name)
     if match is None or int(match[1]) > MAX_UNET_BLOCKS:
         raise CorruptModelError(
@@ -210,7 +210,7 @@ def _block_number(path: Path, name: str) -> int:
 
 
 def _require_complete(path: Path, converted: Mapping[str, LazyTensor | None]) -> NamedTensors:
-    """All that a converter named, where it found all of it."""
+    """Return all that a converter named; raises `CorruptModelError` where it did not find all of it."""
     missing = sorted(name for name, stored in converted.items() if stored is None)
     if missing:
         raise CorruptModelError(f"{path} lacks {name_some(missing)}")

@@ -81,7 +81,7 @@ def vae_config(weights: Weights, scale: float, side: int) -> dict[str, Any]:
 
 
 def tiny_vae_config(weights: Weights) -> dict[str, Any]:
-    """Of an AutoencoderTiny: one width throughout, the rest as its class has it by default."""
+    """Return an AutoencoderTiny's: one width throughout, the rest by its class's default."""
     widths = [weights[TINY_VAE_WEIGHT].shape[0]] * 4
     return {
         "_class_name": "AutoencoderTiny", "latent_channels": weights[TINY_VAE_WEIGHT].shape[1],
@@ -90,7 +90,7 @@ def tiny_vae_config(weights: Weights) -> dict[str, Any]:
 
 
 def clip_config(weights: Weights, act: str) -> dict[str, Any]:
-    """Of a CLIP text encoder with the activation `act`: quick_gelu in CLIP-L, gelu in OpenCLIP's bigG."""
+    """Return a CLIP text encoder's; activation `act` is quick_gelu in CLIP-L, gelu in OpenCLIP's bigG."""
     token_embedding = weights["text_model.embeddings.token_embedding.weight"]
     position_embedding = weights["text_model.embeddings.position_embedding.weight"]
     projection = weights.get("text_projection.weight")
@@ -110,7 +110,7 @@ def clip_config(weights: Weights, act: str) -> dict[str, Any]:
 
 
 def _transformer_depths(weights: Weights, block: str) -> list[int]:
-    """How many transformer blocks each of a block's attentions has; none where it has no attention."""
+    """Return how many transformer blocks each of a block's attentions has; [] where it has none."""
     return [
         _count_from_zero(weights, f"{block}.attentions.{place}.transformer_blocks.{{}}.norm1.weight")
         for place in range(_count_from_zero(weights, f"{block}.attentions.{{}}.norm.weight"))
@@ -118,12 +118,12 @@ def _transformer_depths(weights: Weights, block: str) -> list[int]:
 
 
 def _one_if_alike(depths: list[int]) -> int | list[int]:
-    """One number where all attentions of a block are alike; SSD-1B's are not."""
+    """Return one number where all attentions of a block are alike; SSD-1B's are not."""
     return depths if len(set(depths)) > 1 else max(depths, default=1)
 
 
 def _count_from_zero(weights: Weights, pattern: str) -> int:
-    """How many of 0, 1, 2, … are there."""
+    """Return how many of 0, 1, 2, … are there."""
     return next(_missing_numbers(weights, pattern))
 
 

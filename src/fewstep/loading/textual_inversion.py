@@ -37,7 +37,7 @@ class LearnedWord:
 
 
 def add_words(text: TextEncoder, sources: Sequence[str]) -> None:
-    """Teach the words of these files, before hooks are put on the encoders."""
+    """Teach the words of these files; to be called before there are hooks on the encoders."""
     name = "embeddings"
     files = [addons.addon_file(source, name) or addons.fetch_addon(source, name) for source in sources]
     words = [word for path in files for word in _read_words(path, len(text.encoders))]

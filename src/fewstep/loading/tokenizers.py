@@ -33,7 +33,7 @@ def clip_tokenizer(*, pads_with_end: bool) -> Any:
 
 
 def byte_letters() -> list[str]:
-    """A letter for each byte, in CLIP's order: printable ones are themselves (GPT-2's rule)."""
+    """Return a letter for each byte, in CLIP's order: printable ones are themselves (GPT-2's rule)."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -47,7 +47,7 @@ MAX_TOKENIZER_FILE = 16 * 2**20  # bytes: the most of each of its files; CLIP's 
 
 
 def load_tokenizer(folder: Path, vocabulary_size: int) -> Any:
-    """For an encoder of so many words: a number beyond would be read past the end of its table."""
+    """Return a tokenizer for an encoder of so many words: a number beyond would be past its table's end."""
     from transformers import CLIPTokenizer
 
     with raise_as_corrupt(folder):

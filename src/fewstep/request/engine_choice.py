@@ -127,7 +127,7 @@ def licences_of_call(request: Request) -> dict[str, str]:
 
 
 def _guide_sources(request: Request) -> tuple[list[str], list[str]]:
-    """ControlNets and IP-Adapters."""
+    """Return the sources of ControlNets and of IP-Adapters."""
     return [source for source, _ in request.control], [source for source, _ in request.reference]
 
 

@@ -22,7 +22,7 @@ _SHAPES = {
 
 
 def parse_loras(loras: object, weight: float) -> tuple[ScaledSource, ...]:
-    """Each file with its weight, which is `weight` where none was given."""
+    """Return each file with its weight, which is `weight` where none was given; raises `RequestError`."""
     pairs = [
         (entry, weight) if isinstance(entry, str | Path) else entry for entry in _as_list(loras, "loras")
     ]
@@ -32,7 +32,7 @@ def parse_loras(loras: object, weight: float) -> tuple[ScaledSource, ...]:
 
 
 def parse_files(files: object, name: str) -> tuple[str, ...]:
-    """Files, folders or hub ids."""
+    """Return files, folders or hub ids; raises `RequestError`."""
     listed = values.members(files)
     if listed is None or any(not isinstance(file, str | Path) or str(file) in ("", ".") for file in listed):
         raise RequestError(f"{name}={values.shown(files)}: give a list of files: {name}=['cozy.safetensors']")
@@ -40,7 +40,7 @@ def parse_files(files: object, name: str) -> tuple[str, ...]:
 
 
 def parse_guides(guides: object, name: str) -> tuple[tuple[ScaledSource, ...], tuple[OpenedImage, ...]]:
-    """Each model with its scale, and the pictures, opened."""
+    """Return each model with its scale, and the pictures, opened; raises `RequestError`."""
     triples = _as_list(guides, name)
     for triple in triples:
         _check_entry(triple, 3, name, 0.0, MAX_GUIDE_SCALE)
@@ -56,7 +56,7 @@ def _as_list(value: object, name: str) -> list[Any]:
 
 
 def _check_entry(entry: Any, length: int, name: str, low: float, high: float) -> None:
-    """A source first, a number within [low, high] last."""
+    """Check that a source is first, a number within [low, high] last; raises `RequestError`."""
     if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != length:
         raise RequestError(f"{name} has {values.shown(entry)}: give a list of {_SHAPES[name]}")
     source, scale = entry[0], entry[-1]

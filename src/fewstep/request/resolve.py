@@ -132,7 +132,7 @@ def _refusal(name: str, value: object) -> RequestError:
 
 
 def make_plan(request: Request, recipe: Recipe, noise: Noise = SILENT, doubts: tuple[str, ...] = ()) -> Plan:
-    """The noise levels of a request, and what its numbers mean; `doubts` are of its model."""
+    """Return a request's noise levels, and what its numbers mean; `doubts` are of its model."""
     schedule = _levels(request, recipe, noise)
     return Plan(
         request=request,
@@ -197,7 +197,7 @@ def _checked_steps(steps: int | None, timesteps: tuple[int, ...], recipe: Recipe
 
 
 def _picture_seeds(seed: Any, pictures: int) -> tuple[int, ...]:
-    """One seed per picture: drawn, counted up from one seed, or as listed."""
+    """Return one seed per picture: drawn, counted up from one seed, or as listed; raises `RequestError`."""
     if seed is None:
         seed = secrets.randbelow(2**32)  # short enough to type
     first_seed = seed if type(seed) is int else values.whole(seed)

@@ -70,7 +70,7 @@ class Plan:
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
+        """Return it as plain data, ready for JSON."""
         return {
             **self.request.model_dump(mode="json"),
             "schedule": self.schedule.to_dict(),
@@ -79,7 +79,7 @@ class Plan:
         }
 
     def only(self, pictures: Sequence[int]) -> Plan:
-        """The plan of some of its pictures, by their places in it."""
+        """Return the plan of some of its pictures, by their places in it."""
         request = self.request
         lists = {"prompts": request.prompts, "prompts_2": request.prompts_2, "seeds": request.seeds}
         selected = {name: tuple(items[i] for i in pictures) for name, items in lists.items() if items}
@@ -138,5 +138,5 @@ class EngineKey:
 
     @property
     def embeddings(self) -> tuple[str, ...]:
-        """Files of textual inversions."""
+        """Return the files of textual inversions."""
         return tuple(map(str, self.options["embeddings"]))
