@@ -184,7 +184,7 @@ def load(  # noqa: PLR0913  as `generate`
 def plan(
     prompt: Prompts, steps: int | None = None, mode: str | None = None, **options: Unpack[GenerateOptions]
 ) -> Plan:
-    """What `generate` would run with these arguments: timesteps, sigmas, guidance meaning, size, warnings.
+    """Return what `generate` would run: timesteps, sigmas, guidance meaning, size, warnings.
 
     All is checked as far as names and files here tell; nothing is loaded, nothing fetched.
     """
@@ -203,11 +203,11 @@ def engines_from(load: Callable[[EngineChoice], Any]) -> Iterator[None]:
     `load` gives an `EngineBase` for a choice: the seam for tests of apps, and for engines of one's own.
     """
     global _engines
-    outer, _engines = _engines, _Engines(load)
+    previous, _engines = _engines, _Engines(load)
     try:
         yield
     finally:
-        _engines = outer
+        _engines = previous
 
 
 class _Engines:
@@ -221,12 +221,14 @@ class _Engines:
 
     def choose(self, mode: str | None, steps: int | None, options: EngineOptions) -> EngineChoice:
         """Return the engine for these options; while it is loaded, no name or file is looked at again."""
-        given = (mode, steps, *options.values())
-        named = (value if isinstance(value, str | Path | int | None) else repr(value) for value in given)
-        asked = (*options, *named)
-        choice = self._choices.get(asked)
+        arguments = (mode, steps, *options.values())
+        hashable = (
+            value if isinstance(value, str | Path | int | None) else repr(value) for value in arguments
+        )
+        key = (*options, *hashable)
+        choice = self._choices.get(key)
         if choice is None or choice.key not in self.loaded:
-            choice = self._choices[asked] = choose_engine(mode, steps, options)
+            choice = self._choices[key] = choose_engine(mode, steps, options)
         return choice
 
     def engine(self, choice: EngineChoice) -> tuple[Any, tuple[str, ...]]:
@@ -237,7 +239,7 @@ class _Engines:
                 notes = self._note_change(choice.key)
                 self.loaded.clear()  # a call still running on it keeps it until it ends
                 self._choices = {
-                    asked: kept for asked, kept in self._choices.items() if kept.key == choice.key
+                    key: cached for key, cached in self._choices.items() if cached.key == choice.key
                 }
                 gc.collect()
                 self.loaded[choice.key] = self.load(choice)
@@ -258,12 +260,14 @@ class _Engines:
         """Return a sentence, once, where an engine comes back that another had put out."""
         if self._evicted is None or not self.loaded:
             return ()
-        (kept,) = self.loaded
-        self._evicted.add(kept)
+        (current,) = self.loaded
+        self._evicted.add(current)
         if key not in self._evicted:
             return ()
         self._evicted = None
-        first, second = (f"mode={each.mode!r} of model={each.file('model')!r}" for each in (kept, key))
+        first, second = (
+            f"mode={engine_key.mode!r} of model={engine_key.file('model')!r}" for engine_key in (current, key)
+        )
         return (
             f"generate keeps one engine loaded, and loads again at each change between {first} and {second}: "
             "keep both by fewstep.load(), which takes the memory of both",
@@ -280,7 +284,7 @@ _engines = _Engines(_load_engine)
 
 
 def _renew_lock() -> None:
-    """In a forked child: a thread of the parent's, which holds it, is not there to give it back."""
+    """Make a new lock in a forked child, where the parent's thread that holds it is not there."""
     _engines.lock = threading.Lock()
 
 
@@ -295,7 +299,7 @@ def _prepare(
     engine_options, picture_options = split_options(options)
     engines = _engines
     steps = steps if type(steps) is int else values.whole(steps)
-    counted = count_steps(picture_options) if steps is None else steps
-    choice = engines.choose(mode, counted, engine_options)
+    step_count = count_steps(picture_options) if steps is None else steps
+    choice = engines.choose(mode, step_count, engine_options)
     job = resolve_call(choice, prompt, steps, picture_options, engine_options.get("commercial", False))
     return lambda: engines.engine(choice), job

@@ -84,7 +84,7 @@ class Engine(EngineBase[Step]):
     @classmethod
     @FreshTorchState()
     def from_pipe(cls, pipe: Any, mode: str | None = None, *, steps: int | None = None) -> Self:
-        """An engine on the networks of a diffusers SDXL pipeline, which stays as it is, and usable.
+        """Return an engine on the networks of a diffusers SDXL pipeline, which stays as it is, and usable.
 
         mode: None is what its UNet shows, "lcm" or "base". Where a mode's weights are an adapter or
             a checkpoint, the pipeline is taken at the caller's word to have them, fused or active.
@@ -107,9 +107,9 @@ class Engine(EngineBase[Step]):
         started = time.perf_counter()
         loaded, notes = self._loaded, dict[str, None]()  # in order, each sentence once
         networks, call = self._call(loaded, job, cancel, notes.setdefault)
-        with show_progress(progress, job.request.steps) as tell:
+        with show_progress(progress, job.request.steps) as report_step:
             for step in _run_steps(networks, call):
-                tell(step)
+                report_step(step)
         stepped = time.perf_counter()
         pictures = _decode_pictures(networks, call, step.latents)
         ended = time.perf_counter()
@@ -140,7 +140,7 @@ class Engine(EngineBase[Step]):
             warnings=warnings,
             model=self.choice.model.source,
             licence=licence,
-            accelerator=parts.given,
+            accelerator=parts.given_accelerator,
             vae=parts.given_vae,
             embeddings=parts.embeddings,
             accelerator_weight=self.choice.key.options["accelerator_weight"],
@@ -154,23 +154,25 @@ class Engine(EngineBase[Step]):
             places=tuple(images) if failures else (),
         )
         if failures:
-            lacking = not images and all(failure.memory for failure in failures)
-            kind = DeviceMemoryError if lacking else GenerationError
+            out_of_memory = not images and all(failure.memory for failure in failures)
+            error_class = DeviceMemoryError if out_of_memory else GenerationError
             message = self._failure_message(failures, len(images))
-            raise kind(message, failures, result if images else None)
+            raise error_class(message, failures, result if images else None)
         return result
 
-    def _failure_message(self, failures: Sequence[Failure], others: int) -> str:
-        """One line for all pictures that failed."""
-        which = ", ".join(f"picture {f.picture} (seed {f.seed})" for f in failures)
+    def _failure_message(self, failures: Sequence[Failure], survivors: int) -> str:
+        """Return one line for all pictures that failed."""
+        failed = ", ".join(f"picture {f.picture} (seed {f.seed})" for f in failures)
         if failures[0].memory:
             advice = ""  # the reason has it
         elif self.placement.dtype == self.placement.vae_dtype == torch.float32:
             advice = "; this is fp32 already: try another seed, or another model"
         else:
             advice = "; try precision='fp32'"
-        rest = f"; the other {others} of this call are in the error's survivors" if others else ""
-        return f"{which}: {failures[0].reason}{advice}{rest}"
+        survivors_note = (
+            f"; the other {survivors} of this call are in the error's survivors" if survivors else ""
+        )
+        return f"{failed}: {failures[0].reason}{advice}{survivors_note}"
 
     def close(self) -> None:
         self._state = None
@@ -178,7 +180,7 @@ class Engine(EngineBase[Step]):
 
     @property
     def parts(self) -> Parts:
-        """The networks; `FewstepError` after `close`."""
+        """Return the networks; raises `FewstepError` after `close`."""
         return self._loaded.parts
 
     @property

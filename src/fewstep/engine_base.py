@@ -37,7 +37,7 @@ class EngineBase(ABC, Generic[S]):
         return self.choice.recipe
 
     def plan(self, prompt: Prompts, steps: int | None = None, **options: Unpack[PictureOptions]) -> Plan:
-        """What `generate` would run; the options are those of `fewstep.generate`."""
+        """Return what `generate` would run; the options are those of `fewstep.generate`."""
         return self._job(prompt, steps, options).plan
 
     def generate(
@@ -89,7 +89,7 @@ class EngineBase(ABC, Generic[S]):
 
     @abstractmethod
     def _stream(self, job: Job, cancel: CancelToken | None) -> Iterator[S]:
-        """The steps of a job."""
+        """Yield the steps of a job."""
 
     def _job(self, prompt: Prompts, steps: int | None, options: PictureOptions) -> Job:
         return resolve_call(self.choice, prompt, steps, options, self.commercial)

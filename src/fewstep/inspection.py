@@ -61,12 +61,12 @@ class Inspection(FileKind):
     notes: tuple[str, ...]  # what else to know, in sentences
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: _as_plain_data(value) for name, value in given.items()}
+        """Return it as plain data, ready for JSON."""
+        field_values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: _as_plain_data(value) for name, value in field_values.items()}
 
     def __str__(self) -> str:
-        """A few lines for the command line."""
+        """Return a few lines for the command line."""
         return "\n".join(_text_lines(self))
 
 
@@ -77,12 +77,12 @@ def inspect(path: str | Path) -> Inspection:
     header = read_any_header(Path(os.path.expanduser(path)))
     kind = identify.identify(header)
     recipes = dict(_sound_recipes())
-    own = [mode for mode, recipe in recipes.items() if _is_own_file(recipe, kind, header.path)]
+    own_modes = [mode for mode, recipe in recipes.items() if _is_own_file(recipe, kind, header.path)]
     noise = noise_of_header(header) if kind.what in ("checkpoint", "unet") else SILENT
     obstacle = _obstacle_as_list(kind, noise, header.path)
-    whys = {mode: _why_it_fits(recipe, kind, mode in own) for mode, recipe in recipes.items()}
-    modes = {mode: why for mode, why in whys.items() if why and not obstacle}
-    mode, doubt, several = _proven_mode(header, kind, {mode: recipes[mode] for mode in modes}, own)
+    reasons = {mode: _why_it_fits(recipe, kind, mode in own_modes) for mode, recipe in recipes.items()}
+    modes = {mode: reason for mode, reason in reasons.items() if reason and not obstacle}
+    mode, doubt, must_name = _proven_mode(header, kind, {mode: recipes[mode] for mode in modes}, own_modes)
     entries, length = _SHOWN
     return Inspection(
         **vars(kind),
@@ -97,7 +97,7 @@ def inspect(path: str | Path) -> Inspection:
         mode=mode,
         noise=_noise_in_words(kind, noise),
         doubt=doubt,
-        notes=(*_notes(kind, header), *noise.notes, *obstacle, *filter(None, (doubt, several))),
+        notes=(*_notes(kind, header), *noise.notes, *obstacle, *filter(None, (doubt, must_name))),
     )
 
 
@@ -110,7 +110,7 @@ def _sound_recipes() -> Iterator[tuple[str, Recipe]]:
 
 
 def _is_own_file(recipe: Recipe, kind: FileKind, path: Path) -> bool:
-    """Is this a mode's own file, by its name; by its folder's, where files have everybody's name?"""
+    """Return whether it is a mode's own file, by its name; by its folder's where the name is a common one."""
     weights = recipe.weights.get(kind.family)
     if weights is None or ATTACHED_AS[weights.attach] != kind.what:
         return False
@@ -119,53 +119,55 @@ def _is_own_file(recipe: Recipe, kind: FileKind, path: Path) -> bool:
         return not owner.isdisjoint(path.parts)
     if path.name in weights.names:
         return True
-    named = re.escape(PurePosixPath(weights.file).name).replace(r"\{steps\}", r"\d{1,3}")
-    return re.fullmatch(named, path.name) is not None
+    pattern = re.escape(PurePosixPath(weights.file).name).replace(r"\{steps\}", r"\d{1,3}")
+    return re.fullmatch(pattern, path.name) is not None
 
 
-def _why_it_fits(recipe: Recipe, kind: FileKind, own: bool) -> str:
-    """Why a mode fits; "" where it does not."""
+def _why_it_fits(recipe: Recipe, kind: FileKind, is_own: bool) -> str:
+    """Return why a mode fits; "" where it does not."""
     attach = recipe.weights[kind.family].attach if kind.family in recipe.weights else ""
     if kind.what == "lora":
-        put_on = kind.variety in MERGEABLE and kind.family in LORA_FITS
-        return (f"as accelerator=: {OWN}" if own else STYLE) if put_on else ""
+        can_be_put_on = kind.variety in MERGEABLE and kind.family in LORA_FITS
+        return (f"as accelerator=: {OWN}" if is_own else STYLE) if can_be_put_on else ""
     embedded = recipe.guidance.kind == "embedded"
     if kind.what not in ("checkpoint", "unet") or kind.family not in DRAWABLE:
         return ""
     if embedded or kind.guidance_width:
-        both = embedded and kind.guidance_width
-        return f"its UNet has a guidance embedding, {kind.guidance_width} wide" if both else ""
-    if own or not recipe.weights:
-        return OWN if own else AS_IT_IS
+        is_matching = embedded and kind.guidance_width
+        return f"its UNet has a guidance embedding, {kind.guidance_width} wide" if is_matching else ""
+    if is_own or not recipe.weights:
+        return OWN if is_own else AS_IT_IS
     return {"adapter": BESIDE, "checkpoint": AT_WORD, kind.what: AT_WORD}.get(attach, "")
 
 
 def _proven_mode(
-    header: Header, kind: FileKind, fitting: Mapping[str, Recipe], own: list[str]
+    header: Header, kind: FileKind, fitting: Mapping[str, Recipe], own_modes: list[str]
 ) -> tuple[str, str, str]:
-    """What mode=None should take, "" for none; a doubt of it; and what to type where it must be named."""
-    own = [mode for mode in own if mode in fitting]
-    if len(own) == 1 or kind.what == "lora":
-        return (own[0] if len(own) == 1 else ""), "", ""
+    """Return what mode=None should take ("" is none), a doubt of it, and what to type to name the mode."""
+    own_modes = [mode for mode in own_modes if mode in fitting]
+    if len(own_modes) == 1 or kind.what == "lora":
+        return (own_modes[0] if len(own_modes) == 1 else ""), "", ""
     if kind.guidance_width:
         return ("lcm" if "lcm" in fitting else next(iter(fitting), "")), "", ""
-    if own:
-        return "", "", f"{OWN} in several: name the mode, one of {', '.join(own)}"
-    usual, word = ("base" if "base" in fitting else ""), _mode_in_name(header) if fitting else ""
+    if own_modes:
+        return "", "", f"{OWN} in several: name the mode, one of {', '.join(own_modes)}"
+    default, word = ("base" if "base" in fitting else ""), _mode_in_name(header) if fitting else ""
     if not word:
-        return usual, "", ""
+        return default, "", ""
     choice = [mode for mode, recipe in fitting.items() if _may_be(recipe, kind, word)]
-    return usual, _doubt_of_word("its name or metadata", word, choice), ""
+    return default, _doubt_of_word("its name or metadata", word, choice), ""
 
 
-def _doubt_of_word(what: str, word: str, choice: Sequence[str]) -> str:
+def _doubt_of_word(source: str, word: str, choice: Sequence[str]) -> str:
     """Return what to type where a name speaks of a mode: names prove nothing, so it is run as the base is."""
-    others = " or ".join(f"mode={mode!r}" for mode in choice if mode != "base") or "another mode"
-    return f"{what} says {word}, which proves nothing: it is run in mode 'base' unless you type {others}"
+    alternatives = " or ".join(f"mode={mode!r}" for mode in choice if mode != "base") or "another mode"
+    return (
+        f"{source} says {word}, which proves nothing: it is run in mode 'base' unless you type {alternatives}"
+    )
 
 
 def _obstacle_as_list(kind: FileKind, noise: Noise, path: Path) -> list[str]:
-    """Why a checkpoint cannot be a model=, in a sentence; [] is fine."""
+    """Return why a checkpoint cannot be a model=, in a sentence; [] is fine."""
     if kind.what == "unet":
         fault = QUANTISED if kind.quantised else noise.fault
     else:
@@ -174,25 +176,25 @@ def _obstacle_as_list(kind: FileKind, noise: Noise, path: Path) -> list[str]:
 
 
 def _may_be(recipe: Recipe, kind: FileKind, word: str) -> bool:
-    """May a model that speaks of `word` be for this mode? An adapter would distil it once more."""
+    """Return whether a model that speaks of `word` may be for this mode; an adapter would distil it again."""
     weights = recipe.weights.get(kind.family)
     if weights is None:
         return True
-    named = recipe.mode.startswith(word) or not weights.source  # "": for whatever has few steps merged in
-    return named and weights.attach != "adapter"
+    name_fits = recipe.mode.startswith(word) or not weights.source  # "": for whatever has few steps merged in
+    return name_fits and weights.attach != "adapter"
 
 
 def _mode_in_name(header: Header) -> str:
-    """The mode that a file's name or metadata speaks of: turbo, lightning, lcm …"""
-    own = header.path.parent if header.path.name in _GENERIC else header.path
-    return mode_in_text(" ".join([own.stem, *(header.metadata.get(key, "") for key in _NAMES)]))
+    """Return the mode that a file's name or metadata speaks of: turbo, lightning, lcm …"""
+    path = header.path.parent if header.path.name in _GENERIC else header.path
+    return mode_in_text(" ".join([path.stem, *(header.metadata.get(key, "") for key in _NAMES)]))
 
 
 def name_doubt(name: str) -> str:
     """Return what to say of a model whose name speaks of a mode, in a sentence; "" for none."""
-    word, plain = mode_in_text(name), FileKind(what="checkpoint", family="sdxl")
-    fitting = {mode: recipe for mode, recipe in _sound_recipes() if _why_it_fits(recipe, plain, False)}
-    choice = [mode for mode, recipe in fitting.items() if _may_be(recipe, plain, word)]
+    word, checkpoint = mode_in_text(name), FileKind(what="checkpoint", family="sdxl")
+    fitting = {mode: recipe for mode, recipe in _sound_recipes() if _why_it_fits(recipe, checkpoint, False)}
+    choice = [mode for mode, recipe in fitting.items() if _may_be(recipe, checkpoint, word)]
     return _doubt_of_word("its name", word, choice) if word else ""
 
 
@@ -249,26 +251,32 @@ def _lora_notes(kind: FileKind, title: str) -> Iterator[str]:
         yield f"an adapter of kind {VARIETY_NAMES[kind.variety]} cannot be put on: choose one of kind {kinds}"
 
 
-def _text_lines(seen: Inspection) -> Iterator[str]:
-    layout = f"{seen.layout} layout, " if seen.layout else ""
-    size = f"{hub.format_size(seen.bytes)}, {seen.parameters:,} parameters, {', '.join(seen.dtypes)}"
-    yield f"{printable_path(seen.path)}: {seen.what} of {FAMILY_TITLES[seen.family]}, {layout}{size}"
-    if seen.what == "lora":
-        alpha = ", ".join(f"{value:g}" for value in seen.alpha) or "none"
-        also = "attention and convolutions" if seen.convolutions else "attention"
-        yield f"  variety {seen.variety}, rank {seen.rank}, alpha {alpha}; changes {also}"
-    if seen.targets:
-        yield f"  networks: {', '.join(seen.targets)}"
-    if seen.guidance_width:
-        yield f"  guidance embedding: {seen.guidance_width} wide"
-    if seen.noise:
-        yield f"  noise process: {seen.noise}"
-    if seen.mode or (seen.modes and seen.what != "lora"):
-        yield f"  mode: {seen.mode or 'must be named'}"
-    for why in dict.fromkeys(seen.modes.values()):
-        modes = ", ".join(mode for mode in seen.modes if seen.modes[mode] == why)
-        yield f"  {'any mode' if why == STYLE else modes}: {why}"
-    yield from (f"  note: {note}" for note in seen.notes)
+def _text_lines(inspection: Inspection) -> Iterator[str]:
+    layout = f"{inspection.layout} layout, " if inspection.layout else ""
+    size = (
+        f"{hub.format_size(inspection.bytes)}, {inspection.parameters:,} parameters, "
+        f"{', '.join(inspection.dtypes)}"
+    )
+    yield (
+        f"{printable_path(inspection.path)}: {inspection.what} of {FAMILY_TITLES[inspection.family]}, "
+        f"{layout}{size}"
+    )
+    if inspection.what == "lora":
+        alpha = ", ".join(f"{value:g}" for value in inspection.alpha) or "none"
+        also = "attention and convolutions" if inspection.convolutions else "attention"
+        yield f"  variety {inspection.variety}, rank {inspection.rank}, alpha {alpha}; changes {also}"
+    if inspection.targets:
+        yield f"  networks: {', '.join(inspection.targets)}"
+    if inspection.guidance_width:
+        yield f"  guidance embedding: {inspection.guidance_width} wide"
+    if inspection.noise:
+        yield f"  noise process: {inspection.noise}"
+    if inspection.mode or (inspection.modes and inspection.what != "lora"):
+        yield f"  mode: {inspection.mode or 'must be named'}"
+    for reason in dict.fromkeys(inspection.modes.values()):
+        modes = ", ".join(mode for mode in inspection.modes if inspection.modes[mode] == reason)
+        yield f"  {'any mode' if reason == STYLE else modes}: {reason}"
+    yield from (f"  note: {note}" for note in inspection.notes)
 
 
 def _printable(text: str) -> str:

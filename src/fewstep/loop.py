@@ -47,7 +47,7 @@ class Step:
 
     @FreshTorchState()
     def preview(self, picture: int = 0) -> Image.Image:
-        """A quick look at a picture as predicted so far; with a large VAE its colours and layout only."""
+        """Return a quick look at a picture as predicted so far; with a large VAE colours and layout only."""
         return Image.fromarray(self.codec.preview(self.x0[picture : picture + 1]).numpy())
 
 
@@ -95,15 +95,15 @@ def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
         denoise: Denoise = _make_denoiser(networks, call)
         shape = (1, 4, canvas.size[1] // 8, canvas.size[0] // 8)
         draws = 2 + schedule.steps * sampler.draws
-        posterior, first, *noise = draw_noise(request.seeds, shape, draws, image is None)
-        x = first.to(device) * (call.job.plan.start if image is None else schedule.sigmas[0])
+        posterior, start_noise, *noise = draw_noise(request.seeds, shape, draws, image is None)
+        x = start_noise.to(device) * (call.job.plan.start if image is None else schedule.sigmas[0])
         if image is not None:
-            known = _encode_image(networks.codec, canvas.place(image), posterior, call)
+            image_latents = _encode_image(networks.codec, canvas.place(image), posterior, call)
             signal = signal_of(schedule.sigmas[0])
-            x = x + (known if signal == 1 else signal * known)
+            x = x + (image_latents if signal == 1 else signal * image_latents)
             if call.job.mask is not None:
                 mask = mask_to_tensor(canvas.place(call.job.mask)).to(device)
-                denoise = masked_denoiser(denoise, known, mask)
+                denoise = masked_denoiser(denoise, image_latents, mask)
         stepping = sampler.steps(denoise, x, schedule, [n.to(device) for n in noise], request.eta)
         done = 0
         for done, (timestep, (latents, x0)) in enumerate(zip(schedule.timesteps, stepping, strict=False), 1):
@@ -123,23 +123,23 @@ def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
 
 @torch.no_grad()
 def decode_pictures(networks: Networks, call: Call, latents: Tensor) -> list[Image.Image | Failure]:
-    """Latents → pictures, each on its own; outside a mask the given picture comes back untouched."""
-    made: list[Image.Image | Failure] = []
+    """Return latents as pictures, one at a time; outside a mask the given picture comes back untouched."""
+    pictures: list[Image.Image | Failure] = []
     paste = _mask_paster(call.job) if call.job.mask is not None else None
-    for index, (one, seed) in enumerate(zip(latents.split(1), call.job.request.seeds, strict=True)):
+    for index, (latent, seed) in enumerate(zip(latents.split(1), call.job.request.seeds, strict=True)):
         call.token.check()
-        if not is_finite(one):
+        if not is_finite(latent):
             reason = "the UNet gave numbers that are not finite"
-            made.append(Failure(picture=index, seed=seed, stage="UNet", reason=reason))
+            pictures.append(Failure(picture=index, seed=seed, stage="UNet", reason=reason))
             continue
         try:
-            pixels = networks.codec.decode(one, call.notify)
+            pixels = networks.codec.decode(latent, call.notify)
         except (FloatingPointError, DeviceMemoryError) as error:
             memory = isinstance(error, DeviceMemoryError)
-            made.append(Failure(picture=index, seed=seed, stage="VAE", reason=str(error), memory=memory))
+            pictures.append(Failure(picture=index, seed=seed, stage="VAE", reason=str(error), memory=memory))
             continue
-        made.append(Image.fromarray((pixels if paste is None else paste(pixels)).numpy()))
-    return made
+        pictures.append(Image.fromarray((pixels if paste is None else paste(pixels)).numpy()))
+    return pictures
 
 
 def _encode_image(codec: Codec, image: Image.Image, posterior: Tensor, call: Call) -> Tensor:
@@ -155,20 +155,23 @@ def _make_denoiser(networks: Networks, call: Call) -> Denoiser:
     """Return the network of this call, told its prompts and guidance; add-ons only where the call has any."""
     request, placement = call.job.request, networks.placement
     pictures, guidance, cfg, embedding = len(request.prompts), request.guidance, None, None
-    told: tuple[Sequence[PromptLike], tuple[int, int], str] = (
+    encode_arguments: tuple[Sequence[PromptLike], tuple[int, int], str] = (
         call.job.prompts, call.job.canvas.size[::-1], request.long_prompt
     )  # fmt: skip
     with networks.lock, networks.text.lock:
         call.apply_loras()
-        looks = [reference.tokens() for reference in call.references]  # without its pictures, and with them
+        # Of each without its pictures, and with them.
+        token_pairs = [reference.tokens() for reference in call.references]
         if call.recipe.guidance.kind == "cfg" and guidance > 1:
-            negative, conditioning = networks.text.encode_pairs([call.job.negative] * pictures, *told)
-            negative = negative.with_references([blank for blank, _ in looks])
+            negative, conditioning = networks.text.encode_pairs(
+                [call.job.negative] * pictures, *encode_arguments
+            )
+            negative = negative.with_references([blank for blank, _ in token_pairs])
             cfg = Cfg(negative=negative, scale=guidance, rescale=request.guidance_rescale)
         else:
-            conditioning = networks.text.encode(*told)
-        if looks:
-            conditioning = conditioning.with_references([seen for _, seen in looks])
+            conditioning = networks.text.encode(*encode_arguments)
+        if token_pairs:
+            conditioning = conditioning.with_references([tokens for _, tokens in token_pairs])
     if networks.guidance_width:
         w = torch.full((pictures,), guidance - 1, dtype=torch.float32, device=placement.device)
         embedding = guidance_embedding(w, networks.guidance_width).to(placement.dtype)
@@ -187,19 +190,19 @@ def _mask_paster(job: Job) -> Callable[[Tensor], Tensor]:
     """Return pixels (H, W, 3) uint8 of the given picture's size: its own, drawn where the mask is white."""
     assert job.image is not None
     assert job.mask is not None
-    given = ((image_to_tensor(job.image) + 1) * 127.5)[0].permute(1, 2, 0)
+    original = ((image_to_tensor(job.image) + 1) * 127.5)[0].permute(1, 2, 0)
     share = mask_to_tensor(job.mask)[0].permute(1, 2, 0)
 
     def paste(pixels: Tensor) -> Tensor:
         if job.canvas.size != job.canvas.outer:
             pixels = byte_tensor(job.canvas.take_out(Image.fromarray(pixels.numpy())))
-        return (share * pixels + (1 - share) * given).round().to(torch.uint8)
+        return (share * pixels + (1 - share) * original).round().to(torch.uint8)
 
     return paste
 
 
 def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], count: int, skip_first: bool) -> list[Tensor]:
-    """`count` draws of noise (B, 4, h, w), on the CPU, from one generator per picture.
+    """Return `count` draws of noise (B, 4, h, w), on the CPU, from one generator per picture.
 
     The order is that of diffusers: the VAE's posterior (only where a picture is given; `skip_first`
     leaves zeros in its place), the start, then the steps.
@@ -215,11 +218,11 @@ def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], count: int, skip_fi
     return [torch.cat(row) for row in zip(*columns, strict=True)]
 
 
-def masked_denoiser(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
-    """A denoiser that knows the picture where the mask is 0, so that x keeps the right noise there."""
-    share = F.interpolate(mask, known.shape[-2:], mode="area")
+def masked_denoiser(denoise: Denoise, image_latents: Tensor, mask: Tensor) -> Denoise:
+    """Return a denoiser that keeps the picture where the mask is 0, so that x has the right noise there."""
+    share = F.interpolate(mask, image_latents.shape[-2:], mode="area")
 
     def inpaint(x: Tensor, sigma: float | Sequence[float]) -> Tensor:
-        return share * denoise(x, sigma) + (1 - share) * known
+        return share * denoise(x, sigma) + (1 - share) * image_latents
 
     return inpaint

@@ -131,20 +131,20 @@ class VariancePreserving:
     def level(self, timestep: float, /) -> float:
         """Return sigma; log-linear between whole timesteps."""
         low = int(timestep)
-        part = timestep - low
-        if part == 0:
+        fraction = timestep - low
+        if fraction == 0:
             return self.sigmas[low]
-        return math.exp((1 - part) * self._log_sigmas[low] + part * self._log_sigmas[low + 1])
+        return math.exp((1 - fraction) * self._log_sigmas[low] + fraction * self._log_sigmas[low + 1])
 
     def timestep(self, level: float, /) -> float:
         """Return the timestep of a sigma; exact on whole ones."""
-        at = bisect_left(self.sigmas, level)
-        if at == len(self.sigmas):
-            return at - 1
-        if at == 0 or self.sigmas[at] == level:
-            return at
-        low, high = self._log_sigmas[at - 1], self._log_sigmas[at]
-        return at - 1 + (math.log(level) - low) / (high - low)
+        index = bisect_left(self.sigmas, level)
+        if index == len(self.sigmas):
+            return index - 1
+        if index == 0 or self.sigmas[index] == level:
+            return index
+        low, high = self._log_sigmas[index - 1], self._log_sigmas[index]
+        return index - 1 + (math.log(level) - low) / (high - low)
 
     network_time = timestep
 

@@ -90,11 +90,11 @@ class Recipe:
     own_samplers: Mapping[str, Sampler] = field(default_factory=dict)  # by name
 
     def on(self, family: str) -> Recipe:
-        """This recipe with what a model family changes in it."""
+        """Return this recipe with what a model family changes in it."""
         return replace(self, **self.overrides.get(family, {}))  # type: ignore[arg-type]
 
     def for_steps(self, steps: int | None) -> Recipe:
-        """This recipe for one number of steps (None: the default), where each has weights of its own."""
+        """Return this recipe for one number of steps (None: default), where each has weights of its own."""
         if not self.steps.only:
             return self
         count = self.steps.default if steps is None else values.whole(steps)
@@ -113,17 +113,17 @@ class Recipe:
         return replace(self, steps=narrowed, weights=files)
 
     def counts(self) -> tuple[int, ...]:
-        """Every legal number of steps."""
+        """Return every legal number of steps."""
         return self.steps.only or tuple(range(self.steps.low, self.steps.high + 1))
 
     def scheduler(self, name: str) -> Scheduler:
-        """Which noise levels a name in `schedulers` means."""
+        """Return which noise levels a name in `schedulers` means."""
         return self.own_schedulers[name] if name in self.own_schedulers else SCHEDULERS[name]
 
     def schedule(
         self, name: str, steps: int, strength: float, process: NoiseProcess = SDXL_NOISE
     ) -> Schedule:
-        """The levels of one call; the steps asked for are the steps run, whoever wrote the scheduler.
+        """Return the levels of one call; the steps asked for are those run, whoever wrote the scheduler.
 
         A scheduler of the recipe's own knows SDXL's levels only: on another process its timesteps count.
         """
@@ -146,7 +146,7 @@ class Recipe:
         return schedule
 
     def timesteps(self) -> dict[int, tuple[float, ...]]:
-        """The default levels at each legal number of steps up to 16, those it refuses left out."""
+        """Return the default levels at each legal number of steps up to 16, those it refuses left out."""
         listed = {}
         for steps in self.counts():
             if steps <= MAX_LISTED_STEPS:
@@ -157,22 +157,24 @@ class Recipe:
         return listed
 
     def sampler(self, name: str) -> Sampler:
-        """Which step rule a name in `samplers` means."""
+        """Return which step rule a name in `samplers` means."""
         return self.own_samplers[name] if name in self.own_samplers else SAMPLERS[name]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON; of own schedulers and samplers the names."""
-        own = {"own_schedulers": list(self.own_schedulers), "own_samplers": list(self.own_samplers)}
+        """Return plain data, ready for JSON; of own schedulers and samplers the names."""
+        own_names = {"own_schedulers": list(self.own_schedulers), "own_samplers": list(self.own_samplers)}
         return {
-            **{f.name: _as_plain_data(getattr(self, f.name)) for f in fields(self) if f.name not in own},
-            **own,
+            **{
+                f.name: _as_plain_data(getattr(self, f.name)) for f in fields(self) if f.name not in own_names
+            },
+            **own_names,
         }
 
 
 def _as_plain_data(value: Any) -> Any:
-    """Dataclasses and mappings of any kind → dicts."""
+    """Return dataclasses and mappings of any kind as dicts."""
     if is_dataclass(value):
         return {f.name: _as_plain_data(getattr(value, f.name)) for f in fields(value)}
     return (
-        {name: _as_plain_data(each) for name, each in value.items()} if isinstance(value, Mapping) else value
+        {name: _as_plain_data(item) for name, item in value.items()} if isinstance(value, Mapping) else value
     )

@@ -112,7 +112,7 @@ class Result(Sequence[Image.Image]):
         return metadata.encode(self.images[index], self.facts(index), edited=self.edited)
 
     def facts(self, index: int = 0) -> dict[str, object]:
-        """How picture `index` was made, as plain data that equals its own JSON.
+        """Return how picture `index` was made, as plain data that equals its own JSON.
 
         All that was typed is in it, LoRAs with their weights too; of given pictures (`sources`) the SHA-256,
         which tells whether one in hand is the same; of files their places; `versions` of what computed.
@@ -134,7 +134,7 @@ class Result(Sequence[Image.Image]):
         }
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """All pictures on one sheet."""
+        """Return all pictures on one sheet."""
         across = columns or min(len(self), 4)
         down = -(-len(self) // across)
         width, height = self.images[0].size
@@ -144,7 +144,7 @@ class Result(Sequence[Image.Image]):
         return sheet
 
     def _repr_html_(self) -> str:
-        """The notebook's view: the pictures, prompt and seed on hover."""
+        """Return the notebook's view: the pictures, prompt and seed on hover."""
         cells = []
         for index, (prompt, seed) in enumerate(zip(self.prompts, self.seeds, strict=True)):
             data = base64.b64encode(self.png(index)).decode()

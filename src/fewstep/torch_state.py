@@ -82,18 +82,18 @@ class _PlainFactories(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        named = {} if kwargs is None else dict(kwargs)
-        content, settled = args[0] if args else named.get("data"), named.get("dtype") is not None
+        keywords = {} if kwargs is None else dict(kwargs)
+        content, has_dtype = args[0] if args else keywords.get("data"), keywords.get("dtype") is not None
         if func not in _FACTORIES or isinstance(content, torch.Tensor):
-            return func(*args, **named)
-        if named.get("device") is None:
-            named["device"] = "cpu"
-        if func in _OF_SIZE and not settled:
-            named["dtype"] = torch.float32
-        result = func(*args, **named)
-        by_default = func in _OF_CONTENT and not settled and not hasattr(content, "dtype")
+            return func(*args, **keywords)
+        if keywords.get("device") is None:
+            keywords["device"] = "cpu"
+        if func in _OF_SIZE and not has_dtype:
+            keywords["dtype"] = torch.float32
+        result = func(*args, **keywords)
+        by_default = func in _OF_CONTENT and not has_dtype and not hasattr(content, "dtype")
         if by_default and result.is_floating_point():
-            return func(*args, **{**named, "dtype": torch.float32})
+            return func(*args, **{**keywords, "dtype": torch.float32})
         return result
 
 

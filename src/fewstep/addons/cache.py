@@ -32,26 +32,26 @@ class AddonCache:
         )
 
     def controls(self, job: Job) -> tuple[Control, ...]:
-        """The job's ControlNets, each with its picture."""
+        """Return the job's ControlNets, each with its picture."""
         pairs = zip(job.request.control, job.control, strict=True)
-        asked = [
+        entries = [
             (*addons.split_controlnet_view(source), image, scale) for (source, scale), image in pairs if scale
         ]
-        nets = self._nets(name for name, *_ in asked)
+        nets = self._nets(name for name, *_ in entries)
         return tuple(
             controlnet.make_control(nets[name], job.canvas.place(image), scale, (name, view))
-            for name, view, image, scale in asked
+            for name, view, image, scale in entries
         )
 
     def references(self, job: Job) -> tuple[Reference, ...]:
-        """The job's IP-Adapters; pictures under the same one and the same scale are looked at together."""
-        shown: dict[tuple[str, float], list[Image]] = {}
-        for asked, image in zip(job.request.reference, job.reference, strict=True):
-            shown.setdefault(asked, []).append(image)
-        adapters = self._adapters(source for source, scale in shown if scale)
+        """Return the job's IP-Adapters; pictures under the same one and the same scale are read together."""
+        images_by_source: dict[tuple[str, float], list[Image]] = {}
+        for scaled_source, image in zip(job.request.reference, job.reference, strict=True):
+            images_by_source.setdefault(scaled_source, []).append(image)
+        adapters = self._adapters(source for source, scale in images_by_source if scale)
         return tuple(
             Reference(adapter=adapters[source], pictures=tuple(images), scale=scale)
-            for (source, scale), images in shown.items()
+            for (source, scale), images in images_by_source.items()
             if scale
         )
 
@@ -66,33 +66,34 @@ MAX_LOADED = 2  # of each sort, or as many as one call has; a ControlNet has 2.5
 
 
 def keep_loaded(
-    load: Callable[[str], T], where: Callable[[str], AddonPlace]
+    load: Callable[[str], T], locate: Callable[[str], AddonPlace]
 ) -> Callable[[Iterable[str]], dict[str, T]]:
-    """All that a call wants, by name; the last few stay loaded, and others leave before new ones come.
+    """Return a function of sources → what `load` makes of each; the last few stay loaded.
 
-    `where`: `controlnet` or `adapter`. What has changed on disk is another.
+    Others leave before new ones come. `locate` says where a source's files are: one that has changed on
+    disk is loaded again.
     """
-    lock, found = Lock(), dict[tuple[str, FileState], T]()  # the one longest unused first
+    lock, loaded = Lock(), dict[tuple[str, FileState], T]()  # the one longest unused first
 
     def get(sources: Iterable[str]) -> dict[str, T]:
-        wanted = {source: (source, _file_state(where(source))) for source in dict.fromkeys(sources)}
+        keys = {source: (source, _file_state(locate(source))) for source in dict.fromkeys(sources)}
         with lock:
-            stale = [key for key in found if key[0] in wanted and key != wanted[key[0]]]
-            others = [key for key in found if key[0] not in wanted]
-            for key in (*stale, *others[: max(0, len(others) + len(wanted) - MAX_LOADED)]):
-                del found[key]
-            for key in wanted.values():
-                found[key] = found.pop(key) if key in found else load(key[0])
-            return {source: found[key] for source, key in wanted.items()}
+            stale = [key for key in loaded if key[0] in keys and key != keys[key[0]]]
+            idle = [key for key in loaded if key[0] not in keys]
+            for key in (*stale, *idle[: max(0, len(idle) + len(keys) - MAX_LOADED)]):
+                del loaded[key]
+            for key in keys.values():
+                loaded[key] = loaded.pop(key) if key in loaded else load(key[0])
+            return {source: loaded[key] for source, key in keys.items()}
 
     return get
 
 
-def _file_state(guide: AddonPlace) -> FileState:
-    """Which weights on disk, and as of when; those of a hub's repository are taken to stay."""
-    here = existing_path(guide.root)
-    if here is None:
+def _file_state(place: AddonPlace) -> FileState:
+    """Return which weights are on disk, and as of when; those of a hub's repository are taken to stay."""
+    root = existing_path(place.root)
+    if root is None:
         return ()
-    paths = [here / guide.file] if guide.file else safetensors.weight_files(here)
-    known = [(path.resolve(), path.stat()) for path in paths if path.exists()]
-    return tuple((str(path), about.st_size, about.st_mtime_ns) for path, about in known)
+    paths = [root / place.file] if place.file else safetensors.weight_files(root)
+    stats = [(path.resolve(), path.stat()) for path in paths if path.exists()]
+    return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)

@@ -44,7 +44,7 @@ class Control:
     view: int = -1  # of a union: what the picture shows
 
     def residuals(self, x: Tensor, timestep: Tensor, conditioning: Conditioning) -> tuple[Tensor, ...]:
-        """What the UNet adds to each down block's output, and to the middle's."""
+        """Return what the UNet adds to each down block's output, and to the middle's."""
         down, middle = self.net(
             x, timestep, conditioning.tokens,
             conditioning_scale=self.scale, added_cond_kwargs=dict(conditioning.added) or None,
@@ -62,53 +62,55 @@ class Control:
 
 
 def with_controlnets(unet: Network, controls: Sequence[Control]) -> Network:
-    """`unet` with the residuals of these ControlNets, added up."""
+    """Return `unet` with the residuals of these ControlNets, added up."""
 
     def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
-        each = [control.residuals(x, timestep, conditioning) for control in controls]
-        added = tuple(reduce(torch.add, same) for same in zip(*each, strict=True))
+        residuals = [control.residuals(x, timestep, conditioning) for control in controls]
+        added = tuple(reduce(torch.add, terms) for terms in zip(*residuals, strict=True))
         return unet(x, timestep, replace(conditioning, residuals=added), embedding)
 
     return call
 
 
-def make_control(net: Any, image: Image, scale: float, named: tuple[str, str]) -> Control:
-    """A ControlNet and what a call shows it; `named` as `guides.split` gives it."""
+def make_control(net: Any, image: Image, scale: float, name_and_view: tuple[str, str]) -> Control:
+    """Return a ControlNet and what a call shows it; `name_and_view` as `split_controlnet_view` gives it."""
     picture = ((image_to_tensor(image) + 1) / 2).to(net.device, net.dtype)
-    return Control(net=net, picture=picture, scale=scale, view=_view_number(net, *named))
+    return Control(net=net, picture=picture, scale=scale, view=_view_number(net, *name_and_view))
 
 
 def load_controlnet(unet: Any, placement: Placement, source: str) -> Any:
-    """The ControlNet of a folder, file or hub id, made for this UNet; `CorruptModelError` where it is not."""
-    drawn = _blueprint(unet, addons.locate_controlnet(source))
-    _require_made_for(unet.config, network_config(drawn), source)
-    return build_network(drawn, placement, placement.dtype, home=False)
+    """Return the ControlNet of a folder, file or hub id; raises `CorruptModelError` if not for this UNet."""
+    blueprint = _blueprint(unet, addons.locate_controlnet(source))
+    _require_made_for(unet.config, network_config(blueprint), source)
+    return build_network(blueprint, placement, placement.dtype, home=False)
 
 
-def _blueprint(unet: Any, where: addons.AddonPlace) -> Blueprint:
-    """A folder in diffusers' layout, or one file, for which the UNet's own configuration is taken."""
-    if not where.file:
+def _blueprint(unet: Any, location: addons.AddonPlace) -> Blueprint:
+    """Return that of a folder in diffusers' layout, or of one file with the UNet's own configuration."""
+    if not location.file:
         return folder.read_network(
-            hub.fetch_folder(where.root, NETWORK_FILES, where.revision), CONTROLNET_CLASSES
+            hub.fetch_folder(location.root, NETWORK_FILES, location.revision), CONTROLNET_CLASSES
         )
-    path = hub.fetch_file(where.root, where.file, where.revision)
-    found = identify.identify(safetensors.read_header(path))
-    if (found.what, found.layout) != ("controlnet", "diffusers"):
+    path = hub.fetch_file(location.root, location.file, location.revision)
+    kind = identify.identify(safetensors.read_header(path))
+    if (kind.what, kind.layout) != ("controlnet", "diffusers"):
         raise CorruptModelError(
-            f"{path} is no ControlNet in diffusers' layout, but {found.layout or 'another'} {found.what}: "
+            f"{path} is no ControlNet in diffusers' layout, but {kind.layout or 'another'} {kind.what}: "
             "give the folder of one"
         )
     weights = list_tensors([path])
     views = weights.get("task_embedding")
-    own = {"num_control_type": views.shape[0]} if views is not None else {}
-    kind = CONTROLNET_CLASSES[views is not None]
-    return Blueprint(kind=kind, config={**unet.config, **own}, weights=weights, source=str(path))
+    union_config = {"num_control_type": views.shape[0]} if views is not None else {}
+    class_name = CONTROLNET_CLASSES[views is not None]
+    return Blueprint(
+        kind=class_name, config={**unet.config, **union_config}, weights=weights, source=str(path)
+    )
 
 
 def _require_made_for(unet: Mapping[str, Any], config: Mapping[str, Any], source: str) -> None:
-    """Is this configuration for such a UNet?"""
-    width, ours = config["cross_attention_dim"], unet["cross_attention_dim"]
-    if width != ours:
+    """Check that a ControlNet's configuration is for such a UNet; raises `CorruptModelError`."""
+    width, model_width = config["cross_attention_dim"], unet["cross_attention_dim"]
+    if width != model_width:
         family = (
             identify.CONTEXT_FAMILIES.get(width, "another model")
             if isinstance(width, int)
@@ -116,7 +118,7 @@ def _require_made_for(unet: Mapping[str, Any], config: Mapping[str, Any], source
         )
         raise CorruptModelError(
             f"control has {source!r}, which was made for {family}: it reads prompts of width {width!r:.80}, "
-            f"and this model's have {ours}; give one made for it"
+            f"and this model's have {model_width}; give one made for it"
         )
     for name in SAME_FIELDS:
         if _as_lists(config[name]) != _as_lists(unet[name]):
@@ -129,12 +131,12 @@ def _require_made_for(unet: Mapping[str, Any], config: Mapping[str, Any], source
 
 
 def _as_lists(value: Any) -> Any:
-    """A tuple of a class and a list of a file are the same."""
+    """Return a tuple as a list: a class has the one where a file has the other."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def _view_number(net: Any, name: str, view: str) -> int:
-    """The number of what the picture shows, for a union; -1 for others."""
+    """Return the number of what the picture shows, for a union; -1 for other ControlNets."""
     most = net.config.get("num_control_type", 0)
     fitting = [name for name, number in addons.VIEWS.items() if number < most]
     if most and view not in fitting:

@@ -62,7 +62,7 @@ class Reference:
     scale: float
 
     def tokens(self) -> tuple[Tensor, Tensor]:
-        """What guidance's two sides are shown, (n, tokens, C) each: nothing, and the pictures.
+        """Return what guidance's two sides are shown, (n, tokens, C) each: nothing, and the pictures.
 
         Nothing is zeros in place of summaries, and a grey picture where a layer is read, both as in
         diffusers' pipelines (`encode_image`).
@@ -71,23 +71,25 @@ class Reference:
 
         encoder, project = self.adapter.encoder, self.adapter.projection
         side = encoder.config.image_size
-        pixels = torch.cat([_clip_pixels(one, side) for one in self.pictures]).to(
+        pixels = torch.cat([_clip_pixels(picture, side) for picture in self.pictures]).to(
             encoder.device, encoder.dtype
         )
         if isinstance(project, ImageProjection):
-            seen = encoder(pixels).image_embeds
-            return project(torch.zeros_like(seen)), project(seen)
-        blank, seen = (
-            encoder(each, output_hidden_states=True).hidden_states[-2]
-            for each in (torch.zeros_like(pixels), pixels)
+            features = encoder(pixels).image_embeds
+            return project(torch.zeros_like(features)), project(features)
+        blank, features = (
+            encoder(batch, output_hidden_states=True).hidden_states[-2]
+            for batch in (torch.zeros_like(pixels), pixels)
         )
-        return project(blank), project(seen)
+        return project(blank), project(features)
 
 
 def with_ip_adapters(unet: Network, references: Sequence[Reference]) -> Network:
-    """`unet` with these adapters beside its cross-attention while it runs, and as it was after."""
-    every = zip(*(reference.adapter.layers for reference in references), strict=True)
-    processors = [(same[0].attention, _make_attention_processor(same, references)) for same in every]
+    """Return `unet` with these adapters beside its cross-attention while it runs, and as it was after."""
+    layers_by_attention = zip(*(reference.adapter.layers for reference in references), strict=True)
+    processors = [
+        (layers[0].attention, _make_attention_processor(layers, references)) for layers in layers_by_attention
+    ]
 
     def call(x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None) -> Tensor:
         with _with_processors(processors):
@@ -97,12 +99,12 @@ def with_ip_adapters(unet: Network, references: Sequence[Reference]) -> Network:
 
 
 def load_ip_adapter(unet: Any, placement: Placement, source: str) -> IpAdapter:
-    """The IP-Adapter of a file, with its image encoder; `CorruptModelError` where it is not this UNet's."""
-    where = addons.locate_ip_adapter(source)
-    path = hub.fetch_file(where.root, where.file, where.revision)
+    """Return the IP-Adapter of a file and its image encoder; `CorruptModelError` if not for this UNet."""
+    location = addons.locate_ip_adapter(source)
+    path = hub.fetch_file(location.root, location.file, location.revision)
     shapes = {name: entry.shape for name, entry in safetensors.read_header(path).tensors.items()}
-    what, width = _encoder_output(shapes, path)
-    encoder = _find_image_encoder(where, what, width, placement)
+    width_field, width = _encoder_output(shapes, path)
+    encoder = _find_image_encoder(location, width_field, width, placement)
     attentions = _cross_attentions(unet, shapes, path)
     tensors = _read_tensors(path)
     projection = _make_image_projection(unet, tensors, path).to(placement.device, placement.dtype)
@@ -114,33 +116,33 @@ def load_ip_adapter(unet: Any, placement: Placement, source: str) -> IpAdapter:
 
 
 def _make_attention_processor(layers: Sequence[IpAdapterLayer], references: Sequence[Reference]) -> Any:
-    """diffusers' attention to text and pictures, with the weights of these adapters."""
+    """Return diffusers' attention to text and pictures, with the weights of these adapters."""
     from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 
     width, context = layers[0].key.out_features, layers[0].key.in_features
     scales = [reference.scale for reference in references]
     with torch.device("meta"):
-        made: Any = IPAdapterAttnProcessor2_0(width, context, num_tokens=[0] * len(scales), scale=scales)
-    made.to_k_ip = nn.ModuleList(layer.key for layer in layers)
-    made.to_v_ip = nn.ModuleList(layer.value for layer in layers)
-    return made.__call__  # a module would be taken in among the UNet's own
+        processor: Any = IPAdapterAttnProcessor2_0(width, context, num_tokens=[0] * len(scales), scale=scales)
+    processor.to_k_ip = nn.ModuleList(layer.key for layer in layers)
+    processor.to_v_ip = nn.ModuleList(layer.value for layer in layers)
+    return processor.__call__  # a module would be taken in among the UNet's own
 
 
 @contextmanager
 def _with_processors(processors: Sequence[tuple[Any, Any]]) -> Iterator[None]:
     """Have these processors on their attentions."""
-    own = [(attention, attention.get_processor()) for attention, _ in processors]
+    originals = [(attention, attention.get_processor()) for attention, _ in processors]
     try:
         for attention, processor in processors:
             attention.set_processor(processor)
         yield
     finally:
-        for attention, processor in own:
+        for attention, processor in originals:
             attention.set_processor(processor)
 
 
 def _clip_pixels(image: Image, side: int) -> Tensor:
-    """What CLIP sees, (1, 3, side, side): the middle of the picture, its shorter side made `side`.
+    """Return what CLIP sees, (1, 3, side, side): the picture's middle, its shorter side made `side`.
 
     As transformers' `CLIPImageProcessor`, which resizes all of it first; only what is kept is made here.
     """
@@ -149,17 +151,19 @@ def _clip_pixels(image: Image, side: int) -> Tensor:
     steps = [length / size for length, size in zip(image.size, sizes, strict=True)]
     left, top = ((size - side) // 2 for size in sizes)
     box = (left * steps[0], top * steps[1], (left + side) * steps[0], (top + side) * steps[1])
-    seen = image.convert("RGB").resize((side, side), Resampling.BICUBIC, box)
-    pixels = (image_to_tensor(seen) + 1) / 2
-    mean, deviation = (pixels.new_tensor(each).view(1, 3, 1, 1) for each in (CLIP_MEAN, CLIP_DEVIATION))
+    cropped = image.convert("RGB").resize((side, side), Resampling.BICUBIC, box)
+    pixels = (image_to_tensor(cropped) + 1) / 2
+    mean, deviation = (
+        pixels.new_tensor(channels).view(1, 3, 1, 1) for channels in (CLIP_MEAN, CLIP_DEVIATION)
+    )
     return (pixels - mean) / deviation
 
 
 def _encoder_output(shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[str, int]:
-    """What of an image encoder the adapter reads, and how wide that is."""
-    for sign, first, what in PROJECTIONS:
-        if {f"image_proj.{sign}", f"image_proj.{first}"} <= shapes.keys():
-            return what, shapes[f"image_proj.{first}"][-1]
+    """Return the field of an image encoder that says how wide its output is, and the width that is read."""
+    for sign, input_weight, width_field in PROJECTIONS:
+        if {f"image_proj.{sign}", f"image_proj.{input_weight}"} <= shapes.keys():
+            return width_field, shapes[f"image_proj.{input_weight}"][-1]
     if any(name.startswith("image_proj.") for name in shapes):
         raise CorruptModelError(
             f"{path} reads faces by another network (FaceID), which fewstep does not have: give an adapter "
@@ -171,33 +175,33 @@ def _encoder_output(shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[
 def _cross_attentions(
     unet: Any, shapes: Mapping[str, tuple[int, ...]], path: Path
 ) -> list[tuple[Any, tuple[str, str]]]:
-    """The UNet's cross-attentions, each with the names of its key and value in the file.
+    """Return the UNet's cross-attentions, each with the names of its key and value in the file.
 
     They are numbered with the self-attentions between them, in the order of `unet.attn_processors`.
     """
-    places = [name.removesuffix(".processor") for name in unet.attn_processors]
-    found = [
-        (unet.get_submodule(place), (f"ip_adapter.{n}.to_k_ip.weight", f"ip_adapter.{n}.to_v_ip.weight"))
-        for n, place in enumerate(places)
-        if place.endswith("attn2")
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    attentions = [
+        (unet.get_submodule(name), (f"ip_adapter.{n}.to_k_ip.weight", f"ip_adapter.{n}.to_v_ip.weight"))
+        for n, name in enumerate(names)
+        if name.endswith("attn2")
     ]
     widths = {shape[-1] for name, shape in shapes.items() if name.endswith("to_k_ip.weight")}
-    ours = unet.config.cross_attention_dim
-    if widths != {ours}:
+    model_width = unet.config.cross_attention_dim
+    if widths != {model_width}:
         width = max(widths, default=0)
         family = identify.CONTEXT_FAMILIES.get(width, "another model")
         raise CorruptModelError(
-            f"{path} was made for {family}: its tokens have width {width}, and this model reads {ours}; "
-            "give one made for it"
+            f"{path} was made for {family}: its tokens have width {width}, and this model reads "
+            f"{model_width}; give one made for it"
         )
-    fitting = {name: (one.inner_dim, ours) for one, names in found for name in names}
-    theirs = {name: shape for name, shape in shapes.items() if name.startswith("ip_adapter.")}
-    if fitting != theirs:
+    fitting = {name: (attention.inner_dim, model_width) for attention, names in attentions for name in names}
+    file_shapes = {name: shape for name, shape in shapes.items() if name.startswith("ip_adapter.")}
+    if fitting != file_shapes:
         raise CorruptModelError(
-            f"{path} was made for another base: it has {len(theirs)} keys and values, and this model takes "
-            f"{len(fitting)}, of other shapes"
+            f"{path} was made for another base: it has {len(file_shapes)} keys and values, and this model "
+            f"takes {len(fitting)}, of other shapes"
         )
-    return found
+    return attentions
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -209,36 +213,38 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _make_linear(weight: Tensor, placement: Placement) -> nn.Linear:
     with torch.device("meta"):
-        made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    made.weight = nn.Parameter(weight.to(placement.device, placement.dtype), requires_grad=False)
-    return made
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight.to(placement.device, placement.dtype), requires_grad=False)
+    return linear
 
 
 def _make_image_projection(unet: Any, tensors: Mapping[str, Tensor], path: Path) -> Any:
-    """The network between encoder and UNet, by diffusers' own table of names."""
+    """Return the network between encoder and UNet, by diffusers' own table of names."""
     prefix = "image_proj."
-    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     # It draws random weights first, which must not be seen in the draws of whoever calls.
     with raise_as_corrupt(path), torch.random.fork_rng(devices=[]):
-        made = unet._convert_ip_adapter_image_proj_to_diffusers(own, low_cpu_mem_usage=False)
-    return made.requires_grad_(False).eval()
+        projection = unet._convert_ip_adapter_image_proj_to_diffusers(weights, low_cpu_mem_usage=False)
+    return projection.requires_grad_(False).eval()
 
 
-def _find_image_encoder(where: addons.AddonPlace, what: str, width: int, placement: Placement) -> Any:
-    """The first CLIP encoder of that width near the adapter: beside it, or as h94/IP-Adapter has ViT-H."""
-    beside = (str(PurePosixPath(where.file).parent / "image_encoder"), "models/image_encoder")
-    for place in beside:
+def _find_image_encoder(
+    location: addons.AddonPlace, width_field: str, width: int, placement: Placement
+) -> Any:
+    """Return the first CLIP encoder of that width: beside the adapter, or where h94/IP-Adapter has ViT-H."""
+    subfolders = (str(PurePosixPath(location.file).parent / "image_encoder"), "models/image_encoder")
+    for subfolder in subfolders:
         try:
-            config = read_config(hub.fetch_file(where.root, f"{place}/config.json", where.revision))
+            config = read_config(hub.fetch_file(location.root, f"{subfolder}/config.json", location.revision))
         except ModelNotFoundError:
             continue
-        if config.get(what) != width:
+        if config.get(width_field) != width:
             continue
-        wanted = (f"{place}/config.json", f"{place}/model.safetensors")
-        folder = hub.fetch_folder(where.root, wanted, where.revision) / place
-        drawn = read_network(folder, ("CLIPVisionModelWithProjection",))
-        return build_network(drawn, placement, placement.dtype, home=False)
+        files = (f"{subfolder}/config.json", f"{subfolder}/model.safetensors")
+        folder = hub.fetch_folder(location.root, files, location.revision) / subfolder
+        blueprint = read_network(folder, ("CLIPVisionModelWithProjection",))
+        return build_network(blueprint, placement, placement.dtype, home=False)
     raise ModelNotFoundError(
-        f"reference has {where.file!r}, which needs a CLIP image encoder with {what}={width}: put its folder "
-        "beside the file, as image_encoder"
+        f"reference has {location.file!r}, which needs a CLIP image encoder with {width_field}={width}: "
+        "put its folder beside the file, as image_encoder"
     )

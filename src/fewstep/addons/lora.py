@@ -34,54 +34,54 @@ class Lora:
 
 
 def read_lora(path: Path, layers: LoraTargets) -> Lora:
-    """A LoRA for these layers; `CorruptModelError` says what else it is, or what of it does not fit."""
-    found = safetensors.read_header(path)
-    require_lora(found)
-    modules = _tensors_by_module(found)
-    tensors, configs = _read_tensors(path, found), _peft_configs(found, modules)
+    """Return a file's LoRA for these layers; `CorruptModelError` says what it is else, or does not fit."""
+    header = safetensors.read_header(path)
+    require_lora(header)
+    modules = _tensors_by_module(header)
+    tensors, configs = _read_tensors(path, header), _peft_configs(header, modules)
     deltas: dict[tuple[str, str], WeightDelta] = {}
-    strange: list[str] = []
+    foreign: list[str] = []
     for (network, module), names in modules.items():
         factors = {role: tensors[name] for role, name in names.items()}
         place = _find_layer(network, module, factors, layers)
         if place is None:
-            strange.append(names[min(names)])
+            foreign.append(names[min(names)])
             continue
         config = configs.get(place[0], configs.get("", {}))
-        for weight, delta in _ModuleReader(found, layers, layers[place], config).deltas(factors):
+        for weight, delta in _ModuleReader(header, layers, layers[place], config).deltas(factors):
             if (place[0], weight) in deltas:
                 raise CorruptModelError(f"{printable_path(path)} changes {weight} twice, by two names")
             deltas[place[0], weight] = delta
-    _require_known(found, layers, strange, len(modules))
+    _require_known(header, layers, foreign, len(modules))
     return Lora(path, deltas)
 
 
-def _tensors_by_module(found: Header) -> dict[tuple[str, str], dict[str, str]]:
-    """(network, module) → role → the tensor's name; the network is "" where only the model can tell."""
+def _tensors_by_module(header: Header) -> dict[tuple[str, str], dict[str, str]]:
+    """Return (network, module) → role → the tensor's name; network "" where only the model can tell."""
     modules: dict[tuple[str, str], dict[str, str]] = {}
-    for name in found.tensors:
+    for name in header.tensors:
         if name.startswith(tensor_names.BUNDLED_WORD):
             continue  # a learned word: `embeddings=` reads it, and a warning says so
-        piece = tensor_names.parse_lora_name(name)
-        if piece is None:
+        parsed = tensor_names.parse_lora_name(name)
+        if parsed is None:
             raise CorruptModelError(
-                f"{printable_path(found.path)} holds {name!r:.80}, which is no part of a LoRA"
+                f"{printable_path(header.path)} holds {name!r:.80}, which is no part of a LoRA"
             )
-        own = modules.setdefault((piece.network if piece.named else "", piece.module), {})
-        if piece.role in own:
+        names = modules.setdefault((parsed.network if parsed.named else "", parsed.module), {})
+        if parsed.role in names:
             raise CorruptModelError(
-                f"{printable_path(found.path)} has {own[piece.role]!r:.80} twice: as {name!r:.80}"
+                f"{printable_path(header.path)} has {names[parsed.role]!r:.80} twice: as {name!r:.80}"
             )
-        own[piece.role] = name
+        names[parsed.role] = name
     return modules
 
 
-def _read_tensors(path: Path, found: Header) -> dict[str, Tensor]:
-    """All of them; they stay mapped to the file."""
+def _read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
+    """Return all of a file's tensors; they stay mapped to it."""
     from safetensors import safe_open
 
     with raise_as_corrupt(path), safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in found.tensors}
+        tensors = {name: file.get_tensor(name) for name in header.tensors}
     quantised = [
         name for name, tensor in tensors.items() if tensor.ndim > 1 and not tensor.is_floating_point()
     ]
@@ -93,28 +93,29 @@ def _read_tensors(path: Path, found: Header) -> dict[str, Tensor]:
 
 
 def _find_layer(network: str, module: str, factors: Factors, layers: LoraTargets) -> tuple[str, str] | None:
-    """Which layer is meant. Not every writer says of which network: the first that has such a one."""
+    """Return the layer that is meant; where the writer names no network, the first that has such a one."""
     owners, name = LORA_NETWORKS, underscored(module)
     if not network:  # PEFT's, of a module that holds networks
         network = next((owner for owner in reversed(LORA_NETWORKS) if name.startswith(f"{owner}_")), "")
         name = underscored(name.removeprefix(f"{network}_")) if network else name
-    known = [(owner, name) for owner in ((network,) if network else owners) if (owner, name) in layers]
+    candidates = [(owner, name) for owner in ((network,) if network else owners) if (owner, name) in layers]
     return next(
-        (place for place in known if _fits_anyhow(factors, layers[place])), known[0] if known else None
+        (place for place in candidates if _fits_anyhow(factors, layers[place])),
+        candidates[0] if candidates else None,
     )
 
 
 def _fits_anyhow(factors: Factors, layer: LoraTarget) -> bool:
     """Return whether an algorithm's factors fit a layer, as far as shapes tell."""
-    whole = {role: factor for role, factor in factors.items() if role not in BIAS_ROLES}
-    algorithm = lora_deltas.find_algorithm(frozenset(whole))
+    weight_factors = {role: factor for role, factor in factors.items() if role not in BIAS_ROLES}
+    algorithm = lora_deltas.find_algorithm(frozenset(weight_factors))
     if algorithm is None:
-        return not whole
+        return not weight_factors
     try:
-        given = lora_deltas.formula_factors(whole, algorithm, layer.shape)
+        formula_factors = lora_deltas.formula_factors(weight_factors, algorithm, layer.shape)
     except RuntimeError:
         return False
-    return lora_deltas.fits(algorithm.formula, given, layer.shape)
+    return lora_deltas.fits(algorithm.formula, formula_factors, layer.shape)
 
 
 @dataclass(frozen=True)
@@ -131,21 +132,23 @@ class _ModuleReader:
         for role, factor in factors.items():
             if factor.is_floating_point() and not factor.float().isfinite().all() and role != "alpha":
                 raise self._error(f"has numbers for {self.layer.weight} that are not finite")
-        whole = {role: factor for role, factor in factors.items() if role not in BIAS_ROLES}
+        weight_factors = {role: factor for role, factor in factors.items() if role not in BIAS_ROLES}
         biases = [role for role in BIAS_ROLES if role in factors]
-        rest = frozenset(whole) - {"alpha"}
-        if rest and not _is_empty(whole):
-            yield self.layer.weight, self._weight_delta(whole)
-        if len(biases) > 1 or not (biases or rest):
+        weight_roles = frozenset(weight_factors) - {"alpha"}
+        if weight_roles and not _is_empty(weight_factors):
+            yield self.layer.weight, self._weight_delta(weight_factors)
+        if len(biases) > 1 or not (biases or weight_roles):
             raise self._error(f"has {', '.join(sorted(factors))} for {self.layer.weight}, which say nothing")
         for role in biases:
             yield self.layer.bias, self._bias_delta(role, factors)
 
     def _weight_delta(self, factors: Factors) -> WeightDelta:
         algorithm = self._algorithm(frozenset(factors))
-        given, layer = lora_deltas.formula_factors(factors, algorithm, self.layer.shape), self.layer
+        formula_factors, layer = lora_deltas.formula_factors(factors, algorithm, self.layer.shape), self.layer
         if not _fits_anyhow(factors, layer):
-            shapes = ", ".join(f"{role} {tuple(factor.shape)}" for role, factor in sorted(given.items()))
+            shapes = ", ".join(
+                f"{role} {tuple(factor.shape)}" for role, factor in sorted(formula_factors.items())
+            )
             raise self._error(
                 f"does not fit this model{_whose(self.header, self.layers)}; {layer.weight} is "
                 f"{tuple(layer.shape)}, and its factors are {shapes}"
@@ -155,9 +158,9 @@ class _ModuleReader:
         except ValueError as error:
             raise self._error(f"does not fit {layer.weight}, {tuple(layer.shape)}: {error}") from None
         scale = self._scale(factors, algorithm)
-        if given.keys() == {"up", "down"} and magnitude is None:
-            return LoraDelta(given["up"], given["down"], scale)
-        return FormulaDelta(algorithm.formula, given, scale, magnitude)
+        if formula_factors.keys() == {"up", "down"} and magnitude is None:
+            return LoraDelta(formula_factors["up"], formula_factors["down"], scale)
+        return FormulaDelta(algorithm.formula, formula_factors, scale, magnitude)
 
     def _algorithm(self, roles: frozenset[str]) -> Algorithm:
         algorithm = lora_deltas.find_algorithm(roles)
@@ -174,10 +177,10 @@ class _ModuleReader:
     def _bias_delta(self, role: str, factors: Factors) -> WeightDelta:
         bias, width = factors[role], self.layer.shape[0]
         if not self.layer.bias or bias.numel() != width:
-            has = f"{width} wide" if self.layer.bias else "not there"
+            actual = f"{width} wide" if self.layer.bias else "not there"
             raise self._error(
                 f"does not fit this model: it changes the bias of {self.layer.weight} by "
-                f"{tuple(bias.shape)}, and that bias is {has}"
+                f"{tuple(bias.shape)}, and that bias is {actual}"
             )
         scale = 1.0
         if role == "up_bias":  # PEFT's `lora_bias`: scaled like the product
@@ -185,7 +188,7 @@ class _ModuleReader:
         return FormulaDelta(lora_deltas.difference, {role: bias.flatten()}, scale)
 
     def _scale(self, factors: Factors, algorithm: Algorithm) -> float:
-        """alpha is in a tensor beside the factors, or in PEFT's configuration; none is a scale of 1."""
+        """Return alpha / rank, of rsLoRA alpha / sqrt(rank); alpha is a tensor's or PEFT's configuration's."""
         if not algorithm.allows or "scalar" not in algorithm.allows:
             return 1.0
         rank = next((len(factors[role]) for role in algorithm.ranked if role in factors), 0)
@@ -210,26 +213,26 @@ def _is_empty(factors: Factors) -> bool:
     return {"up", "down"} <= factors.keys() and factors["up"].numel() == factors["down"].numel() == 0
 
 
-def _require_known(found: Header, layers: LoraTargets, strange: list[str], modules: int) -> None:
-    """No part of it may be left out silently."""
-    if strange:
-        named = ", ".join(f"{name:.80}" for name in strange[:3]) + (", …" if len(strange) > 3 else "")
+def _require_known(header: Header, layers: LoraTargets, foreign: list[str], modules: int) -> None:
+    """Check that every part has a layer, so that none is left out; raises `CorruptModelError`."""
+    if foreign:
+        examples = ", ".join(f"{name:.80}" for name in foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise CorruptModelError(
-            f"{printable_path(found.path)} does not fit this model{_whose(found, layers)}; {len(strange)} of "
-            f"its {modules} layers are not in this one: {named}"
+            f"{printable_path(header.path)} does not fit this model{_whose(header, layers)}; "
+            f"{len(foreign)} of its {modules} layers are not in this one: {examples}"
         )
 
 
-def _whose(found: Header, layers: LoraTargets) -> str:
+def _whose(header: Header, layers: LoraTargets) -> str:
     """Return for which other base it was made, to be put in a sentence; "" where nothing proves that."""
     shapes = {name: tuple(layer.shape) for (network, name), layer in layers.items() if network == UNET}
     model = identify.family_of_unet(identify.unet_anatomy(shapes))
-    family = identify.identify(found).family
+    family = identify.identify(header).family
     return "" if same_kin(family, model) else f": it was made for {family}, and the model is {model}"
 
 
 def _only_number(tensor: Tensor) -> float:
-    """The one number in a tensor, of whatever real dtype: float8 cannot add."""
+    """Return the one number in a tensor, of whatever real dtype: float8 cannot add."""
     if tensor.numel() != 1 or tensor.is_complex():
         return math.nan
     try:
@@ -242,33 +245,33 @@ def _as_rank(value: object) -> int:
     return value if isinstance(value, int) and value > 0 else 1
 
 
-def _peft_alpha(found: Header, config: Mapping[str, Any], layer: LoraTarget, rank: int) -> float:
-    """Of a layer, by its name in PEFT's `alpha_pattern`, or else for all; LoHa and LoKr call it `alpha`."""
+def _peft_alpha(header: Header, config: Mapping[str, Any], layer: LoraTarget, rank: int) -> float:
+    """Return a layer's alpha, by its name in PEFT's `alpha_pattern`, or that of all (LoHa, LoKr: `alpha`)."""
     patterns = config.get("alpha_pattern") or {}
     alpha: object = config.get("lora_alpha", config.get("alpha", rank))
-    for pattern, own in patterns.items() if isinstance(patterns, dict) else ():
+    for pattern, pattern_alpha in patterns.items() if isinstance(patterns, dict) else ():
         if not _LITERAL.fullmatch(pattern):  # a regular expression from a file could run for ever
             raise CorruptModelError(
-                f"{printable_path(found.path)} has an alpha_pattern that is no name: {pattern!r:.80}"
+                f"{printable_path(header.path)} has an alpha_pattern that is no name: {pattern!r:.80}"
             )
         if f"_{underscored(layer.weight)}".endswith(f"_{underscored(pattern)}_weight"):
-            alpha = own
+            alpha = pattern_alpha
             break
     return float(alpha) if isinstance(alpha, int | float) and not isinstance(alpha, bool) else math.nan
 
 
-def _peft_configs(found: Header, modules: Mapping[tuple[str, str], object]) -> dict[str, dict[str, Any]]:
-    """PEFT's configuration of each network, "" for all: beside the file, or in its metadata."""
-    beside = found.path.parent / CONFIG_FILE
-    bare = any(network == "" for network, _ in modules)
-    said: dict[str, Any] = {}
-    if bare and beside.is_file():
-        said = untrusted.read_json(beside)
-    elif METADATA_CONFIG in found.metadata:
-        with raise_as_corrupt(found.path):
-            said = untrusted.parse_json(found.metadata[METADATA_CONFIG].encode())
+def _peft_configs(header: Header, modules: Mapping[tuple[str, str], object]) -> dict[str, dict[str, Any]]:
+    """Return PEFT's configuration of each network, "" for all: beside the file, or in its metadata."""
+    config_path = header.path.parent / CONFIG_FILE
+    unnamed = any(network == "" for network, _ in modules)
+    config: dict[str, Any] = {}
+    if unnamed and config_path.is_file():
+        config = untrusted.read_json(config_path)
+    elif METADATA_CONFIG in header.metadata:
+        with raise_as_corrupt(header.path):
+            config = untrusted.parse_json(header.metadata[METADATA_CONFIG].encode())
     configs: dict[str, dict[str, Any]] = {}
-    for key, value in said.items():
-        network, _, rest = key.rpartition(".")
-        configs.setdefault(network, {})[rest] = value
+    for key, value in config.items():
+        network, _, field = key.rpartition(".")
+        configs.setdefault(network, {})[field] = value
     return configs

@@ -55,7 +55,7 @@ class EngineLoras:
             self._files.clear()
 
     def read(self, loras: Sequence[tuple[str, float]]) -> ActiveLoras:
-        """Files and their weights, read where they are not known; `ModelError` where one does not fit."""
+        """Return LoRAs with their weights, read where not known; raises `ModelError` where one misfits."""
         with self._reading:
             return tuple((self._read_cached(source), weight) for source, weight in loras if weight != 0)
 
@@ -74,7 +74,7 @@ class EngineLoras:
                     self._text.forget()
 
     def restore(self) -> None:
-        """At the end of a call: borrowed networks are left as they were, others as they are.
+        """Leave borrowed networks as they were, and others as they are, at the end of a call.
 
         Not where a stream that nobody holds is collected in the middle of another call: that one
         puts on what it needs, and leaves them in its turn.
@@ -84,17 +84,17 @@ class EngineLoras:
                 self.apply(())
 
     def _read_cached(self, source: str) -> Lora:
-        """From those kept, where the file is the same still."""
+        """Return a LoRA from those kept where its file is unchanged, else read it."""
         path = addons.addon_file(source) or addons.fetch_addon(source)
-        now = os.stat(path)
-        key = (path, now.st_size, now.st_mtime_ns)
-        known = self._files.pop(key, None)
+        stat = os.stat(path)
+        key = (path, stat.st_size, stat.st_mtime_ns)
+        cached = self._files.pop(key, None)
         if self._layers is None:
             self._layers = lora_targets.find_lora_targets(self._networks, self._config)
-        self._files[key] = known = lora.read_lora(path, self._layers) if known is None else known
+        self._files[key] = cached = lora.read_lora(path, self._layers) if cached is None else cached
         while len(self._files) > MAX_READ:
             self._files.popitem(last=False)
-        return known
+        return cached
 
 
 class _NetworkLoras:
@@ -109,21 +109,21 @@ class _NetworkLoras:
         """Have exactly these on; True where that changed a weight. If it fails, it was not begun."""
         if loras == self._active:
             return False
-        before = dict(self._on)
+        previous = dict(self._on)
         try:
             changed = self._set_deltas(network, _deltas_by_weight(loras, name))
         except BaseException:
-            self._set_deltas(network, before)
+            self._set_deltas(network, previous)
             raise
         self._active = loras
         return changed
 
-    def _set_deltas(self, network: nn.Module, wanted: Mapping[str, _Deltas]) -> bool:
-        names = [name for name in {**self._on, **wanted} if self._on.get(name) != wanted.get(name)]
+    def _set_deltas(self, network: nn.Module, deltas: Mapping[str, _Deltas]) -> bool:
+        names = [name for name in {**self._on, **deltas} if self._on.get(name) != deltas.get(name)]
         if names:
             offload.bring_home(network)
         for name in names:
-            weight, added = network.get_parameter(name), wanted.get(name)
+            weight, added = network.get_parameter(name), deltas.get(name)
             if name not in self._loaded:
                 self._loaded[name] = _original_weight(weight)
             self._on[name] = _CHANGING
@@ -148,7 +148,7 @@ def _loras_of(network: nn.Module) -> _NetworkLoras:
 
 
 def merge_weight(weight: Tensor, added: _Deltas) -> Tensor:
-    """A weight and what is added to it, in fp32, cast once; laid out in memory as it was."""
+    """Return a weight plus what is added, computed in fp32, cast once; laid out in memory as it was."""
     total = weight.to(torch.float32, copy=True).reshape(len(weight), -1)
     for delta, share in added:
         total = delta.added_to(total, weight, share)
@@ -156,22 +156,22 @@ def merge_weight(weight: Tensor, added: _Deltas) -> Tensor:
 
 
 def _deltas_by_weight(loras: ActiveLoras, network: str) -> dict[str, _Deltas]:
-    """What goes on each weight of a network, in the order given."""
+    """Return what goes on each weight of a network, in the order given."""
     added: dict[str, _Deltas] = {}
-    for worn, share in loras:
-        for (owner, name), delta in worn.deltas.items():
+    for active_lora, share in loras:
+        for (owner, name), delta in active_lora.deltas.items():
             if owner == network:
                 added[name] = (*added.get(name, ()), (delta, share))
     return added
 
 
 def _original_weight(weight: nn.Parameter) -> Tensor:
-    """A weight as it is: itself in RAM; a copy of one on a device."""
+    """Return a weight as it is: itself in RAM; a copy of one on a device."""
     return weight.data if weight.device.type == "cpu" else weight.data.to("cpu", copy=True)
 
 
 def _set_weight(weight: nn.Parameter, value: Tensor) -> None:
-    """On a device in place: it has no room for both, and captured graphs know the address."""
+    """Set a weight's values; on a device in place: it has no room for both, and graphs know the address."""
     if weight.device.type == "cpu":
         weight.data = value
     else:

@@ -60,10 +60,10 @@ class FormulaDelta:
 
 def _decompose(weight: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
     """DoRA (arXiv:2402.09353, eq. 5): m (W + ΔW) / |W + ΔW| - W, the norm by output or by input."""
-    kept = 0 if len(magnitude) > 1 else 1
-    others = [axis for axis in range(weight.ndim) if axis != kept]
+    kept_axis = 0 if len(magnitude) > 1 else 1
+    norm_axes = [axis for axis in range(weight.ndim) if axis != kept_axis]
     moved = weight + change
-    norm = torch.linalg.vector_norm(moved, dim=others, keepdim=True)
+    norm = torch.linalg.vector_norm(moved, dim=norm_axes, keepdim=True)
     norm += torch.finfo(norm.dtype).eps  # as LyCORIS and ComfyUI
     return moved.mul_(magnitude / norm).sub_(weight)
 
@@ -131,11 +131,11 @@ def _generalise(factors: Factors, weight: Tensor) -> Tensor:
     """GLoRA (arXiv:2306.07967): W a1 a2 + b1 b2; LyCORIS' first files have 1 and 2 the other way round."""
     i, j = ("1", "2") if len(factors["b1.weight"]) == len(weight) else ("2", "1")
     a = factors[f"a{i}.weight"].flatten(1) @ factors[f"a{j}.weight"].flatten(1)
-    turned = torch.einsum("on...,nm->om...", weight, a)
+    product = torch.einsum("on...,nm->om...", weight, a)
     outputs, inputs = factors[f"b{i}.weight"].flatten(1), factors[f"b{j}.weight"].flatten(1)
     if "bm.weight" in factors:
-        return turned + _tucker(factors["bm.weight"], outputs.T, inputs)
-    return turned.add_((outputs @ inputs).view(weight.shape))
+        return product + _tucker(factors["bm.weight"], outputs.T, inputs)
+    return product.add_((outputs @ inputs).view(weight.shape))
 
 
 def _rotate(factors: Factors, weight: Tensor) -> Tensor:
@@ -145,12 +145,12 @@ def _rotate(factors: Factors, weight: Tensor) -> Tensor:
     limit = factors["alpha"] * len(weight) if "alpha" in factors else skew.new_zeros(())  # 0 is none
     norm = skew.norm() + 1e-8
     skew = skew * torch.where((limit > 0) & (norm > limit), limit / norm, torch.ones_like(norm))
-    one = torch.eye(skew.shape[-1]).to(skew)
-    rotations = (one + skew) @ torch.linalg.inv(one - skew)
-    turned = _turn_blocks(rotations.mT, weight) if blocks.ndim == 3 else _turn_stages(rotations, weight)
+    identity = torch.eye(skew.shape[-1]).to(skew)
+    rotations = (identity + skew) @ torch.linalg.inv(identity - skew)
+    rotated = _turn_blocks(rotations.mT, weight) if blocks.ndim == 3 else _turn_stages(rotations, weight)
     if "rescale" in factors:
-        turned = turned * factors["rescale"].reshape(-1, *[1] * (weight.ndim - 1))
-    return turned - weight
+        rotated = rotated * factors["rescale"].reshape(-1, *[1] * (weight.ndim - 1))
+    return rotated - weight
 
 
 def _turn_blocks(rotations: Tensor, weight: Tensor) -> Tensor:
@@ -161,13 +161,13 @@ def _turn_blocks(rotations: Tensor, weight: Tensor) -> Tensor:
 
 def _turn_stages(rotations: Tensor, weight: Tensor) -> Tensor:
     """Butterflies: stage s turns blocks of outputs that lie 2**s · b/2 apart."""
-    turned = weight.flatten(1)
+    rotated = weight.flatten(1)
     for stage, blocks in enumerate(rotations):
-        apart = 2**stage * (blocks.shape[-1] // 2)
-        near = turned.unflatten(0, (-1, 2, apart)).transpose(1, 2).flatten(0, 2)
-        near = _turn_blocks(blocks, near)
-        turned = near.unflatten(0, (-1, apart, 2)).transpose(1, 2).flatten(0, 2)
-    return turned.reshape(weight.shape)
+        distance = 2**stage * (blocks.shape[-1] // 2)
+        pairs = rotated.unflatten(0, (-1, 2, distance)).transpose(1, 2).flatten(0, 2)
+        pairs = _turn_blocks(blocks, pairs)
+        rotated = pairs.unflatten(0, (-1, distance, 2)).transpose(1, 2).flatten(0, 2)
+    return rotated.reshape(weight.shape)
 
 
 # --- which formula
@@ -219,8 +219,8 @@ BIAS_ROLES = ("diff_b", "b_norm", "up_bias")  # what changes a layer's bias, bes
 def find_algorithm(roles: frozenset[str]) -> Algorithm | None:
     """Return the algorithm that has these factors, whole and with nothing else; None where there is none."""
     for algorithm in ALGORITHMS:
-        known = {role for choice in algorithm.needs for role in choice} | {*algorithm.allows}
-        if roles <= known and all(not roles.isdisjoint(choice) for choice in algorithm.needs):
+        allowed = {role for choice in algorithm.needs for role in choice} | {*algorithm.allows}
+        if roles <= allowed and all(not roles.isdisjoint(choice) for choice in algorithm.needs):
             return algorithm
     return None
 
@@ -239,8 +239,8 @@ def formula_factors(factors: Factors, algorithm: Algorithm, shape: Size) -> Fact
         by_input = len(shape) > 1 and bool(factors["on_input"])
         sides = (1, -1) if by_input else (-1, 1)
         return {"weight": factors["weight"].reshape(*sides[: len(shape)], *[1] * (len(shape) - 2))}
-    apart = {*_MAGNITUDE, *(() if algorithm.formula is _rotate else _SCALED)}
-    return {role: factor for role, factor in factors.items() if role not in apart}
+    excluded = {*_MAGNITUDE, *(() if algorithm.formula is _rotate else _SCALED)}
+    return {role: factor for role, factor in factors.items() if role not in excluded}
 
 
 def find_magnitude(factors: Factors, shape: Size) -> Tensor | None:

@@ -60,28 +60,28 @@ _FORMER_ENDINGS = {
 
 
 def find_lora_targets(networks: Mapping[str, nn.Module], config: Any) -> LoraTargets:
-    """Every layer of these networks; the configuration is the UNet's."""
+    """Return every layer of these networks by its names; the configuration is the UNet's."""
     per_block = config.layers_per_block  # residual ones, on the way down; no SDXL has several numbers of them
-    each = 1 + (per_block if isinstance(per_block, int) else per_block[0])
-    found: dict[tuple[str, str], LoraTarget] = {}
+    stride = 1 + (per_block if isinstance(per_block, int) else per_block[0])
+    targets: dict[tuple[str, str], LoraTarget] = {}
     for network, module in networks.items():
-        own = dict(_own_layers(module))
-        attended = {name.partition("_attentions_")[0] for name in own if "_attentions_" in name}
-        for name, layer in own.items():
+        layers = dict(_own_layers(module))
+        attending = {name.partition("_attentions_")[0] for name in layers if "_attentions_" in name}
+        for name, layer in layers.items():
             names = [name, *_former_names(name)]
             if network == UNET:
-                names += _original_names(name, each, attended)
-            found.update({(network, each): layer for each in names})
-    return found
+                names += _original_names(name, stride, attending)
+            targets.update({(network, alias): layer for alias in names})
+    return targets
 
 
 def underscored(name: str) -> str:
-    """A module's path as a name here; transformers has dropped a prefix that files have."""
+    """Return a module's path as a name here, without a prefix that files have and transformers dropped."""
     return name.replace(".base_layer", "").replace(".", "_").removeprefix("text_model_")
 
 
 def _own_layers(network: nn.Module) -> Iterator[tuple[str, LoraTarget]]:
-    """Matrices, convolutions and norms."""
+    """Yield a network's matrices, convolutions and norms."""
     weights = dict(network.named_parameters())
     for name, weight in weights.items():
         module = name.removesuffix(".weight")
@@ -92,28 +92,32 @@ def _own_layers(network: nn.Module) -> Iterator[tuple[str, LoraTarget]]:
 
 def _former_names(name: str) -> list[str]:
     return [
-        name.removesuffix(now) + then for now, then in _FORMER_ENDINGS.items() if name.endswith(f"_{now}")
+        name.removesuffix(ending) + former
+        for ending, former in _FORMER_ENDINGS.items()
+        if name.endswith(f"_{ending}")
     ]
 
 
-def _original_names(name: str, each: int, attended: set[str]) -> list[str]:
-    """Its name in Stability's layout; `each`: how many original blocks make one of diffusers'."""
+def _original_names(name: str, stride: int, attending: set[str]) -> list[str]:
+    """Return its name in Stability's layout; `stride`: how many original blocks make one of diffusers'."""
     if name in _OUTSIDE_BLOCKS:
         return [_OUTSIDE_BLOCKS[name]]
     middle = _MIDDLE.fullmatch(name)
     if middle is not None:
-        kind, index, rest = middle.groups()
-        return [f"middle_block_{2 * int(index) + (kind == 'attentions')}_{_INSIDE_RESNETS.get(rest, rest)}"]
-    found = _BLOCK.fullmatch(name)
-    if found is None:
+        kind, index, layer = middle.groups()
+        return [f"middle_block_{2 * int(index) + (kind == 'attentions')}_{_INSIDE_RESNETS.get(layer, layer)}"]
+    match = _BLOCK.fullmatch(name)
+    if match is None:
         return []
-    side, block, kind, index, rest = found.groups()
-    first = int(block) * each
+    side, block, kind, index, layer = match.groups()
+    first_block = int(block) * stride
     match kind:
         case "downsamplers":
-            return [f"input_blocks_{first + each}_0_op"]
+            return [f"input_blocks_{first_block + stride}_0_op"]
         case "upsamplers":  # after the last residual block, and its attention where there is one
-            return [f"output_blocks_{first + each - 1}_{1 + (f'up_blocks_{block}' in attended)}_conv"]
-    place = first + int(index)
-    around = f"input_blocks_{1 + place}" if side == "down" else f"output_blocks_{place}"
-    return [f"{around}_{int(kind == 'attentions')}_{_INSIDE_RESNETS.get(rest, rest)}"]
+            return [
+                f"output_blocks_{first_block + stride - 1}_{1 + (f'up_blocks_{block}' in attending)}_conv"
+            ]
+    place = first_block + int(index)
+    outer = f"input_blocks_{1 + place}" if side == "down" else f"output_blocks_{place}"
+    return [f"{outer}_{int(kind == 'attentions')}_{_INSIDE_RESNETS.get(layer, layer)}"]

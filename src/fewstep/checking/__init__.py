@@ -53,21 +53,21 @@ def check(  # noqa: PLR0913  the words of a diffusers call
     imported. Raises `RequestError` where there is no pipeline to look at, and `ModelError` where
     a folder's files are damaged.
     """
-    asked = PlannedCall(
+    planned = PlannedCall(
         steps=steps, guidance=guidance, negative_prompt=negative_prompt, width=width, height=height,
         strength=strength, timesteps=timesteps, eta=eta,
     )  # fmt: skip
     with raise_as_corrupt(Path(pipe_or_path)) if isinstance(pipe_or_path, str | Path) else nullcontext():
-        return _make_report(pipe_or_path, mode, asked)
+        return _make_report(pipe_or_path, mode, planned)
 
 
 def _make_report(
-    pipe_or_path: DiffusionPipeline | str | Path, mode: str | None, asked: PlannedCall
+    pipe_or_path: DiffusionPipeline | str | Path, mode: str | None, planned: PlannedCall
 ) -> Report:
-    case = case_of(read_pipeline(pipe_or_path), mode, asked)
+    case = case_of(read_pipeline(pipe_or_path), mode, planned)
     lacking = tuple(check_whole(case))
     doubts = (Finding(what=case.doubt, mend="", severity="doubtful"),) if case.doubt else ()
-    findings = lacking or doubts + tuple(finding for one in CHECKS for finding in one(case))
+    findings = lacking or doubts + tuple(finding for rule in CHECKS for finding in rule(case))
     call = "" if lacking else call_line(case)
     return Report(
         source=case.pipeline.source, mode=case.mode, noise=case.noise.title, call=call, findings=findings

@@ -48,7 +48,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Is nothing wrong? What is doubtful does not count."""
+        """Return whether nothing is wrong; what is doubtful does not count."""
         return all(finding.severity != "wrong" for finding in self.findings)
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Report:
         return "\n".join([head, process, *map(str, self.findings), f"call: {self.call}"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
+        """Return it as plain data, ready for JSON."""
         return {**asdict(self), "findings": [asdict(finding) for finding in self.findings], "ok": self.ok}
 
 
@@ -111,18 +111,18 @@ class PlannedCall:
 
     def __post_init__(self) -> None:
         for name in ("steps", "width", "height"):
-            given = getattr(self, name)
-            if given is not None and (type(given) is not int or given < 1):
-                raise RequestError(f"{name}={given!r}: give a whole number from 1, or leave it out")
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise RequestError(f"{name}={value!r}: give a whole number from 1, or leave it out")
         for name in ("guidance", "strength", "eta"):
-            given = getattr(self, name)
-            number = type(given) in (int, float) and isfinite(given) and given >= 0
-            if given is not None and not number:
-                raise RequestError(f"{name}={given!r}: give a number from 0, or leave it out")
+            value = getattr(self, name)
+            is_number = type(value) in (int, float) and isfinite(value) and value >= 0
+            if value is not None and not is_number:
+                raise RequestError(f"{name}={value!r}: give a number from 0, or leave it out")
 
     @property
-    def told(self) -> bool:
-        """Was anything said of the call?"""
+    def says_anything(self) -> bool:
+        """Return whether anything is said of the call."""
         return any(getattr(self, field.name) not in (None, "") for field in fields(self))
 
 
@@ -133,7 +133,7 @@ class Case:
     pipeline: Pipeline
     recipe: Recipe
     family: str
-    asked: PlannedCall
+    planned: PlannedCall
     doubt: str = ""  # of the mode, where it was not told
 
     @property
@@ -142,7 +142,7 @@ class Case:
 
     @property
     def noise(self) -> Noise:
-        """What the scheduler says; of one that makes no sense, nothing."""
+        """Return the noise process that the scheduler says; `SILENT` where that makes no sense."""
         try:
             return noise_of_scheduler(self.pipeline.parts.get("scheduler", {}), self.pipeline.source)
         except CorruptModelError:
@@ -150,13 +150,13 @@ class Case:
 
     @property
     def weights(self) -> Weights | None:
-        """The mode's own; for a smaller UNet that it has none for, SDXL's show what kind they are."""
-        ours = self.recipe.weights
-        return ours.get(self.family) or (None if self.bundled else ours.get("sdxl"))
+        """Return the mode's own; for a smaller UNet that it has none for, SDXL's, which show their kind."""
+        by_family = self.recipe.weights
+        return by_family.get(self.family) or (None if self.bundled else by_family.get("sdxl"))
 
     @property
     def bundled(self) -> bool:
-        """fewstep's own small model has a VAE, tokenizers and a prediction type of its own."""
+        """Return whether it is fewstep's small model; its VAE, tokenizers and prediction are its own."""
         return self.family == "tiny"
 
     @property
@@ -165,56 +165,58 @@ class Case:
 
     @property
     def steppers(self) -> list[Stepper]:
-        """Classes that step by the mode's rules, its first first; none for rules of a plug-in's own."""
+        """Return classes that step by the mode's rules, its first first; none for a plug-in's own rules."""
         return [STEPPERS[name] for name in self.recipe.samplers if name in STEPPERS]
 
     @property
     def stepper(self) -> Stepper | None:
-        """The pipeline's own class where it fits, else the mode's first."""
-        own = [one for one in self.steppers if one.name == self.pipeline.scheduler]
-        return next(iter([*own, *self.steppers]), None)
+        """Return the pipeline's own class where it fits, else the mode's first."""
+        matching = [stepper for stepper in self.steppers if stepper.name == self.pipeline.scheduler]
+        return next(iter([*matching, *self.steppers]), None)
 
     @property
     def scheduler_name(self) -> str:
-        """The first of the mode's schedulers that this class can be configured to; "" is none."""
-        known = self.stepper.levels if self.stepper else ()
-        own = self.recipe.own_schedulers
-        return next((name for name in self.recipe.schedulers if name in known and name not in own), "")
+        """Return the mode's first scheduler that this class can be configured to; "" is none."""
+        levels = self.stepper.levels if self.stepper else ()
+        own_schedulers = self.recipe.own_schedulers
+        return next(
+            (name for name in self.recipe.schedulers if name in levels and name not in own_schedulers), ""
+        )
 
     @property
     def trained_side(self) -> int:
-        """Pixels: the side that the weights were trained at."""
-        own, weights = trained_size(self.pipeline.parts["unet"], self.pipeline.source), self.weights
-        return min(own, weights.size) if weights and weights.size else own
+        """Return the side that the weights were trained at, in pixels."""
+        side, weights = trained_size(self.pipeline.parts["unet"], self.pipeline.source), self.weights
+        return min(side, weights.size) if weights and weights.size else side
 
     def steps_fit(self, steps: int) -> bool:
         return self.recipe.steps.low <= steps <= self.recipe.steps.high
 
     def rescheduled(self, **config: object) -> str:
-        """The line that gives the pipeline the right class, configured so."""
+        """Return the line that gives the pipeline the right class, configured so."""
         name = self.stepper.name if self.distilled and self.stepper else self.pipeline.scheduler
-        given = "".join(f", {key}={value!r}" for key, value in config.items())
-        return f"pipe.scheduler = diffusers.{name}.from_config(pipe.scheduler.config{given})"
+        arguments = "".join(f", {key}={value!r}" for key, value in config.items())
+        return f"pipe.scheduler = diffusers.{name}.from_config(pipe.scheduler.config{arguments})"
 
 
 Check = Callable[[Case], Iterator[Finding]]
 
 
-def case_of(pipeline: Pipeline, mode: str | None, asked: PlannedCall) -> Case:
-    """The recipe of a mode (None: what the pipeline shows), for as many steps as its weights are for."""
+def case_of(pipeline: Pipeline, mode: str | None, planned: PlannedCall) -> Case:
+    """Return the case of a mode (None: what the pipeline shows), for the steps that its weights are for."""
     embedded = bool(pipeline.parts.get("unet", {}).get("time_cond_proj_dim"))
     scheduler = str(pipeline.parts.get("scheduler", {}).get("_class_name"))
     name, doubt = usual_mode(pipeline.source, scheduler, embedded) if mode is None else (mode, "")
     family = FAMILIES.get(pipeline.source, "sdxl")
     recipe = modes.find_recipe(name).on(family)
-    only = recipe.steps.only
-    known = [*_steps_in_names(pipeline), asked.steps]
-    recipe = recipe.for_steps(next((count for count in known if count in only), None))
-    return Case(pipeline=pipeline, recipe=recipe, family=family, asked=asked, doubt=doubt)
+    step_counts = recipe.steps.only
+    candidates = [*_steps_in_names(pipeline), planned.steps]
+    recipe = recipe.for_steps(next((count for count in candidates if count in step_counts), None))
+    return Case(pipeline=pipeline, recipe=recipe, family=family, planned=planned, doubt=doubt)
 
 
 def _steps_in_names(pipeline: Pipeline) -> Iterator[int]:
-    """Numbers of steps that the names of its weights say."""
+    """Yield the numbers of steps that the names of its weights say."""
     names = [adapter.name for adapter in pipeline.adapters if adapter.active]
     unet = str(pipeline.parts.get("unet", {}).get("_name_or_path", ""))
     for name in (*names, PurePath(unet).name, PurePath(pipeline.source).name):

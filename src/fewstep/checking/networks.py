@@ -26,7 +26,7 @@ PADDING = "!"  # SDXL's second tokenizer_config.json; the first has the end's ow
 
 
 def check_whole(case: Case) -> Iterator[Finding]:
-    """Is it an SDXL pipeline, with all its parts? Where not, nothing else is looked at."""
+    """Yield what makes it no whole SDXL pipeline; then nothing else is looked at."""
     parts = case.pipeline.parts
     unet = parts.get("unet", {})
     if "unet" in parts and unet.get("addition_embed_type") != "text_time":
@@ -36,23 +36,23 @@ def check_whole(case: Case) -> Iterator[Finding]:
             mend=f"pipe = diffusers.StableDiffusionXLPipeline.from_pretrained({BASE!r})",
         )
         return
-    for name, kind in CLASSES.items():
+    for name, class_name in CLASSES.items():
         if name not in parts:
             yield Finding(
                 what=f"{name} is missing: SDXL needs all of {', '.join(CLASSES)}",
-                mend=f"pipe.register_modules({name}={_expression_to_fetch(kind, BASE, name)})",
+                mend=f"pipe.register_modules({name}={_expression_to_fetch(class_name, BASE, name)})",
             )
 
 
 def check_unet(case: Case) -> Iterator[Finding]:
-    """Its guidance embedding and its channels."""
+    """Yield what is wrong with its guidance embedding and its channels."""
     unet = case.pipeline.parts["unet"]
     embedded, needed = bool(unet.get("time_cond_proj_dim")), case.recipe.guidance.kind == "embedded"
     if embedded != needed:
-        has, wants = ("has a", "none") if embedded else ("has no", "one, as an LCM's has")
+        state, requirement = ("has a", "none") if embedded else ("has no", "one, as an LCM's has")
         yield Finding(
-            what=f"the UNet {has} guidance embedding (time_cond_proj_dim), and mode {case.mode!r} needs "
-            f"{wants}: pictures come out burnt or blurred",
+            what=f"the UNet {state} guidance embedding (time_cond_proj_dim), and mode {case.mode!r} needs "
+            f"{requirement}: pictures come out burnt or blurred",
             mend=f"pipe.unet = {_unet_of(case)}",
         )
     if case.weights is not None and case.weights.attach == "checkpoint" and _is_base(unet):
@@ -70,49 +70,49 @@ def check_unet(case: Case) -> Iterator[Finding]:
 
 
 def _is_base(unet: Mapping[str, Any]) -> bool:
-    """Was it loaded by the name of a base model, or from where the hub's cache keeps that?"""
+    """Return whether it was loaded by a base model's name, or from where the hub's cache keeps that."""
     name = str(unet.get("_name_or_path", "")).replace("--", "/")
-    return any(known.source in name for known in ALIASES.values())
+    return any(base_model.source in name for base_model in ALIASES.values())
 
 
 def check_vae(case: Case) -> Iterator[Finding]:
-    """Its latents, their scale, and fp16."""
+    """Yield what is wrong with its latents, their scale, and fp16."""
     vae, dtype = case.pipeline.parts["vae"], case.pipeline.dtypes.get("vae", "")
-    better = f"pipe.vae = {_expression_to_fetch(CLASSES['vae'], FP16_VAE)}"
+    remedy = f"pipe.vae = {_expression_to_fetch(CLASSES['vae'], FP16_VAE)}"
     check_latent_scaling(vae, case.pipeline.source)
     channels = vae.get("latent_channels", 4)
-    right, silent = SCALES.get(str(vae["_class_name"]), SCALES["AutoencoderKL"])
-    scale = vae.get("scaling_factor", silent)
+    needed, default = SCALES.get(str(vae["_class_name"]), SCALES["AutoencoderKL"])
+    scale = vae.get("scaling_factor", default)
     if channels != 4:
-        what = f"the VAE has {channels} latent channels, and SDXL's has 4: decoding fails"
-        yield Finding(what=what, mend=better)
-    elif abs(scale - right) > 1e-4 and (_of_sdxl(vae) or scale == 0.18215):
-        foreign = " (0.18215 is SD 1.5's VAE, or SDXL's loaded without its configuration)"
+        message = f"the VAE has {channels} latent channels, and SDXL's has 4: decoding fails"
+        yield Finding(what=message, mend=remedy)
+    elif abs(scale - needed) > 1e-4 and (_of_sdxl(vae) or scale == 0.18215):
+        hint = " (0.18215 is SD 1.5's VAE, or SDXL's loaded without its configuration)"
         yield Finding(
-            what=f"the VAE has scaling_factor={scale}{foreign * (scale == 0.18215)}, and for SDXL's latents "
-            f"needs {right}: pictures are pale, or garish",
-            mend=better if scale == 0.18215 else f"pipe.vae.register_to_config(scaling_factor={right})",
+            what=f"the VAE has scaling_factor={scale}{hint * (scale == 0.18215)}, and for SDXL's latents "
+            f"needs {needed}: pictures are pale, or garish",
+            mend=remedy if scale == 0.18215 else f"pipe.vae.register_to_config(scaling_factor={needed})",
         )
     name = str(vae.get("_name_or_path", "")).lower()
     half = dtype == "float16" or case.pipeline.stored
     unsafe = vae["_class_name"] == "AutoencoderKL" and vae.get("force_upcast") is False
     if half and unsafe and _of_sdxl(vae) and "fp16" not in name:
-        known = "stabilityai" in name or name.endswith("sdxl-vae")
+        is_original = "stabilityai" in name or name.endswith("sdxl-vae")
         yield Finding(
             what="the VAE may run in float16 with force_upcast=False, and nothing says that it was made for "
             "it: SDXL's own overflows, and pictures are black",
             mend="pipe.vae.register_to_config(force_upcast=True)",
-            severity="wrong" if known else "doubtful",
+            severity="wrong" if is_original else "doubtful",
         )
 
 
 def _of_sdxl(vae: Mapping[str, Any]) -> bool:
-    """Is it for SDXL's latents, by its widths, or a tiny one, all of which here are?"""
+    """Return whether it is for SDXL's latents: by its widths, or a tiny one, all of which here are."""
     return vae["_class_name"] == "AutoencoderTiny" or list(vae.get("block_out_channels", ())) == WIDTHS
 
 
 def check_dtypes(case: Case) -> Iterator[Finding]:
-    """What a pipeline in memory cannot run, or only slowly. A folder's dtypes are chosen on loading."""
+    """Yield what a pipeline in memory cannot run, or only slowly; a folder's dtypes are chosen on loading."""
     pipeline = case.pipeline
     if pipeline.stored:
         return
@@ -133,13 +133,13 @@ def check_dtypes(case: Case) -> Iterator[Finding]:
 
 
 def _dtype_diffusers_upcasts(case: Case, name: str) -> tuple[str, ...]:
-    """The dtype that diffusers decodes in fp32 whatever the UNet's: a VAE's that says so."""
+    """Return the dtype that diffusers decodes in fp32: that of a VAE that says so."""
     forced = name == "vae" and case.pipeline.parts[name].get("force_upcast", True)
     return ("float16",) if forced else ()
 
 
 def check_rest(case: Case) -> Iterator[Finding]:
-    """Padding and watermark."""
+    """Yield what is wrong with padding and watermark."""
     padding = case.pipeline.padding
     if padding and padding != PADDING and not case.bundled:
         yield Finding(
@@ -158,21 +158,21 @@ def check_rest(case: Case) -> Iterator[Finding]:
 
 
 def _unet_of(case: Case) -> str:
-    """The UNet of the mode's weights where it has a folder, else SDXL's own, for what is put on it."""
+    """Return the UNet of the mode's weights where it has a folder, else SDXL's own, as an expression."""
     weights = case.weights
     if weights is not None and weights.attach == "unet" and not weights.file:
         return _expression_to_fetch(
             CLASSES["unet"], str(TINY / weights.source) if case.bundled else weights.source
         )
-    whole = weights is not None and weights.attach == "checkpoint"
-    return _expression_to_fetch(CLASSES["unet"], weights.source if weights and whole else BASE, "unet")
+    checkpoint = weights is not None and weights.attach == "checkpoint"
+    return _expression_to_fetch(CLASSES["unet"], weights.source if weights and checkpoint else BASE, "unet")
 
 
-def _expression_to_fetch(kind: str, source: str, folder: str = "") -> str:
-    """The expression that loads a part from the hub, as the pipeline's UNet is."""
-    within = f", subfolder={folder!r}" if folder else ""
-    loaded = f"{kind}.from_pretrained({source!r}{within})"
+def _expression_to_fetch(class_name: str, source: str, folder: str = "") -> str:
+    """Return the expression that loads a part from the hub, as the pipeline's UNet is."""
+    subfolder = f", subfolder={folder!r}" if folder else ""
+    expression = f"{class_name}.from_pretrained({source!r}{subfolder})"
     if folder in (*TOKENIZERS, "scheduler"):
-        return loaded
-    beside = "text_encoder_2" if kind == CLASSES["unet"] else "unet"
-    return f"{loaded}.to(pipe.{beside}.device, pipe.{beside}.dtype)"
+        return expression
+    neighbour = "text_encoder_2" if class_name == CLASSES["unet"] else "unet"
+    return f"{expression}.to(pipe.{neighbour}.device, pipe.{neighbour}.dtype)"

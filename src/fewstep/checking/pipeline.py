@@ -45,7 +45,7 @@ class Pipeline:
 
     @property
     def scheduler(self) -> str:
-        """Its class."""
+        """Return its class."""
         return str(self.parts["scheduler"].get("_class_name"))
 
 
@@ -62,10 +62,10 @@ def read_pipeline(pipe_or_path: Any) -> Pipeline:
 
 
 def _from_object(pipe: Any) -> Pipeline:
-    there: dict[str, Any] = {name: getattr(pipe, name, None) for name in (*CONFIGS, *TOKENIZERS)}
-    parts = {name: _config_of(part) for name, part in there.items() if part is not None}
-    networks = {name: there[name] for name in NETWORKS if there[name] is not None}
-    padding = getattr(there["tokenizer_2"], "pad_token", "")
+    components: dict[str, Any] = {name: getattr(pipe, name, None) for name in (*CONFIGS, *TOKENIZERS)}
+    parts = {name: _config_of(component) for name, component in components.items() if component is not None}
+    networks = {name: components[name] for name in NETWORKS if components[name] is not None}
+    padding = getattr(components["tokenizer_2"], "pad_token", "")
     return Pipeline(
         kind=type(pipe).__name__,
         source=str(pipe.config.get("_name_or_path") or type(pipe).__name__),
@@ -81,16 +81,16 @@ def _from_object(pipe: Any) -> Pipeline:
     )
 
 
-def _config_of(part: Any) -> Mapping[str, Any]:
-    """diffusers' configurations are mappings, transformers' have a method; tokenizers have none."""
-    part = getattr(part, "_orig_mod", part)  # what torch.compile wraps
-    config = getattr(part, "config", {})
-    plain: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
-    return {**plain, "_class_name": type(part).__name__}
+def _config_of(component: Any) -> Mapping[str, Any]:
+    """Return a part's configuration and class: a mapping of diffusers, or an object of transformers."""
+    component = getattr(component, "_orig_mod", component)  # what torch.compile wraps
+    config = getattr(component, "config", {})
+    fields: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
+    return {**fields, "_class_name": type(component).__name__}
 
 
 def _name_of_gpu() -> str:
-    """A pipeline's networks are torch's, which is loaded then."""
+    """Return "cuda" where there is one; torch, which the networks are of, is not imported for that."""
     import sys
 
     torch = sys.modules.get("torch")
@@ -98,9 +98,9 @@ def _name_of_gpu() -> str:
 
 
 def _loras_on_unet(pipe: Any) -> Iterator[ActiveAdapter]:
-    """The UNet's LoRAs, as peft's layers have them; those fused and unloaded are known by name only."""
+    """Yield the UNet's LoRAs, as peft's layers have them; those fused and unloaded by name only."""
     modules = pipe.unet.modules() if hasattr(pipe.unet, "modules") else ()
-    layers = [each for each in modules if hasattr(each, "lora_A") and hasattr(each, "scaling")]
+    layers = [module for module in modules if hasattr(module, "lora_A") and hasattr(module, "scaling")]
     names = {name: layer for layer in reversed(layers) for name in layer.scaling}  # one that has it
     for name, layer in names.items():
         rank = layer.r[name] ** (0.5 if getattr(layer, "use_rslora", {}).get(name) else 1.0)
@@ -116,19 +116,19 @@ def _loras_on_unet(pipe: Any) -> Iterator[ActiveAdapter]:
 
 
 def _from_folder(root: Path) -> Pipeline:
-    """Only JSON files and the headers of safetensors are read."""
+    """Return that of a folder, from JSON files and the headers of safetensors alone."""
     if not (root / "model_index.json").is_file():
         raise ModelNotFoundError(
             f"{root} is not a diffusers folder here: give one with a model_index.json, or a pipeline"
         )
     index = untrusted.read_json(root / "model_index.json")
-    named = {name for name in (*CONFIGS, *TOKENIZERS) if _class_in_index(root, index, name)}
+    listed = {name for name in (*CONFIGS, *TOKENIZERS) if _class_in_index(root, index, name)}
     parts: dict[str, Mapping[str, Any]] = {
         name: {"_class_name": _class_in_index(root, index, name)} | untrusted.read_json(root / name / file)
         for name, file in CONFIGS.items()
-        if name in named and (root / name / file).is_file()
+        if name in listed and (root / name / file).is_file()
     }
-    parts |= {name: {} for name in TOKENIZERS if name in named and (root / name).is_dir()}
+    parts |= {name: {} for name in TOKENIZERS if name in listed and (root / name).is_dir()}
     dtypes = {name: _dtype_of_weights(root / name) for name in NETWORKS if name in parts}
     return Pipeline(
         kind=str(index.get("_class_name")),
@@ -142,19 +142,19 @@ def _from_folder(root: Path) -> Pipeline:
 
 
 def _class_in_index(root: Path, index: Mapping[str, Any], name: str) -> str:
-    """transformers' configurations do not say their class; the index does. "" is no such part."""
-    named = index.get(name)
-    if not isinstance(named, list) or named == [None, None]:
+    """Return a part's class from the index, as transformers' files do not say it; "" is no such part."""
+    entry = index.get(name)
+    if not isinstance(entry, list) or entry == [None, None]:
         return ""
-    if len(named) != 2 or not all(isinstance(word, str) and word for word in named):
+    if len(entry) != 2 or not all(isinstance(text, str) and text for text in entry):
         raise CorruptModelError(
-            f"{root}: model_index.json has {name}={named!r:.80}: it should be a library and a class"
+            f"{root}: model_index.json has {name}={entry!r:.80}: it should be a library and a class"
         )
-    return str(named[1])
+    return str(entry[1])
 
 
 def _dtype_of_weights(folder: Path) -> str:
-    """Of the first weight with a fraction, as a safetensors header says; "" where there is no file."""
+    """Return that of the first weight with a fraction, by its header; "" where there is no file."""
     for path in safetensors.weight_files(folder):
         for entry in safetensors.read_header(path).tensors.values():
             if entry.dtype in DTYPES:

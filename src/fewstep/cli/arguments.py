@@ -14,7 +14,7 @@ NOT_GIVEN = argparse.SUPPRESS  # as a default: what was not given is not there, 
 
 
 def whole_number(text: str) -> int:
-    """The type of options that count."""
+    """Return a whole number: the type of options that count."""
     try:
         return int(text)
     except ValueError:
@@ -22,7 +22,7 @@ def whole_number(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """The type of options that measure."""
+    """Return a number: the type of options that measure."""
     try:
         return float(text)
     except ValueError:
@@ -30,7 +30,7 @@ def number(text: str) -> float:
 
 
 def with_weight(text: str) -> str | tuple[str, float]:
-    """The type of `PATH` and `PATH:WEIGHT`; a colon may be the path's own."""
+    """Return a path, or a path and a weight: the type of `PATH` and `PATH:WEIGHT`."""
     path, colon, weight = text.rpartition(":")
     if not colon or not path or os.path.exists(text):
         return text
@@ -45,62 +45,62 @@ def with_weight(text: str) -> str | tuple[str, float]:
 class GuideAction(argparse.Action):
     """The action of `MODEL IMAGE SCALE`: a list of (model, image, scale)."""
 
-    def __call__(self, parser: Any, asked: argparse.Namespace, values: Any, option: Any = None) -> None:  # noqa: ARG002
+    def __call__(self, parser: Any, arguments: argparse.Namespace, values: Any, option: Any = None) -> None:  # noqa: ARG002
         model, image, scale = values
         try:
-            given = (model, image, number(scale))
+            guide = (model, image, number(scale))
         except argparse.ArgumentTypeError as error:
             raise argparse.ArgumentError(self, str(error)) from None
-        setattr(asked, self.dest, [*getattr(asked, self.dest, []), given])
+        setattr(arguments, self.dest, [*getattr(arguments, self.dest, []), guide])
 
 
 class Parser(argparse.ArgumentParser):
     """Of a program or one of its commands. `options` are the names it knows."""
 
-    def __init__(self, **how: Any):
+    def __init__(self, **keywords: Any):
         self.options: list[str] = []
-        super().__init__(**how, allow_abbrev=False)  # scripts outlive abbreviations
+        super().__init__(**keywords, allow_abbrev=False)  # scripts outlive abbreviations
 
-    def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
-        """As argparse's."""
-        action = super().add_argument(*names, **how)
+    def add_argument(self, *names: Any, **keywords: Any) -> argparse.Action:
+        """Add an option as argparse does, and note its names."""
+        action = super().add_argument(*names, **keywords)
         self.options += action.option_strings
         return action
 
     def error(self, message: str) -> NoReturn:
-        """`--steps 'abc': give a whole number; see fewstep generate --help`, without a usage block."""
-        what = message.removeprefix("argument ").replace(": '", " '", 1)
-        raise RequestError(f"{what}; see {self.prog} --help")
+        """Raise `--steps 'abc': give a whole number; see fewstep generate --help`, without a usage block."""
+        text = message.removeprefix("argument ").replace(": '", " '", 1)
+        raise RequestError(f"{text}; see {self.prog} --help")
 
-    def refuse(self, word: str, known: Sequence[str]) -> NoReturn:
-        """Nothing here has this name."""
-        bare = {name.lstrip("-"): name for name in known}
-        near = [name for name in known if name.startswith(word)]
-        near += [bare[name] for name in get_close_matches(word.lstrip("-"), bare, n=1)]
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+    def refuse(self, word: str, names: Sequence[str]) -> NoReturn:
+        """Raise that no option or command has this name, with the nearest that there is."""
+        undashed = {name.lstrip("-"): name for name in names}
+        matches = [name for name in names if name.startswith(word)]
+        matches += [undashed[name] for name in get_close_matches(word.lstrip("-"), undashed, n=1)]
+        hint = f"did you mean {matches[0]}?" if matches else f"choose one of {', '.join(names)}"
         self.error(f"{word!r} is not known here: {hint}")
 
 
 def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
-    """One command; `run` answers it with its exit code."""
-    added: Parser = commands.add_parser(name, help=text, description=text)
-    added.set_defaults(run=run)
-    return added
+    """Add one command; `run` answers it with its exit code."""
+    command: Parser = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    return command
 
 
 def parse_words(parser: Parser, commands: Mapping[str, Parser], words: Sequence[str]) -> argparse.Namespace:
-    """What was asked. Words that nobody knows are refused with the nearest known one."""
+    """Return the arguments that these words mean; unknown words are refused with the nearest known one."""
     if words and words[0] not in (*commands, *parser.options):
-        if any(words[0] in one.options for one in commands.values()):
+        if any(words[0] in command.options for command in commands.values()):
             parser.error(f"{words[0]} goes after a command: choose one of {', '.join(commands)}")
         parser.refuse(words[0], [*commands, *parser.options])
-    asked, unread = parser.parse_known_args(words)
-    for word in unread:
-        asker = commands[words[0]]
+    arguments, unknown = parser.parse_known_args(words)
+    for word in unknown:
+        command = commands[words[0]]
         if word.startswith("-"):
-            asker.refuse(word.split("=")[0], asker.options)
-        apart = "stands apart from the prompts: give them together"
-        asker.error(f"{word!r} {apart if hasattr(asked, 'prompt') else 'is a word too many'}")
-    if not getattr(asked, "prompt", True):
+            command.refuse(word.split("=")[0], command.options)
+        advice = "stands apart from the prompts: give them together"
+        command.error(f"{word!r} {advice if hasattr(arguments, 'prompt') else 'is a word too many'}")
+    if not getattr(arguments, "prompt", True):
         commands[words[0]].error(f'the prompt is missing: type {commands[words[0]].prog} "a red fox"')
-    return asked
+    return arguments

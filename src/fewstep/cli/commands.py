@@ -29,8 +29,8 @@ def run_words(words: Sequence[str]) -> int:
     """Run the command that these words ask for; returns its exit code."""
     with _warnings_shown():
         try:
-            asked = parse_words(*make_parser(), words)
-            code: int = asked.run(asked)
+            arguments = parse_words(*make_parser(), words)
+            code: int = arguments.run(arguments)
         finally:
             flush_stdout()
     return code
@@ -38,7 +38,7 @@ def run_words(words: Sequence[str]) -> int:
 
 @contextmanager
 def _warnings_shown() -> Iterator[None]:
-    """What the library has to say goes to stderr, like all words of the command."""
+    """Print the library's warnings to stderr in here, like all words of the command."""
     log, handler = logging.getLogger("fewstep"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("fewstep: warning: %(message)s"))
     log.addHandler(handler)
@@ -59,7 +59,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     return parser, commands.choices
 
 
-def _help(parser: Parser, asked: argparse.Namespace) -> int:
-    """`fewstep` alone."""
+def _help(parser: Parser, arguments: argparse.Namespace) -> int:
+    """Print the help, for `fewstep` alone."""
     parser.print_help()
     return 0

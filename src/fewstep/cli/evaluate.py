@@ -12,12 +12,12 @@ from fewstep.errors import FewstepError
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """The type of `base,lcm`."""
+    """Return texts between commas: the type of `base,lcm`."""
     return tuple(word.strip() for word in text.split(","))
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    """The type of `1,2,4`."""
+    """Return whole numbers between commas: the type of `1,2,4`."""
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
@@ -25,7 +25,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _by_mode(text: str) -> tuple[str, float]:
-    """The type of `lcm=3`."""
+    """Return a mode and a number: the type of `lcm=3`."""
     mode, _, scale = text.partition("=")
     try:
         return mode, float(scale)
@@ -63,49 +63,49 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def add_evaluate(commands: Any) -> None:
-    """The command."""
+    """Add the command."""
     evaluation = add_command(commands, "eval", _run_eval, "measure quality and speed of the modes")
     evaluation.add_argument(
         "--work", default="fewstep-train", type=Path,
         help="folder of `fewstep train data`; unfinished evaluations go on from it",
     )  # fmt: skip
-    for name, how in _OPTIONS.items():
-        evaluation.add_argument(f"--{name}", default=NOT_GIVEN, **how)
+    for name, keywords in _OPTIONS.items():
+        evaluation.add_argument(f"--{name}", default=NOT_GIVEN, **keywords)
     evaluation.add_argument("--csv", type=Path, help="where rows are added (WORK/eval/rows.csv)")
     evaluation.add_argument("--plot", type=Path, help="PNG of quality against time to write")
 
 
-def _run_eval(asked: argparse.Namespace) -> int:
+def _run_eval(arguments: argparse.Namespace) -> int:
     try:
-        return _measure(asked)
+        return _measure(arguments)
     except ModuleNotFoundError as error:
         raise FewstepError(f"evaluation needs {error.name}: pip install 'fewstep[train]'") from error
 
 
-def _measure(asked: argparse.Namespace) -> int:
-    """Rows as they are finished, then the table and the plot."""
+def _measure(arguments: argparse.Namespace) -> int:
+    """Print progress while rows are measured, then the table; draw the plot."""
     from fewstep.evaluation import Row, Settings, plot, report, table, watch
 
-    if asked.plot is not None:
-        report.check_plot(asked.plot)
+    if arguments.plot is not None:
+        report.check_plot(arguments.plot)
     rows = []
-    for one in watch(asked.work, Settings(**_given_settings(asked)), asked.csv):
-        if isinstance(one, Row):
-            rows.append(one)
+    for event in watch(arguments.work, Settings(**_given_settings(arguments)), arguments.csv):
+        if isinstance(event, Row):
+            rows.append(event)
         else:
-            tell(f"{one.mode} {one.steps}  picture {one.pictures} of {one.of}")
-    if asked.plot is not None:
-        plot(rows, asked.plot)
+            tell(f"{event.mode} {event.steps}  picture {event.pictures} of {event.of}")
+    if arguments.plot is not None:
+        plot(rows, arguments.plot)
     with report_of_work():
         print(table(rows))
-        if asked.plot is not None:
-            print(asked.plot)
+        if arguments.plot is not None:
+            print(arguments.plot)
     return 0
 
 
-def _given_settings(asked: argparse.Namespace) -> dict[str, Any]:
-    """What was said, as `Settings` takes it."""
-    names = [how.get("dest", name.replace("-", "_")) for name, how in _OPTIONS.items()]
-    given = {name: getattr(asked, name) for name in names if hasattr(asked, name)}
-    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return given | ({"guidance": dict(given["guidance"])} if "guidance" in given else {})
+def _given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that were given, as `Settings` takes them."""
+    names = [keywords.get("dest", name.replace("-", "_")) for name, keywords in _OPTIONS.items()]
+    settings = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+    return settings | ({"guidance": dict(settings["guidance"])} if "guidance" in settings else {})

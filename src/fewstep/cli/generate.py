@@ -33,7 +33,7 @@ _READ: dict[Any, dict[str, Any]] = {
 
 
 def add_generate(commands: Any) -> None:
-    """Both commands."""
+    """Add both commands."""
     generate = add_command(commands, "generate", _run_generate, "make pictures")
     _add_options(generate)
     generate.add_argument(
@@ -61,52 +61,58 @@ def _add_options(command: Any) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _argparse_type(kind: Any) -> dict[str, Any]:
+def _argparse_type(option_type: Any) -> dict[str, Any]:
     """Return argparse's words for a type; a number, or a list of numbers, counts as the one."""
-    if kind in _READ:
-        return _READ[kind]
-    return next((_READ[part] for part in get_args(kind) if part in _READ), {})
+    if option_type in _READ:
+        return _READ[option_type]
+    return next((_READ[member] for member in get_args(option_type) if member in _READ), {})
 
 
-def _given_options(asked: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(asked, name) for name in ("steps", "mode", *OPTIONS) if hasattr(asked, name)}
+def _given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        name: getattr(arguments, name) for name in ("steps", "mode", *OPTIONS) if hasattr(arguments, name)
+    }
 
 
-def _run_generate(asked: argparse.Namespace) -> int:
-    check_output(asked.output, fewstep.plan(asked.prompt, **_given_options(asked)), overwrite=asked.overwrite)
+def _run_generate(arguments: argparse.Namespace) -> int:
+    check_output(
+        arguments.output,
+        fewstep.plan(arguments.prompt, **_given_options(arguments)),
+        overwrite=arguments.overwrite,
+    )
     try:
-        result = fewstep.generate(asked.prompt, **_given_options(asked))
+        result = fewstep.generate(arguments.prompt, **_given_options(arguments))
     except GenerationError as error:
         if error.survivors is not None:
-            _report(error.survivors, asked)
+            _report(error.survivors, arguments)
         raise
-    _report(result, asked)
+    _report(result, arguments)
     return 0
 
 
-def _report(result: Result, asked: argparse.Namespace) -> None:
+def _report(result: Result, arguments: argparse.Namespace) -> None:
     """Write the pictures, and say where."""
-    paths = save_or_rescue(result, asked.output, overwrite=asked.overwrite)
+    paths = save_or_rescue(result, arguments.output, overwrite=arguments.overwrite)
     with report_of_work():
         for warning in result.warnings:
             tell(f"fewstep: warning: {warning}")
-        say = tell if asked.output == "-" else print
-        if asked.json:
+        write = tell if arguments.output == "-" else print
+        if arguments.json:
             facts = [{"path": path, **result.facts(index)} for index, path in enumerate(paths)]
-            say(
+            write(
                 json.dumps(
                     {"pictures": facts, "timings": dict(result.timings), "warnings": list(result.warnings)}
                 )
             )
-        elif not asked.quiet:
+        elif not arguments.quiet:
             for path, seed in zip(paths, result.seeds, strict=True):
-                say(f"{path}  (seed {seed})")
+                write(f"{path}  (seed {seed})")
             tell(f"{len(paths)} in {result.timings['total']:.2f} s, mode {result.plan.request.mode}")
 
 
-def _run_plan(asked: argparse.Namespace) -> int:
-    plan = fewstep.plan(asked.prompt, **_given_options(asked))
-    if asked.json:
+def _run_plan(arguments: argparse.Namespace) -> int:
+    plan = fewstep.plan(arguments.prompt, **_given_options(arguments))
+    if arguments.json:
         print(json.dumps(plan.to_dict()))
         return 0
     request = plan.request

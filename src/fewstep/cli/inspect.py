@@ -21,32 +21,32 @@ def add_inspections(commands: Any) -> None:
     check.add_argument("--mode", help="the mode it is to run in; the folder's own where left out")
     check.add_argument("--steps", type=whole_number, help="as it would be called")
     check.add_argument("--guidance", type=number, help="as it would be called")
-    for each in (env, inspect, check):
-        each.add_argument("--json", action="store_true", help="print JSON")
+    for command in (env, inspect, check):
+        command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _run_env(asked: argparse.Namespace) -> int:
+def _run_env(arguments: argparse.Namespace) -> int:
     from fewstep.catalog.models import describe_model
     from fewstep.devices import probe
     from fewstep.devices.report import device_report, report_as_text
     from fewstep.loading.footprint import measure_model
 
-    found = device_report(probe(), {name: measure_model(describe_model(name)) for name in ("tiny", "sdxl")})
-    print(json.dumps(found) if asked.json else report_as_text(found))
+    report = device_report(probe(), {name: measure_model(describe_model(name)) for name in ("tiny", "sdxl")})
+    print(json.dumps(report) if arguments.json else report_as_text(report))
     return 0
 
 
-def _run_inspect(asked: argparse.Namespace) -> int:
+def _run_inspect(arguments: argparse.Namespace) -> int:
     from fewstep.inspection import inspect
 
-    found = inspect(asked.path)
-    print(json.dumps(found.to_dict()) if asked.json else found)
+    inspection = inspect(arguments.path)
+    print(json.dumps(inspection.to_dict()) if arguments.json else inspection)
     return 0
 
 
-def _run_check(asked: argparse.Namespace) -> int:
+def _run_check(arguments: argparse.Namespace) -> int:
     from fewstep.checking import check
 
-    report = check(asked.folder, asked.mode, steps=asked.steps, guidance=asked.guidance)
-    print(json.dumps(report.to_dict()) if asked.json else report)
+    report = check(arguments.folder, arguments.mode, steps=arguments.steps, guidance=arguments.guidance)
+    print(json.dumps(report.to_dict()) if arguments.json else report)
     return 0 if report.ok else 1

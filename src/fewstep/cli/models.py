@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_models(commands: Any) -> None:
-    """`fewstep models`, `fewstep models NAME...`, `fewstep models pull NAME...`"""
+    """Add `fewstep models`, `fewstep models NAME...`, `fewstep models pull NAME...`"""
     models = add_command(
         commands, "models", _run_models, "list model files and licences; `models pull NAME` gets them"
     )
@@ -27,18 +27,18 @@ def add_models(commands: Any) -> None:
     models.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _run_models(asked: argparse.Namespace) -> int:
+def _run_models(arguments: argparse.Namespace) -> int:
     from fewstep.catalog.assets import ASSETS
 
-    pull = asked.names[:1] == ["pull"]
-    names = asked.names[1:] if pull else asked.names
+    pull = arguments.names[:1] == ["pull"]
+    names = arguments.names[1:] if pull else arguments.names
     if pull and not names:
         raise RequestError("the name is missing: type fewstep models pull sdxl")
-    chosen = [_asset(name) for name in names] or [*ASSETS.values()]
+    assets = [_asset(name) for name in names] or [*ASSETS.values()]
     if pull:
-        return _run_pull(chosen)
-    facts = [_facts(asset) for asset in chosen]
-    if asked.json:
+        return _run_pull(assets)
+    facts = [_facts(asset) for asset in assets]
+    if arguments.json:
         print(json.dumps(facts))
     else:
         print("\n\n".join(map(_details, facts)) if names else _table(facts))
@@ -49,18 +49,18 @@ def _asset(name: str) -> Asset:
     from fewstep.catalog.assets import ASSETS
 
     if name not in ASSETS:
-        near = get_close_matches(name, ASSETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "see fewstep models"
+        matches = get_close_matches(name, ASSETS, n=1)
+        hint = f"did you mean {matches[0]}?" if matches else "see fewstep models"
         raise RequestError(f"model {name!r} has no entry: {hint}")
     return ASSETS[name]
 
 
 def _facts(asset: Asset) -> dict[str, Any]:
-    """An asset as plain data, with where it is on this machine ("": not yet)."""
-    found = _place(asset)
+    """Return an asset as plain data, with where it is on this machine ("": not yet)."""
+    place = _place(asset)
     terms = asset.terms
     return asdict(asset) | {
-        "terms": terms.terms, "commercial": terms.commercial, "path": "" if found is None else str(found),
+        "terms": terms.terms, "commercial": terms.commercial, "path": "" if place is None else str(place),
         "bytes": asset.bytes or _bundled_bytes(asset),
     }  # fmt: skip
 
@@ -73,7 +73,7 @@ def _place(asset: Asset) -> Path | None:
 
 
 def _bundled_bytes(asset: Asset) -> int:
-    """Of a folder that comes with fewstep; 0 for others."""
+    """Return the bytes of a folder that comes with fewstep; 0 for others."""
     from fewstep.catalog.models import bundled_folder
 
     files = [] if asset.repo else [path for path in bundled_folder(asset).glob("*") if path.is_file()]
@@ -81,47 +81,47 @@ def _bundled_bytes(asset: Asset) -> int:
 
 
 def _table(facts: Sequence[dict[str, Any]]) -> str:
-    """A line for each, and under them what the licences say."""
+    """Return a line for each asset, and under them what the licences say."""
     from fewstep.catalog.hub import format_size
 
     rows = [("name", "size", "where", "licence", "")]
-    for one in facts:
-        place = "bundled" if not one["repo"] else "here" if one["path"] else "hub"
-        pinned = "" if one["revision"] or not one["repo"] else ", not pinned"
-        size = format_size(one["bytes"]) if one["bytes"] else "?"
-        rows.append((one["name"], size, place + pinned, one["licence"], one["title"]))
-    terms = {one["licence"]: one["terms"] for one in facts}
+    for entry in facts:
+        place = "bundled" if not entry["repo"] else "here" if entry["path"] else "hub"
+        pinned = "" if entry["revision"] or not entry["repo"] else ", not pinned"
+        size = format_size(entry["bytes"]) if entry["bytes"] else "?"
+        rows.append((entry["name"], size, place + pinned, entry["licence"], entry["title"]))
+    terms = {entry["licence"]: entry["terms"] for entry in facts}
     lines = [
         f"{name:17} {size:>7}  {place:15}  {terms:17}  {title}" for name, size, place, terms, title in rows
     ]
     return "\n".join([*lines, "", *(f"{name}: {text}" for name, text in terms.items())])
 
 
-def _details(one: dict[str, Any]) -> str:
-    """All that is known of one."""
+def _details(entry: dict[str, Any]) -> str:
+    """Return all that is known of one asset."""
     from fewstep.catalog.hub import format_size
 
-    commercial = {True: "allowed", False: "forbidden", None: "not known"}[one["commercial"]]
+    commercial = {True: "allowed", False: "forbidden", None: "not known"}[entry["commercial"]]
     rows = {
-        "what": one["title"],
-        "where": f"{one['repo']} on the hub" if one["repo"] else "bundled",
-        "revision": one["revision"] or ("not known: the newest is taken" if one["repo"] else "bundled"),
-        "files": ", ".join(one["files"]),
-        "size": format_size(one["bytes"]),
-        "memory": f"{one['memory']:g} GB on a GPU in fp16" if one["memory"] else "",
-        "modes": ", ".join(one["modes"]),
-        "licence": f"{one['licence']}: {one['terms']}",
+        "what": entry["title"],
+        "where": f"{entry['repo']} on the hub" if entry["repo"] else "bundled",
+        "revision": entry["revision"] or ("not known: the newest is taken" if entry["repo"] else "bundled"),
+        "files": ", ".join(entry["files"]),
+        "size": format_size(entry["bytes"]),
+        "memory": f"{entry['memory']:g} GB on a GPU in fp16" if entry["memory"] else "",
+        "modes": ", ".join(entry["modes"]),
+        "licence": f"{entry['licence']}: {entry['terms']}",
         "commercial": commercial,
-        "here": one["path"] or f"no: type fewstep models pull {one['name']}",
+        "here": entry["path"] or f"no: type fewstep models pull {entry['name']}",
     }
-    return "\n".join([one["name"], *(f"  {name:11} {text}" for name, text in rows.items() if text)])
+    return "\n".join([entry["name"], *(f"  {name:11} {text}" for name, text in rows.items() if text)])
 
 
-def _run_pull(chosen: Sequence[Asset]) -> int:
+def _run_pull(assets: Sequence[Asset]) -> int:
     from fewstep.catalog.hub import fetch_folder, format_size
     from fewstep.catalog.models import bundled_folder
 
-    for asset in chosen:
+    for asset in assets:
         terms = asset.terms
         tell(f"{asset.name}: {format_size(asset.bytes)}; {terms.name}: {terms.terms}")
         path = fetch_folder(asset.repo, asset.files, asset.revision) if asset.repo else bundled_folder(asset)

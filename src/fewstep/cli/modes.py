@@ -16,11 +16,11 @@ def add_modes(commands: Any) -> None:
     modes.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _run_modes(asked: argparse.Namespace) -> int:
+def _run_modes(arguments: argparse.Namespace) -> int:
     from fewstep.modes import mode_names
 
     listed = [_mode_facts(name) for name in mode_names()]
-    if asked.json:
+    if arguments.json:
         print(json.dumps(listed))
         return 0
     for mode in listed:
@@ -31,7 +31,7 @@ def _run_modes(asked: argparse.Namespace) -> int:
 
 
 def _mode_facts(name: str) -> dict[str, Any]:
-    """A mode as plain data, its defaults resolved, or what is wrong with it."""
+    """Return a mode as plain data, its defaults resolved, or what is wrong with it."""
     from fewstep.modes import find_recipe
 
     try:
@@ -43,17 +43,21 @@ def _mode_facts(name: str) -> dict[str, Any]:
 
 
 def _mode_lines(mode: dict[str, Any]) -> list[str]:
-    """Steps and guidance; levels and step rule; weights and licence."""
+    """Return steps and guidance; levels and step rule; weights and licence."""
     steps, guidance = mode["steps"], mode["guidance"]
     counts = _joined_by_or(steps["only"]) if steps["only"] else f"{steps['low']}-{steps['high']}"
     legal = f"{counts} ({steps['default']})" if steps["low"] < steps["high"] else f"{steps['high']}"
     scale = "" if guidance["kind"] == "none" else " {low:g}-{high:g} ({default:g})".format(**guidance)
     lines = [f"steps {legal}, guidance {guidance['kind']}{scale}"]
     levels = mode["timesteps"].get(steps["default"])
-    shown = f"; {steps['default']} are {', '.join(f'{round(t, 1):g}' for t in levels)}" if levels else ""
+    levels_note = (
+        f"; {steps['default']} are {', '.join(f'{round(t, 1):g}' for t in levels)}" if levels else ""
+    )
     eta = f", eta {mode['eta']:g}" if mode["eta"] else ""
-    lines.append(f"{mode['schedulers'][0]} levels, {mode['samplers'][0]}{eta}{shown}")
-    places = dict.fromkeys(one["source"] for one in mode["weights"].values() if "/" in one["source"])
+    lines.append(f"{mode['schedulers'][0]} levels, {mode['samplers'][0]}{eta}{levels_note}")
+    places = dict.fromkeys(
+        weights["source"] for weights in mode["weights"].values() if "/" in weights["source"]
+    )
     style = f"; style LoRAs at {mode['style_scale']:g}" if mode["style_scale"] != 1 else ""
     return [*lines, f"{', '.join(places) or 'the model itself'}; licence: {mode['licence']}{style}"]
 

@@ -12,11 +12,11 @@ from typing import TextIO
 
 @contextmanager
 def escaping_streams() -> Iterator[None]:
-    """Letters that a stream's encoding lacks are written as escapes (`\\u732b`), in here."""
-    with ExitStack() as before:
+    """Write letters that a stream's encoding lacks as escapes (`\\u732b`), in here."""
+    with ExitStack() as restore:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                before.callback(_set_errors, stream, stream.errors)
+                restore.callback(_set_errors, stream, stream.errors)
                 _set_errors(stream, "backslashreplace")
         yield
 
@@ -44,7 +44,7 @@ def flush_stdout() -> None:
 
 @contextmanager
 def report_of_work() -> Iterator[None]:
-    """Print in here what was done: where that cannot be printed it is said on stderr, and done it stays."""
+    """Print in here what was done; where that cannot be printed, stderr says so, and the work stays."""
     try:
         yield
         flush_stdout()

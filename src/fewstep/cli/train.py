@@ -64,46 +64,46 @@ _OFTEN = 25  # steps to a line
 
 
 def add_train(commands: Any) -> None:
-    """The command."""
+    """Add the command."""
     train = add_command(commands, "train", _run_train, "train on your pictures, or the bundled model")
     train.description, train.formatter_class = _TEXT, RawDescriptionHelpFormatter
     train.add_argument("stage", metavar="STAGE", help="one of the above")
     train.add_argument(
         "--images", default=NOT_GIVEN, type=Path, metavar="PATH", help="your pictures, with captions"
     )
-    for name, how in _OPTIONS.items():
-        train.add_argument(f"--{name}", default=NOT_GIVEN, **how)
+    for name, keywords in _OPTIONS.items():
+        train.add_argument(f"--{name}", default=NOT_GIVEN, **keywords)
     train.add_argument(
         "--work", default=NOT_GIVEN, type=Path, metavar="DIR",
         help="of the bundled model: data and state; resumed from (fewstep-train)",
     )  # fmt: skip
 
 
-def _run_train(asked: argparse.Namespace) -> int:
-    given = {f.name: getattr(asked, f.name) for f in fields(TrainConfig) if hasattr(asked, f.name)}
-    own = hasattr(asked, "images")
-    check_stage(asked.stage, *([] if own else [BUNDLED_STAGES]))  # before torch is imported
-    if own and hasattr(asked, "work"):
+def _run_train(arguments: argparse.Namespace) -> int:
+    options = {f.name: getattr(arguments, f.name) for f in fields(TrainConfig) if hasattr(arguments, f.name)}
+    has_images = hasattr(arguments, "images")
+    check_stage(arguments.stage, *([] if has_images else [BUNDLED_STAGES]))  # before torch is imported
+    if has_images and hasattr(arguments, "work"):
         raise RequestError("--work is of the bundled model's stages: with --images give --out DIR")
-    if not own and (len(given) > 1 or hasattr(asked, "dry_run")):
+    if not has_images and (len(options) > 1 or hasattr(arguments, "dry_run")):
         raise RequestError("these options are of training on your own pictures: give --images PATH as well")
     try:
-        if not own:
-            return _bundled(asked.stage, getattr(asked, "work", Path("fewstep-train")))
-        return _own(_training_config(given), dry=hasattr(asked, "dry_run"))
+        if not has_images:
+            return _bundled(arguments.stage, getattr(arguments, "work", Path("fewstep-train")))
+        return _train_on_images(_training_config(options), dry=hasattr(arguments, "dry_run"))
     except ModuleNotFoundError as error:
         raise FewstepError(f"training needs {error.name}: pip install 'fewstep[train]'") from error
 
 
-def _training_config(given: dict[str, Any]) -> TrainConfig:
-    """The words of the command line → an order."""
-    if "out" not in given:
+def _training_config(options: dict[str, Any]) -> TrainConfig:
+    """Return the options as a training configuration; raises `RequestError`."""
+    if "out" not in options:
         raise RequestError("--out is missing: give a folder for state and result, such as --out trained")
-    if "guidance" in given:
-        given["guidance"] = _range(given["guidance"])
-    if "prompts" in given:
-        given["prompts"] = tuple(given["prompts"])
-    return make_config(**given)
+    if "guidance" in options:
+        options["guidance"] = _range(options["guidance"])
+    if "prompts" in options:
+        options["prompts"] = tuple(options["prompts"])
+    return make_config(**options)
 
 
 def _range(text: str) -> tuple[float, float]:
@@ -114,39 +114,39 @@ def _range(text: str) -> tuple[float, float]:
         raise RequestError(f"--guidance {text!r}: give one number or two, such as 3,15") from None
 
 
-def _own(made: TrainConfig, *, dry: bool) -> int:
+def _train_on_images(config: TrainConfig, *, dry: bool) -> int:
     if dry:
         from fewstep.train.estimate import estimate
 
-        print(estimate(made))
+        print(estimate(config))
         return 0
     from fewstep.train.run import run_training
 
-    return _told(run_training(made), made.steps, made.out)
+    return _follow(run_training(config), config.steps, config.out)
 
 
 def _bundled(stage: str, work: Path) -> int:
     from fewstep.train.bundled.stages import run_stage
 
-    return _told(run_stage(stage, work), 0, work)
+    return _follow(run_stage(stage, work), 0, work)
 
 
-def _told(progress: Iterable[Any], steps: int, out: Path) -> int:
+def _follow(progress: Iterable[Any], steps: int, out: Path) -> int:
     """Follow a run on stderr; one that is interrupted can be gone on with."""
-    main, done, since = os.environ.get("RANK", "0") == "0", 0, time.monotonic()
-    of = f" of {steps}" if steps else ""
+    main, done, start = os.environ.get("RANK", "0") == "0", 0, time.monotonic()
+    of_steps = f" of {steps}" if steps else ""
     try:
-        for one in progress:
+        for event in progress:
             if not main:
                 continue
-            if not hasattr(one, "step"):
-                if one.done % 100 == 0 or one.done == one.of:
-                    tell(f"picture {one.done} of {one.of} encoded")
+            if not hasattr(event, "step"):
+                if event.done % 100 == 0 or event.done == event.of:
+                    tell(f"picture {event.done} of {event.of} encoded")
                 continue
-            done = one.step
+            done = event.step
             if done % _OFTEN == 0 or done in (1, steps):
-                pace = f"{time.monotonic() - since:.0f} s"
-                tell(f"step {done}{of}  loss {one.loss:.4f}  rate {one.rate:.2e}  {pace}")
+                pace = f"{time.monotonic() - start:.0f} s"
+                tell(f"step {done}{of_steps}  loss {event.loss:.4f}  rate {event.rate:.2e}  {pace}")
     except KeyboardInterrupt:
         tell(f"fewstep: interrupted after step {done}; the same command goes on from the state in {out}")
         return 130

@@ -39,14 +39,14 @@ def image_from_array(pixels: Array, name: str, *, mask: bool) -> OpenedImage:
         ) from error
     if np.ma.isMaskedArray(pixels):
         raise RequestError(f"{name} is a masked array: type {name}.filled(0)")
-    order = _check_shape(values.shape, name, channels_first=tensor)
-    values = values.reshape(values.shape[-len(order) :])
-    if order == "CHW":
+    layout = _check_shape(values.shape, name, channels_first=tensor)
+    values = values.reshape(values.shape[-len(layout) :])
+    if layout == "CHW":
         values = values.transpose(1, 2, 0)
-    made, notes = scale_to_bytes(values, name, mask=mask)
-    if made.ndim == 3 and made.shape[2] == 1:
-        made = made[:, :, 0]
-    return OpenedImage(Image.fromarray(np.ascontiguousarray(made)), notes)
+    scaled, notes = scale_to_bytes(values, name, mask=mask)
+    if scaled.ndim == 3 and scaled.shape[2] == 1:
+        scaled = scaled[:, :, 0]
+    return OpenedImage(Image.fromarray(np.ascontiguousarray(scaled)), notes)
 
 
 def _tensor_on_cpu(tensor: Any) -> Any:
@@ -57,16 +57,20 @@ def _tensor_on_cpu(tensor: Any) -> Any:
 
 def _check_shape(shape: tuple[int, ...], name: str, *, channels_first: bool) -> str:
     """Return "HW", "HWC" or "CHW", a batch of one left out; raises `RequestError`."""
-    one = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
-    orders = [order for order, at in (("HWC", 2), ("CHW", 0)) if len(one) == 3 and one[at] in _CHANNELS]
-    order = "HW" if len(one) == 2 else orders[-1 if channels_first else 0] if orders else ""
+    picture_shape = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
+    layouts = [
+        layout
+        for layout, axis in (("HWC", 2), ("CHW", 0))
+        if len(picture_shape) == 3 and picture_shape[axis] in _CHANNELS
+    ]
+    layout = "HW" if len(picture_shape) == 2 else layouts[-1 if channels_first else 0] if layouts else ""
     if len(shape) == 4 and shape[0] != 1:
         raise RequestError(f"{name} is a batch of {shape[0]}, of shape {shape}: give one, {name}[0]")
-    if not order:
+    if not layout:
         raise RequestError(f"{name} has the shape {shape}: give {LAYOUTS}")
-    sides = dict(zip(order, one, strict=True))
+    sides = dict(zip(layout, picture_shape, strict=True))
     check_pixels((sides["W"], sides["H"]), name)
-    return order
+    return layout
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:

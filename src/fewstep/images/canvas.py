@@ -27,10 +27,10 @@ class Canvas:
         if self.inner == self.outer:
             return ""
         (width, height), (drawn_width, drawn_height) = self.outer, self.inner
-        back = "enlarged" if drawn_width * drawn_height < width * height else "made smaller"
+        resized = "enlarged" if drawn_width * drawn_height < width * height else "made smaller"
         return (
             f"is {width}x{height}, which this model does not draw: what the mask shows is drawn at "
-            f"{drawn_width}x{drawn_height} and {back}"
+            f"{drawn_width}x{drawn_height} and {resized}"
         )
 
     def place(self, image: Image.Image) -> Image.Image:
@@ -39,15 +39,15 @@ class Canvas:
             return image
         scaled = image if self.inner == self.outer else image.resize(self.inner, Resampling.LANCZOS)
         pixels, (width, height) = np.asarray(scaled), self.size
-        beyond = [(0, height - self.inner[1]), (0, width - self.inner[0]), (0, 0)][: pixels.ndim]
-        return Image.fromarray(np.pad(pixels, beyond, mode="edge"))
+        padding = [(0, height - self.inner[1]), (0, width - self.inner[0]), (0, 0)][: pixels.ndim]
+        return Image.fromarray(np.pad(pixels, padding, mode="edge"))
 
-    def take_out(self, drawn: Image.Image) -> Image.Image:
+    def take_out(self, image: Image.Image) -> Image.Image:
         """Return the picture's part of what was drawn, at the picture's own size."""
         if self.size == self.outer:
-            return drawn
-        part = drawn.crop((0, 0, *self.inner))
-        return part if self.inner == self.outer else part.resize(self.outer, Resampling.LANCZOS)
+            return image
+        cropped = image.crop((0, 0, *self.inner))
+        return cropped if self.inner == self.outer else cropped.resize(self.outer, Resampling.LANCZOS)
 
 
 def same_shape(picture: Size, size: Size) -> bool:
@@ -55,14 +55,14 @@ def same_shape(picture: Size, size: Size) -> bool:
     return abs(picture[0] * size[1] - picture[1] * size[0]) <= 8 * max(picture)
 
 
-def fit_image(image: Image.Image, size: Size, name: str, wanted: str, advice: str = "") -> Image.Image:
+def fit_image(image: Image.Image, size: Size, name: str, size_name: str, advice: str = "") -> Image.Image:
     """Return the picture at this size; one of another shape is refused, not distorted.
 
-    wanted: what errors call the size. advice: what else to type.
+    size_name: what errors call the size. advice: what else to type.
     """
     if not same_shape(image.size, size):
         raise RequestError(
-            f"{name} is {image.width}x{image.height}, which has another shape than {wanted}: "
+            f"{name} is {image.width}x{image.height}, which has another shape than {size_name}: "
             f"crop it first{advice}"
         )
     return image if image.size == size else image.resize(size, Resampling.LANCZOS)

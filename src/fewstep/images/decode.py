@@ -55,12 +55,12 @@ def decode_image(source: Path | bytes, label: str) -> OpenedImage:
         _open_file(source, label) as file,
         Image.open(file, formats=FORMATS) as image,
     ):
-        opened, frames = load_image(image, label), False
+        opened, animated = load_image(image, label), False
         if image.format != "MPO":  # a JPEG with a preview, as telephones write
             with suppress(Exception):  # what comes after the first frame may be broken
-                frames = bool(getattr(image, "is_animated", False))
-    several = ("has several frames, of which the first is taken",) if frames else ()
-    return OpenedImage(opened.image, (*opened.notes, *several))
+                animated = bool(getattr(image, "is_animated", False))
+    frames_note = ("has several frames, of which the first is taken",) if animated else ()
+    return OpenedImage(opened.image, (*opened.notes, *frames_note))
 
 
 def load_image(image: Image.Image, label: str) -> OpenedImage:
@@ -142,4 +142,4 @@ def _widened_transparency(image: Image.Image) -> int | tuple[int, ...] | None:
     gain = _PNG_GAINS.get(rows) if isinstance(rows, str) and image.format == "PNG" else None
     if gain is None or not isinstance(colour, int | tuple):
         return None
-    return int(colour * gain) if isinstance(colour, int) else tuple(int(part * gain) for part in colour)
+    return int(colour * gain) if isinstance(colour, int) else tuple(int(channel * gain) for channel in colour)

@@ -27,15 +27,15 @@ def open_image(source: object, name: str) -> OpenedImage:
     Raises `RequestError` for what cannot be read, or cannot be meant.
     """
     image, notes = _open(source, name, mask=False)
-    rgb, more = to_rgb(image, name)
-    return OpenedImage(rgb, notes + more)
+    rgb, mode_notes = to_rgb(image, name)
+    return OpenedImage(rgb, notes + mode_notes)
 
 
 def open_mask(source: object, name: str = "mask") -> OpenedImage:
     """Return a mask as L, white where the picture is to be made anew; otherwise as `open_image`."""
     image, notes = _open(source, name, mask=True)
-    grey, more = to_mask(image, name)
-    return OpenedImage(grey, notes + more)
+    grey, mode_notes = to_mask(image, name)
+    return OpenedImage(grey, notes + mode_notes)
 
 
 def _open(source: Any, name: str, *, mask: bool) -> OpenedImage:

@@ -54,8 +54,8 @@ def _to_bytes(image: Image.Image, name: str, *, mask: bool) -> tuple[Image.Image
     """Return an image of 8 bits a channel: RGBA where something may be transparent, or without alpha."""
     if image.mode in _DEEP or image.mode.startswith("I;16"):
         values = np.asarray(image)
-        made, notes = scale_to_bytes(values, name, mask=mask)
-        grey, key = Image.fromarray(made), image.info.get("transparency")
+        pixels, notes = scale_to_bytes(values, name, mask=mask)
+        grey, key = Image.fromarray(pixels), image.info.get("transparency")
         if not isinstance(key, int):
             return grey, notes
         alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
@@ -122,8 +122,8 @@ def _stretch(image: Image.Image) -> tuple[Image.Image, bool]:
 
 def _is_colourful(rgb: Image.Image) -> bool:
     red, green, blue = rgb.split()
-    apart = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
-    return max(map(_brightest, apart)) > _COLOURFUL
+    differences = (ImageChops.difference(red, green), ImageChops.difference(green, blue))
+    return max(map(_brightest, differences)) > _COLOURFUL
 
 
 def _brightest(image: Image.Image) -> int:

@@ -91,9 +91,9 @@ def _float_scale(low: float, high: float, name: str, *, mask: bool) -> _Scale:
 
 def _apply(values: NDArray[Any], scale: _Scale) -> Bytes:
     """Return the bytes, made band by band so that memory stays small."""
-    made = np.empty(values.shape, np.uint8)
+    converted = np.empty(values.shape, np.uint8)
     rows = max(1, _BAND * len(values) // values.size)
     for start in range(0, len(values), rows):
         band = values[start : start + rows].astype(np.float32) * scale.gain + scale.offset
-        made[start : start + rows] = np.rint(band.clip(0, 255))
-    return made
+        converted[start : start + rows] = np.rint(band.clip(0, 255))
+    return converted

@@ -82,16 +82,18 @@ class ModelBlueprint:
     zero_empty: bool  # an empty prompt is all zeros
 
     def with_part(self, name: str, part: Blueprint) -> ModelBlueprint:
-        """The same with another network in a place."""
+        """Return the same with another network in a place."""
         return replace(self, parts={**self.parts, name: part})
 
 
-def build_network(drawn: Blueprint, placement: Placement, dtype: torch.dtype, *, home: bool = True) -> Any:
-    """The network, in evaluation mode; `CorruptModelError` names what is missing or too much.
+def build_network(
+    blueprint: Blueprint, placement: Placement, dtype: torch.dtype, *, home: bool = True
+) -> Any:
+    """Return the network, in evaluation mode; `CorruptModelError` names what is missing or too much.
 
     It is put where weights are between uses or, without `home`, on the device.
     """
-    module, slots, weights = require_buildable(drawn)
+    module, slots, weights = require_buildable(blueprint)
     place = placement.home if home else placement.device
     shapes = {name: slot.shape for name, slot in slots.items()}
     filled = allocate(shapes, dtype, place, placement.memory_format)
@@ -102,43 +104,47 @@ def build_network(drawn: Blueprint, placement: Placement, dtype: torch.dtype, *,
     return module.requires_grad_(False).eval().to(place)
 
 
-def require_buildable(drawn: Blueprint) -> tuple[Any, dict[str, nn.Parameter], dict[str, LazyTensor]]:
+def require_buildable(blueprint: Blueprint) -> tuple[Any, dict[str, nn.Parameter], dict[str, LazyTensor]]:
     """Return the network on no memory, its slots and the weights by their names.
 
     Nothing is read; raises `CorruptModelError` where a weight is missing, too much, or of another shape.
     """
-    module = _build_on_meta(drawn)
+    module = _build_on_meta(blueprint)
     slots = dict(module.named_parameters())
-    weights = _rename_weights(slots, drawn)
-    _require_fit(slots, weights, drawn)
+    weights = _rename_weights(slots, blueprint)
+    _require_fit(slots, weights, blueprint)
     return module, slots, weights
 
 
-def network_config(drawn: Blueprint) -> dict[str, Any]:
-    """What a network is built with: every argument of its class, from its file or by default."""
+def network_config(blueprint: Blueprint) -> dict[str, Any]:
+    """Return every argument of a network's class, from its file or by default."""
     import diffusers
 
-    if NETWORK_CLASSES[drawn.kind]:
-        own = str(drawn.config.get("model_type", "clip"))
-        if not own.startswith("clip"):
-            raise CorruptModelError(f"{drawn.source} is a {own!r:.80}, and a CLIP is needed")
-        config = {name: drawn.config[name] for name in CLIP_FIELDS if name in drawn.config}
+    if NETWORK_CLASSES[blueprint.kind]:
+        model_type = str(blueprint.config.get("model_type", "clip"))
+        if not model_type.startswith("clip"):
+            raise CorruptModelError(f"{blueprint.source} is a {model_type!r:.80}, and a CLIP is needed")
+        config = {name: blueprint.config[name] for name in CLIP_FIELDS if name in blueprint.config}
     else:
-        known = inspect.signature(getattr(diffusers, drawn.kind).__init__).parameters
-        config = {n: drawn.config.get(n, one.default) for n, one in known.items() if n != "self"}
+        parameters = inspect.signature(getattr(diffusers, blueprint.kind).__init__).parameters
+        config = {
+            n: blueprint.config.get(n, parameter.default)
+            for n, parameter in parameters.items()
+            if n != "self"
+        }
     for name, value in config.items():
         flat, most = list(_flatten_lists(value)), MAX_DEPTH if name in DEPTH_FIELDS else MAX_NUMBER
-        large = any(isinstance(one, int | float) and not abs(one) <= most for one in flat)
+        large = any(isinstance(entry, int | float) and not abs(entry) <= most for entry in flat)
         if large or len(flat) > MAX_ENTRIES:
-            raise CorruptModelError(f"{drawn.source}: its configuration has {name}={value!r:.80}")
-    _require_modest(config, drawn.source)
+            raise CorruptModelError(f"{blueprint.source}: its configuration has {name}={value!r:.80}")
+    _require_modest(config, blueprint.source)
     if "scaling_factor" in config:
-        check_latent_scaling(config, drawn.source)
+        check_latent_scaling(config, blueprint.source)
     return config
 
 
 def _require_modest(config: Mapping[str, Any], source: str) -> None:
-    """What multiplies: blocks before they are built, and pixels before a picture is made of them."""
+    """Check that blocks and pixels, whose numbers multiply, are few enough; raises `CorruptModelError`."""
     levels = len(_flatten_lists(config.get("block_out_channels", 0)))
     counts = (levels, *(max(_most_layers(config.get(name)) for name in names) for names in NESTED_FIELDS))
     if math.prod(counts) > MAX_BLOCKS:
@@ -147,8 +153,8 @@ def _require_modest(config: Mapping[str, Any], source: str) -> None:
             f"layers: the most is {MAX_BLOCKS} in all"
         )
     side, patch = config.get("image_size", 224), config.get("patch_size", 32)  # transformers' own defaults
-    whole = type(side) is int and type(patch) is int
-    if not whole or not 1 <= patch <= side <= MAX_IMAGE_SIDE or side // patch > MAX_PATCHES:
+    are_whole = type(side) is int and type(patch) is int
+    if not are_whole or not 1 <= patch <= side <= MAX_IMAGE_SIDE or side // patch > MAX_PATCHES:
         raise CorruptModelError(
             f"{source}: its configuration has image_size={side!r:.40} and patch_size={patch!r:.40}: it "
             f"should have at most {MAX_IMAGE_SIDE} pixels and {MAX_PATCHES} patches a side"
@@ -156,29 +162,32 @@ def _require_modest(config: Mapping[str, Any], source: str) -> None:
 
 
 def _most_layers(value: Any) -> int:
-    """The largest number of layers in a value of a configuration, at least 1."""
+    """Return the largest number of layers in a value of a configuration, at least 1."""
     return (
-        max((math.ceil(one) for one in _flatten_lists(value) if isinstance(one, int | float)), default=1) or 1
+        max(
+            (math.ceil(entry) for entry in _flatten_lists(value) if isinstance(entry, int | float)), default=1
+        )
+        or 1
     )
 
 
 def _flatten_lists(value: Any) -> list[Any]:
-    """A value of a configuration, whatever lists it is in."""
+    """Return the entries of a value of a configuration, whatever lists they are in."""
     if not isinstance(value, list | tuple):
         return [value]
-    return [one for each in value[: MAX_ENTRIES + 1] for one in _flatten_lists(each)]
+    return [entry for item in value[: MAX_ENTRIES + 1] for entry in _flatten_lists(item)]
 
 
-def _build_on_meta(drawn: Blueprint) -> Any:
-    """The network without weights."""
-    config = network_config(drawn)
+def _build_on_meta(blueprint: Blueprint) -> Any:
+    """Return the network without weights; raises `CorruptModelError`."""
+    config = network_config(blueprint)
     try:
         with torch.device("meta"):
-            module = _of_class(drawn.kind, config)
+            module = _of_class(blueprint.kind, config)
     except Exception as error:
-        _require_buildable(drawn.kind)
+        _require_buildable(blueprint.kind)
         raise CorruptModelError(
-            f"{drawn.source}: its configuration is not one of {drawn.kind} ({describe_error(error)})"
+            f"{blueprint.source}: its configuration is not one of {blueprint.kind} ({describe_error(error)})"
         ) from error
     for owner in module.modules():  # the only buffer in any of CLASSES: the places of tokens or patches
         if "position_ids" in owner._buffers:
@@ -214,19 +223,21 @@ def import_libraries() -> None:
         from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
         from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
     except Exception as error:  # diffusers raises RuntimeError
-        mend = "install them again"
+        remedy = "install them again"
         if sys.flags.optimize > 1:
-            mend = "python -OO takes docstrings away, which they read: type python -O"
+            remedy = "python -OO takes docstrings away, which they read: type python -O"
         raise ModelError(
-            f"diffusers or transformers cannot be imported ({describe_error(error)}): {mend}"
+            f"diffusers or transformers cannot be imported ({describe_error(error)}): {remedy}"
         ) from error
 
 
-def _rename_weights(slots: Iterable[str], drawn: Blueprint) -> dict[str, LazyTensor]:
+def _rename_weights(slots: Iterable[str], blueprint: Blueprint) -> dict[str, LazyTensor]:
     """Return the weights by the names of these slots: transformers 5 leaves out a prefix that others have."""
     slots = set(slots)
-    weights = {name: stored for name, stored in drawn.weights.items() if not name.endswith(UNUSED_WEIGHTS)}
-    if not drawn.kind.startswith("CLIPTextModel"):
+    weights = {
+        name: stored for name, stored in blueprint.weights.items() if not name.endswith(UNUSED_WEIGHTS)
+    }
+    if not blueprint.kind.startswith("CLIPTextModel"):
         return weights
     if any(slot.startswith(TEXT_PREFIX) for slot in slots):
         return with_text_prefix(weights)
@@ -242,26 +253,28 @@ def with_text_prefix(weights: Mapping[str, T]) -> dict[str, T]:
 
 
 def _require_fit(
-    slots: Mapping[str, nn.Parameter], weights: Mapping[str, LazyTensor], drawn: Blueprint
+    slots: Mapping[str, nn.Parameter], weights: Mapping[str, LazyTensor], blueprint: Blueprint
 ) -> None:
-    """A weight for every slot, of its shape, and none over."""
+    """Check that every slot has a weight of its shape, and none is over; raises `CorruptModelError`."""
     missing, surplus = sorted(slots.keys() - weights.keys()), sorted(weights.keys() - slots.keys())
     if missing:
-        raise CorruptModelError(f"{drawn.source} lacks {name_some(missing)}")
+        raise CorruptModelError(f"{blueprint.source} lacks {name_some(missing)}")
     if surplus:
         raise CorruptModelError(
-            f"{drawn.source} has {name_some(surplus)}, for which {drawn.kind} has no place"
+            f"{blueprint.source} has {name_some(surplus)}, for which {blueprint.kind} has no place"
         )
     for name, slot in slots.items():
         if weights[name].shape != slot.shape:
             shape, needed = tuple(weights[name].shape), tuple(slot.shape)
-            raise CorruptModelError(f"{drawn.source}: {name} is {shape}, and {drawn.kind} needs {needed}")
+            raise CorruptModelError(
+                f"{blueprint.source}: {name} is {shape}, and {blueprint.kind} needs {needed}"
+            )
 
 
 def name_some(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    """Return the first few names, and how many more there are."""
+    remainder = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + remainder
 
 
 HUGE_PAGES_FROM = 2**28  # bytes from which a piece of its own pays
@@ -273,25 +286,25 @@ HUGE_PAGES = getattr(mmap, "MADV_HUGEPAGE", None)
 def allocate(
     shapes: Mapping[str, Size], dtype: torch.dtype, device: torch.device, layout: torch.memory_format
 ) -> dict[str, Tensor]:
-    """A tensor of each shape, its content undefined; those of four dimensions have this layout."""
+    """Return a tensor of each shape, its content undefined; those of four dimensions have this layout."""
     sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
     rounded = {name: -(-size // ALIGNMENT) * ALIGNMENT for name, size in sizes.items()}
-    whole = _memory_block(sum(rounded.values()), device)
-    found, begin = {}, 0
+    block = _memory_block(sum(rounded.values()), device)
+    tensors, begin = {}, 0
     for name, shape in shapes.items():
-        flat = whole[begin : begin + sizes[name]].view(dtype)
-        found[name] = _with_layout(flat, shape, layout)
+        flat = block[begin : begin + sizes[name]].view(dtype)
+        tensors[name] = _with_layout(flat, shape, layout)
         begin += rounded[name]
-    return found
+    return tensors
 
 
 def _memory_block(size: int, device: torch.device) -> Tensor:
-    """So many bytes, aligned."""
+    """Return so many bytes, aligned."""
     if size < HUGE_PAGES_FROM or device.type != "cpu" or HUGE_PAGES is None:
         return torch.empty(size, dtype=torch.uint8, device=device)
-    piece = mmap.mmap(-1, size)
-    piece.madvise(HUGE_PAGES)
-    return torch.frombuffer(piece, dtype=torch.uint8)
+    memory = mmap.mmap(-1, size)
+    memory.madvise(HUGE_PAGES)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _with_layout(flat: Tensor, shape: Size, layout: torch.memory_format) -> Tensor:

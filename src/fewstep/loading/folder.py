@@ -29,14 +29,14 @@ def read_folder(root: Path) -> ModelBlueprint:
     index = check_folder(root)
     architecture = architecture_of_folder(index)
     parts = {name: read_network(root / name, architecture.parts[name][1]) for name in architecture.networks}
-    words = [
+    vocabulary_sizes = [
         parts[name].config.get("vocab_size", tokenizers.CLIP_VOCABULARY) for name in architecture.encoders
     ]
     folders = [root / name for name in architecture.tokenizers]
     return ModelBlueprint(
         architecture=architecture,
         parts=parts,
-        tokenizers=lambda: tuple(map(load_tokenizer, folders, words)),
+        tokenizers=lambda: tuple(map(load_tokenizer, folders, vocabulary_sizes)),
         noise=noise_of_scheduler(read_config(root / "scheduler" / "scheduler_config.json"), str(root)),
         # Of SDXL's pipelines alone.
         zero_empty=architecture is SDXL and bool(index.get("force_zeros_for_empty_prompt", True)),
@@ -50,9 +50,9 @@ def check_folder(root: Path) -> dict[str, Any]:
     if not isinstance(index.get("_class_name"), str) or not _PIPELINE.fullmatch(index["_class_name"]):
         raise CorruptModelError(f"{root}: model_index.json has _class_name {index.get('_class_name')!r:.80}")
     architecture = architecture_of_folder(index)
-    for part, named in index.items():
-        if isinstance(named, list) and named != [None, None]:
-            _require_allowed(root, part, named, architecture)
+    for part, entry in index.items():
+        if isinstance(entry, list) and entry != [None, None]:
+            _require_allowed(root, part, entry, architecture)
     for part in (*architecture.parts, "scheduler"):
         _require_plain(root / part)
         for name in ("config.json", "tokenizer_config.json"):
@@ -62,7 +62,7 @@ def check_folder(root: Path) -> dict[str, Any]:
 
 
 def read_network(folder: Path, allowed: tuple[str, ...]) -> Blueprint:
-    """One network's folder: config.json, and safetensors in one file or in shards."""
+    """Return one network's folder: config.json, and safetensors in one file or in shards."""
     _require_plain(folder)
     config = read_config(folder / "config.json")
     _require_data(folder, config)
@@ -78,30 +78,32 @@ def read_network(folder: Path, allowed: tuple[str, ...]) -> Blueprint:
     return Blueprint(kind=kind, config=config, weights=list_tensors(paths), source=str(folder))
 
 
-def _require_allowed(root: Path, name: str, named: list[Any], architecture: ArchitectureInfo) -> None:
+def _require_allowed(root: Path, name: str, entry: list[Any], architecture: ArchitectureInfo) -> None:
     """Check that a part's library and class are the architecture's."""
     if name == "scheduler":
-        fits = named[0] == "diffusers" and isinstance(named[-1], str) and _SCHEDULER.fullmatch(named[-1])
+        is_allowed = (
+            entry[0] == "diffusers" and isinstance(entry[-1], str) and _SCHEDULER.fullmatch(entry[-1])
+        )
     else:
         library, classes = {**architecture.parts, **UNUSED_PARTS}.get(name, ("", ()))
-        fits = named[0] == library and named[-1] in classes
-    if len(named) != 2 or not fits:
+        is_allowed = entry[0] == library and entry[-1] in classes
+    if len(entry) != 2 or not is_allowed:
         raise CorruptModelError(
-            f"{root}: model_index.json asks for {named!r:.80} as {name!r:.40}, "
+            f"{root}: model_index.json asks for {entry!r:.80} as {name!r:.40}, "
             f"which is no part of {architecture.title}: "
             "fewstep loads nothing else"
         )
 
 
 def _require_data(folder: Path, config: Mapping[str, Any]) -> None:
-    """No configuration may send for code. A kernel is fetched where its name is a hub id."""
+    """Check that no configuration sends for code (a kernel is fetched where its name is a hub id)."""
     for name in (*_CODE_FIELDS, *(name for name in _KERNEL_FIELDS if "/" in str(config.get(name)))):
         if config.get(name):
             raise CorruptModelError(f"{folder} wants code of its own to run ({name}): fewstep runs none")
 
 
 def _require_plain(folder: Path) -> None:
-    """Files only, and no programs: a pipe would block its reader."""
+    """Check that a folder has files only, and no programs: a pipe would block its reader."""
     for path in sorted(folder.glob("*")):
         kind = path.stat().st_mode if path.exists() else 0
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):

@@ -31,7 +31,7 @@ PIPE_NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 OTHER_PARTS = ("tokenizer", "tokenizer_2", "scheduler")
 # What SDXL's UNet is, beside its sizes. 9 input channels are inpainting's, 8 instruct-pix2pix's.
 UNET_CONFIG: Mapping[str, object] = {"in_channels": 4, "out_channels": 4, "addition_embed_type": "text_time"}
-FAMILIES = {str(TINY): "tiny"} | {known.source: known.family for known in ALIASES.values()}
+FAMILIES = {str(TINY): "tiny"} | {model.source: model.family for model in ALIASES.values()}
 SCHEDULER_MODES = {"LCMScheduler": "lcm-lora", "TCDScheduler": "tcd"}  # schedulers for few-step weights only
 
 # One per network, of whichever pipelines it is a part: their engines take turns on it.
@@ -44,17 +44,19 @@ class JointLock:
 
     def __init__(self, networks: Iterable[Any]):
         with _guard:  # a compiled network is the one that was compiled
-            plain = [getattr(network, "_orig_mod", network) for network in networks]
-            self._locks = sorted({_locks.setdefault(network, threading.RLock()) for network in plain}, key=id)
+            uncompiled = [getattr(network, "_orig_mod", network) for network in networks]
+            self._locks = sorted(
+                {_locks.setdefault(network, threading.RLock()) for network in uncompiled}, key=id
+            )
 
     def __enter__(self) -> None:
-        taken: list[threading.RLock] = []
+        acquired: list[threading.RLock] = []
         try:
             for lock in self._locks:
                 lock.acquire()
-                taken.append(lock)
+                acquired.append(lock)
         except BaseException:  # an interrupt, while waiting
-            for lock in reversed(taken):
+            for lock in reversed(acquired):
                 lock.release()
             raise
 
@@ -64,13 +66,13 @@ class JointLock:
 
     @property
     def held(self) -> bool:
-        """Has this thread any of them? Then a network may be in the middle of its work below us."""
+        """Return whether this thread has any of them: a network may then be at work below us."""
         locks: list[Any] = self._locks
         return any(lock._is_owned() for lock in locks)
 
 
 def describe_pipe(pipe: Any) -> Model:
-    """Whose pictures a pipeline makes; `RequestError` where it is not a whole one of SDXL's architecture."""
+    """Return whose pictures a pipeline makes; raises `RequestError` if it is no whole one of SDXL's."""
     kind = type(pipe).__name__
     if isinstance(pipe, str | PurePath):
         raise RequestError(f"pipe={str(pipe)!r} is a name: type fewstep.load({str(pipe)!r})")
@@ -117,18 +119,18 @@ def choose_pipe_mode(pipe: Any, model: Model, mode: str | None, steps: int | Non
         doubts = (doubt,) if doubt else ()
     recipe = modes.find_recipe(mode).on(model.family).for_steps(steps)
     weights = recipe.weights.get(model.family)
-    on_it = weights if weights is not None and weights.attach == "adapter" else None
-    return replace(model, noise=noise_for(model, recipe, on_it, "", True), doubts=doubts), recipe
+    adapter = weights if weights is not None and weights.attach == "adapter" else None
+    return replace(model, noise=noise_for(model, recipe, adapter, "", True), doubts=doubts), recipe
 
 
 def limit_size(model: Model, recipe: Recipe) -> Model:
-    """At most the size that the mode's weights were trained at: Turbo's single file says nothing of it."""
+    """Return the model at most at the size of the mode's weights: Turbo's single file does not say it."""
     weights = recipe.weights.get(model.family)
     return replace(model, size=min(model.size, weights.size)) if weights and weights.size else model
 
 
 def parts_of_pipe(pipe: Any, model: Model, recipe: Recipe) -> tuple[Placement, Parts]:
-    """The networks, where they are. An adapter that the mode needs is taken to be on them already."""
+    """Return the networks, where they are; an adapter that the mode needs is taken to be on them already."""
     from fewstep.architectures.text import TextEncoder
     from fewstep.loading.parts import Parts
 
@@ -154,20 +156,20 @@ def parts_of_pipe(pipe: Any, model: Model, recipe: Recipe) -> tuple[Placement, P
 
 
 def _pipe_placement(pipe: Any) -> Placement:
-    """What was decided by whoever made the pipeline."""
+    """Return what was decided by whoever made the pipeline."""
     import torch
 
     from fewstep.devices import Placement
 
-    first = pipe.unet.conv_in.weight
-    device, dtype, vae_dtype = first.device, pipe.unet.dtype, pipe.vae.dtype
-    last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
+    weight = pipe.unet.conv_in.weight
+    device, dtype, vae_dtype = weight.device, pipe.unet.dtype, pipe.vae.dtype
+    channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     return Placement(
         device=device,
         dtype=dtype,
         vae_dtype=vae_dtype,
         batch=0 if device.type == "cuda" else 1,  # as `fewstep.devices.place.choose_batch`
-        channels_last=last,
+        channels_last=channels_last,
         offload="none",
         tiling=bool(getattr(pipe.vae, "use_tiling", False)),
         threads=torch.get_num_threads(),
@@ -176,7 +178,7 @@ def _pipe_placement(pipe: Any) -> Placement:
 
 
 def _pipe_faults(pipe: Any) -> Iterator[str]:
-    """What stands against running its networks in our loop; the first is told."""
+    """Yield what keeps its networks from running in our loop."""
     unet, vae = pipe.unet.config, pipe.vae.config
     for key, fitting in UNET_CONFIG.items():
         if unet.get(key) != fitting:
@@ -209,7 +211,7 @@ def noise_of_pipe(pipe: Any) -> Noise:
 
 
 def _placement_faults(networks: Mapping[str, Any]) -> Iterator[str]:
-    """What keeps its networks from running side by side, as they are."""
+    """Yield what keeps its networks from running side by side, as they are."""
     for name, network in networks.items():
         if any(map(_has_offload_hook, network.modules())):
             yield (
@@ -223,20 +225,20 @@ def _placement_faults(networks: Mapping[str, Any]) -> Iterator[str]:
         empty = [name for name, device in devices.items() if device == "meta"]
         yield f"its {', '.join(empty)} has no weights (device meta): load it without low_cpu_mem tricks"
     if len(set(devices.values())) > 1:
-        told = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        yield f"its networks are on several devices ({told}): type pipe.to({devices['unet']!r})"
+        listing = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        yield f"its networks are on several devices ({listing}): type pipe.to({devices['unet']!r})"
     for name in ("text_encoder", "text_encoder_2"):
-        own, unet = networks[name].dtype, networks["unet"].dtype
-        if own != unet:
-            yield f"its {name} is {own} beside a UNet of {unet}: type pipe.{name}.to(pipe.unet.dtype)"
+        dtype, unet_dtype = networks[name].dtype, networks["unet"].dtype
+        if dtype != unet_dtype:
+            yield f"its {name} is {dtype} beside a UNet of {unet_dtype}: type pipe.{name}.to(pipe.unet.dtype)"
 
 
 def _has_offload_hook(module: Any) -> bool:
-    """Does accelerate (`_hf_hook`) or diffusers' group offload move this module's weights?"""
+    """Return whether accelerate (`_hf_hook`) or diffusers' group offload moves this module's weights."""
     registry = getattr(module, "_diffusers_hook", None)
     return hasattr(module, "_hf_hook") or any("offload" in name for name in getattr(registry, "hooks", ()))
 
 
 def _device_of_pipe(network: Any) -> str:
-    """Such as "cuda:0"; several where it has a device map."""
+    """Return a device such as "cuda:0"; several where it has a device map."""
     return " and ".join(sorted({str(weight.device) for weight in network.parameters()}))

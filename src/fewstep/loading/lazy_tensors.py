@@ -44,21 +44,21 @@ class LazyTensor:
     name: str  # in the file
     begin: int  # where in the file, bytes
     dtype: str  # as safetensors calls it
-    whole: torch.Size  # in the file
+    file_shape: torch.Size  # in the file
     steps: tuple[Step, ...] = ()
 
     @property
     def bytes(self) -> int:
-        """In the file; `CorruptModelError` for what no network is made of."""
+        """Return its bytes in the file; raises `CorruptModelError` for what no network is made of."""
         if self.dtype not in DTYPES:
             raise CorruptModelError(
                 f"{self.path}: {self.name} holds {self.dtype}: quantised weights cannot be used"
             )
-        return math.prod(self.whole) * DTYPES[self.dtype].itemsize
+        return math.prod(self.file_shape) * DTYPES[self.dtype].itemsize
 
     @cached_property
     def shape(self) -> torch.Size:
-        return self.of(torch.empty(self.whole, device="meta")).shape
+        return self.of(torch.empty(self.file_shape, device="meta")).shape
 
     @property
     def ndim(self) -> int:
@@ -81,34 +81,34 @@ class LazyTensor:
         return self
 
     def of(self, tensor: Tensor) -> Tensor:
-        """What becomes of the tensor in the file."""
-        return reduce(lambda made, step: step(made), self.steps, tensor)
+        """Return what becomes of the tensor in the file."""
+        return reduce(lambda changed, step: step(changed), self.steps, tensor)
 
     def _with_step(self, step: Step) -> LazyTensor:
         return replace(self, steps=(*self.steps, step))
 
 
 def list_tensors(paths: Iterable[Path]) -> dict[str, LazyTensor]:
-    """Every tensor of these files; `CorruptModelError` where one is there twice."""
-    found: dict[str, LazyTensor] = {}
+    """Return every tensor of these files; raises `CorruptModelError` where one is there twice."""
+    tensors: dict[str, LazyTensor] = {}
     for path in paths:
         content = safetensors.read_header(path)
         start = content.bytes - max((entry.end for entry in content.tensors.values()), default=0)
         for name, entry in content.tensors.items():
-            if name in found:
-                raise CorruptModelError(f"{path}: {name} is in {found[name].path.name} as well")
-            found[name] = LazyTensor(path, name, start + entry.begin, entry.dtype, torch.Size(entry.shape))
-    return found
+            if name in tensors:
+                raise CorruptModelError(f"{path}: {name} is in {tensors[name].path.name} as well")
+            tensors[name] = LazyTensor(path, name, start + entry.begin, entry.dtype, torch.Size(entry.shape))
+    return tensors
 
 
-def read_into(slots: Mapping[str, Tensor], wanted: Mapping[str, LazyTensor]) -> None:
+def read_into(slots: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> None:
     """Read each tensor into the slot of its new name: cast, laid out and moved in one copy.
 
     Files are read, not mapped: pages come in one by one otherwise, at twice the time where all are
     needed, and a file may be changed while its weights are in use.
     """
-    in_files = sorted(wanted.items(), key=lambda item: (str(item[1].path), item[1].begin))
-    size = max((stored.bytes for stored in wanted.values()), default=0)
+    in_files = sorted(tensors.items(), key=lambda item: (str(item[1].path), item[1].begin))
+    size = max((stored.bytes for stored in tensors.values()), default=0)
     buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
     for path, group in groupby(in_files, key=lambda item: item[1].path):
         with raise_as_corrupt(path), path.open("rb", buffering=0) as file:
@@ -117,14 +117,14 @@ def read_into(slots: Mapping[str, Tensor], wanted: Mapping[str, LazyTensor]) -> 
 
 
 def _read_tensor(file: FileIO, stored: LazyTensor, buffer: Tensor) -> Tensor:
-    """The tensor as it is in the file, until the buffer is used again."""
-    own = buffer[: stored.bytes]
-    raw: Any = own.numpy()  # numpy's types do not say that it is a buffer
-    rest = memoryview(raw)
+    """Return the tensor as it is in the file, until the buffer is used again."""
+    data = buffer[: stored.bytes]
+    raw: Any = data.numpy()  # numpy's types do not say that it is a buffer
+    remaining = memoryview(raw)
     file.seek(stored.begin)
-    while rest:
-        count = file.readinto(rest)  # at most 2 GiB at a time on Linux
+    while remaining:
+        count = file.readinto(remaining)  # at most 2 GiB at a time on Linux
         if not count:
             raise ValueError(f"{stored.name} is cut off")
-        rest = rest[count:]
-    return own.view(DTYPES[stored.dtype]).view(stored.whole)
+        remaining = remaining[count:]
+    return data.view(DTYPES[stored.dtype]).view(stored.file_shape)

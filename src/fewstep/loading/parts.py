@@ -50,7 +50,7 @@ class Parts:
     guidance_width: int  # of LCM's guidance embedding; 0 is none
     lock: AbstractContextManager[Any]  # re-entrant; held while any of the networks runs
     accelerator: tuple[str, float] | None = None  # the mode's own LoRA and its weight
-    given: str = ""  # as accelerator=, in the user's words
+    given_accelerator: str = ""  # as accelerator=, in the user's words
     given_vae: str = ""  # as vae=, likewise
     embeddings: tuple[str, ...] = ()  # files of learned words
     licence: str = "unknown"  # of all that was loaded
@@ -58,7 +58,7 @@ class Parts:
 
     @property
     def process(self) -> NoiseProcess:
-        """What the UNet was trained on."""
+        """Return what the UNet was trained on."""
         return self.noise.process
 
 
@@ -68,27 +68,27 @@ def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placemen
     with _without_progress_bars():
         weights = choose_weights(model, recipe, key.file("accelerator"))
         attach = "" if weights is None else weights.attach
-        whose = (model.source, model.revision)
+        source_and_revision = (model.source, model.revision)
         if weights is not None and attach == "checkpoint":
-            whose = (weights.source, "")  # all of the model is its
-        root = _model_root(*whose, model.architecture)
-        whole = read_folder(root) if root.is_dir() else single_file.read_single_file(root)
-        _require_expected(whole, model, root)
+            source_and_revision = (weights.source, "")  # all of the model is its
+        root = _model_root(*source_and_revision, model.architecture)
+        blueprint = read_folder(root) if root.is_dir() else single_file.read_single_file(root)
+        _require_expected(blueprint, model, root)
         if weights is not None and attach == "unet":
-            whole = whole.with_part("unet", _unet_blueprint(weights, root, whole.parts["unet"]))
-        whole = whole.with_part(
-            "vae", _vae_blueprint(whole, root, placement.vae_dtype, model, key.file("vae"))
+            blueprint = blueprint.with_part("unet", _unet_blueprint(weights, root, blueprint.parts["unet"]))
+        blueprint = blueprint.with_part(
+            "vae", _vae_blueprint(blueprint, root, placement.vae_dtype, model, key.file("vae"))
         )
-        config.check_channels(whole.parts["unet"].config, whole.parts["vae"].config, str(root))
-        embedded = bool(whole.parts["unet"].config.get("time_cond_proj_dim"))
+        config.check_channels(blueprint.parts["unet"].config, blueprint.parts["vae"].config, str(root))
+        embedded = bool(blueprint.parts["unet"].config.get("time_cond_proj_dim"))
         check_guidance_embedding(
             model, recipe, embedded, key.file("accelerator") if attach != "adapter" else ""
         )
-        if whole.noise.fault:  # of a hub id, only the files tell
-            raise CorruptModelError(f"{root} cannot be drawn with: {whole.noise.fault}")
-        told = (key.options["prediction"], key.file("accelerator") != "")
-        noise = noise_for(replace(model, noise=whole.noise), recipe, weights, *told)
-        parts = _build_parts(whole, noise, placement, key.embeddings)
+        if blueprint.noise.fault:  # of a hub id, only the files tell
+            raise CorruptModelError(f"{root} cannot be drawn with: {blueprint.noise.fault}")
+        overrides = (key.options["prediction"], key.file("accelerator") != "")
+        noise = noise_for(replace(model, noise=blueprint.noise), recipe, weights, *overrides)
+        parts = _build_parts(blueprint, noise, placement, key.embeddings)
     adapter = None
     if weights is not None and attach == "adapter":
         weight = key.options["accelerator_weight"]
@@ -96,7 +96,7 @@ def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placemen
     return replace(
         parts,
         accelerator=adapter,
-        given=key.file("accelerator"),
+        given_accelerator=key.file("accelerator"),
         given_vae=key.file("vae"),
         embeddings=key.embeddings,
         licence=licences.join_licences(
@@ -106,16 +106,21 @@ def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placemen
     )
 
 
-def _build_parts(whole: ModelBlueprint, noise: Noise, placement: Placement, words: Sequence[str]) -> Parts:
-    unet = build_network(whole.parts["unet"], placement, placement.dtype)
+def _build_parts(
+    blueprint: ModelBlueprint, noise: Noise, placement: Placement, embeddings: Sequence[str]
+) -> Parts:
+    unet = build_network(blueprint.parts["unet"], placement, placement.dtype)
     encoders = tuple(
-        build_network(whole.parts[name], placement, placement.dtype) for name in whole.architecture.encoders
+        build_network(blueprint.parts[name], placement, placement.dtype)
+        for name in blueprint.architecture.encoders
     )
-    autoencoder = build_network(whole.parts["vae"], placement, placement.vae_dtype)
+    autoencoder = build_network(blueprint.parts["vae"], placement, placement.vae_dtype)
     lock = threading.RLock()
-    layout = load_architecture(whole.architecture).text
-    text = TextEncoder(whole.tokenizers(), encoders, layout=layout, zero_empty=whole.zero_empty, lock=lock)
-    textual_inversion.add_words(text, words)  # before there are hooks on the encoders
+    layout = load_architecture(blueprint.architecture).text
+    text = TextEncoder(
+        blueprint.tokenizers(), encoders, layout=layout, zero_empty=blueprint.zero_empty, lock=lock
+    )
+    textual_inversion.add_words(text, embeddings)  # before there are hooks on the encoders
     offload.apply_offload((*encoders, unet), autoencoder, placement)
     return Parts(
         unet=unet,
@@ -129,23 +134,23 @@ def _build_parts(whole: ModelBlueprint, noise: Noise, placement: Placement, word
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """No progress bars from below while weights are read; a library does not print."""
+    """Switch progress bars off while weights are read; a library does not print."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    were_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if were_enabled:
             logging.enable_progress_bar()
 
 
-def _require_expected(whole: ModelBlueprint, model: Model, root: Path) -> None:
+def _require_expected(blueprint: ModelBlueprint, model: Model, root: Path) -> None:
     """Check that the files are of the architecture that was planned with: of a hub id, only they can tell."""
-    if whole.architecture is not model.architecture:
+    if blueprint.architecture is not model.architecture:
         raise ModelError(
-            f"model={model.name!r} is of {whole.architecture.title}, which could not be known "
+            f"model={model.name!r} is of {blueprint.architecture.title}, which could not be known "
             f"before {root} was here: type the same again"
         )
 
@@ -163,16 +168,16 @@ def verify_checksums(folder: Path) -> None:
 
 
 def _model_root(source: str, revision: str, architecture: ArchitectureInfo) -> Path:
-    """Where a model is on this machine; what is not in the hub's cache is downloaded."""
-    here = existing_path(source)
-    root = here if here is not None else hub.fetch_folder(source, assets.model_files(architecture), revision)
+    """Return where a model is on this machine; what is not in the hub's cache is downloaded."""
+    path = existing_path(source)
+    root = path if path is not None else hub.fetch_folder(source, assets.model_files(architecture), revision)
     if root == TINY:
         verify_checksums(TINY)
     return root
 
 
 def _unet_blueprint(weights: Weights, root: Path, base: Blueprint) -> Blueprint:
-    """The UNet that a mode puts in the place of the model's own."""
+    """Return the UNet that a mode puts in the place of the model's own."""
     file = unet_file(weights, root)
     if file is None and weights.file:
         file = hub.fetch_file(weights.source, weights.file)
@@ -183,24 +188,24 @@ def _unet_blueprint(weights: Weights, root: Path, base: Blueprint) -> Blueprint:
 
 
 def _mode_lora(weights: Weights, root: Path) -> Path:
-    here = adapter_file(weights, root)
-    if here is None and weights.file:
-        here = hub.fetch_file(weights.source, weights.file)
-    return here or addons.fetch_addon(weights.source)
+    path = adapter_file(weights, root)
+    if path is None and weights.file:
+        path = hub.fetch_file(weights.source, weights.file)
+    return path or addons.fetch_addon(weights.source)
 
 
 def _vae_blueprint(
-    whole: ModelBlueprint, root: Path, dtype: torch.dtype, model: Model, given: str
+    blueprint: ModelBlueprint, root: Path, dtype: torch.dtype, model: Model, source: str
 ) -> Blueprint:
-    """The VAE that is given; or the model's own; in fp16, or where it has none, the corrected one."""
-    own = whole.parts.get("vae")
-    if given:
-        path = vaes.fetch_vae(given, model)
+    """Return the VAE that is given; or the model's own; in fp16, or where it has none, the corrected one."""
+    model_vae = blueprint.parts.get("vae")
+    if source:
+        path = vaes.fetch_vae(source, model)
         vaes.check_latents(
-            given,
+            source,
             model,
             vaes.read_vae_config(path, model),
-            vaes.usual_vae(model) if own is None else own.config,
+            vaes.usual_vae(model) if model_vae is None else model_vae.config,
         )
         return (
             read_network(path, vaes.VAE_CLASSES)
@@ -208,8 +213,8 @@ def _vae_blueprint(
             else single_file.read_vae_file(path, model.architecture)
         )
     half = dtype == torch.float16
-    other = vaes.replacement_vae(None if own is None else own.config, half, model)
-    if other is not None:
-        return read_network(other, ("AutoencoderKL",))
-    assert own is not None  # or `replacement_vae` had raised
-    return own
+    replacement = vaes.replacement_vae(None if model_vae is None else model_vae.config, half, model)
+    if replacement is not None:
+        return read_network(replacement, ("AutoencoderKL",))
+    assert model_vae is not None  # or `replacement_vae` had raised
+    return model_vae

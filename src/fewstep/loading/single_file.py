@@ -73,36 +73,38 @@ def _find_layout(path: Path, weights: Mapping[str, LazyTensor]) -> tuple[Archite
 
 
 def read_unet_file(path: Path, base: Mapping[str, Any]) -> Blueprint:
-    """A UNet on its own, in either layout, in the place of the one with the configuration `base`."""
+    """Return a UNet on its own, in either layout, to replace the one with the configuration `base`."""
     weights = list_tensors([path])
     prefix = next((p for p in UNET_PREFIXES if any(name.startswith(p) for name in weights)), "")
     with raise_as_corrupt(path):
-        named = _convert_unet(path, _with_prefix(weights, prefix), base.get("addition_embed_type"))
-        if "conv_in.weight" not in named:
+        tensors = _convert_unet(path, _with_prefix(weights, prefix), base.get("addition_embed_type"))
+        if "conv_in.weight" not in tensors:
             raise CorruptModelError(f"{path} holds no UNet: `fewstep inspect` says what it is")
-        embedded = named.get(single_file_config.GUIDANCE_EMBEDDING)
-        own = {**base, "time_cond_proj_dim": None if embedded is None else embedded.shape[1]}
-    return Blueprint(kind="UNet2DConditionModel", config=own, weights=named, source=str(path))
+        embedded = tensors.get(single_file_config.GUIDANCE_EMBEDDING)
+        config = {**base, "time_cond_proj_dim": None if embedded is None else embedded.shape[1]}
+    return Blueprint(kind="UNet2DConditionModel", config=config, weights=tensors, source=str(path))
 
 
 def read_vae_file(path: Path, architecture: ArchitectureInfo) -> Blueprint:
     """Return a VAE on its own, in either layout, or an AutoencoderTiny in diffusers'."""
     weights = list_tensors([path])
     prefix = next((p for p in VAE_PREFIXES if any(name.startswith(p) for name in weights)), "")
-    own = _with_prefix(weights, prefix)
+    tensors = _with_prefix(weights, prefix)
     with raise_as_corrupt(path):
-        if single_file_config.TINY_VAE_WEIGHT in own:
-            kind, config = "AutoencoderTiny", single_file_config.tiny_vae_config(own)
+        if single_file_config.TINY_VAE_WEIGHT in tensors:
+            kind, config = "AutoencoderTiny", single_file_config.tiny_vae_config(tensors)
         else:
-            original = any(name.startswith(("encoder.down.", "decoder.up.")) for name in own)
-            own = (
-                _convert_vae(path, {VAE + name: stored for name, stored in own.items()}) if original else own
+            original = any(name.startswith(("encoder.down.", "decoder.up.")) for name in tensors)
+            tensors = (
+                _convert_vae(path, {VAE + name: stored for name, stored in tensors.items()})
+                if original
+                else tensors
             )
             kind, config = (
                 "AutoencoderKL",
-                single_file_config.vae_config(own, architecture.vae_scale, architecture.side),
+                single_file_config.vae_config(tensors, architecture.vae_scale, architecture.side),
             )
-    return Blueprint(kind=kind, config=config, weights=own, source=str(path))
+    return Blueprint(kind=kind, config=config, weights=tensors, source=str(path))
 
 
 def _read_parts(
@@ -150,17 +152,17 @@ def _convert_encoder(
         name: int(match[1]) for name in weights
         if (match := re.match(re.escape(encoder.prefix) + r"transformer\.resblocks\.(\d{1,3})\.", name))
     }  # fmt: skip
-    last = max(blocks.values(), default=-1) if encoder.drops_last else len(weights)
-    skipped = [name for name, number in blocks.items() if number >= last]
+    first_skipped = max(blocks.values(), default=-1) if encoder.drops_last else len(weights)
+    skipped = [name for name, number in blocks.items() if number >= first_skipped]
     if not encoder.projected:
         skipped += [name for name in (encoder.prefix + PROJECTION,) if name in weights]
     kept = {
         name: tensor for name, tensor in weights.items() if name not in skipped or name.endswith(PROJECTION)
     }
-    named = _convert_open_clip(path, kept, encoder.prefix)
+    converted = _convert_open_clip(path, kept, encoder.prefix)
     if not encoder.projected:
-        named.pop("text_projection.weight", None)
-    return named, skipped
+        converted.pop("text_projection.weight", None)
+    return converted, skipped
 
 
 def _require_vocabulary(path: Path, size: int) -> None:
@@ -177,40 +179,42 @@ def _with_prefix(weights: Mapping[str, LazyTensor], prefix: str) -> NamedTensors
 
 
 def _convert_unet(path: Path, weights: NamedTensors, addition: str | None) -> NamedTensors:
-    """A UNet's original names → diffusers'; those that are diffusers' already stay."""
+    """Return a UNet's tensors by diffusers' names, which may be those that they have."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     if "input_blocks.0.0.weight" not in weights:
         return weights
-    numbers = {name: _block_number(path, name) for name in weights if any(word in name for word in _COUNTED)}
+    numbers = {
+        name: _block_number(path, name) for name in weights if any(marker in name for marker in _COUNTED)
+    }
     # Levels are parted by downsamplers: the first comes after the first convolution and a level's layers.
-    parted = min((n for name, n in numbers.items() if name.endswith(".0.op.weight")), default=0)
-    if parted < 2:
+    first_downsampler = min((n for name, n in numbers.items() if name.endswith(".0.op.weight")), default=0)
+    if first_downsampler < 2:
         raise CorruptModelError(f"{path} lacks a downsampler: the first is input_blocks.3.0.op.weight")
-    config = {"layers_per_block": parted - 1, "addition_embed_type": addition}
-    named = convert_ldm_unet_checkpoint({UNET + name: stored for name, stored in weights.items()}, config)
+    config = {"layers_per_block": first_downsampler - 1, "addition_embed_type": addition}
+    converted = convert_ldm_unet_checkpoint({UNET + name: stored for name, stored in weights.items()}, config)
     if single_file_config.GUIDANCE_EMBEDDING in weights:
-        named[single_file_config.GUIDANCE_EMBEDDING] = weights[single_file_config.GUIDANCE_EMBEDDING]
-    return _require_complete(path, named)
+        converted[single_file_config.GUIDANCE_EMBEDDING] = weights[single_file_config.GUIDANCE_EMBEDDING]
+    return _require_complete(path, converted)
 
 
 def _block_number(path: Path, name: str) -> int:
-    """Which block of a UNet a weight is of."""
-    found = _BLOCK.match(name)
-    if found is None or int(found[1]) > MAX_UNET_BLOCKS:
+    """Return which block of a UNet a weight is of; raises `CorruptModelError`."""
+    match = _BLOCK.match(name)
+    if match is None or int(match[1]) > MAX_UNET_BLOCKS:
         raise CorruptModelError(
             f"{path}: {name!r:.80} has no place in a UNet of diffusers, which counts its blocks; the "
             f"most is {MAX_UNET_BLOCKS}"
         )
-    return int(found[1])
+    return int(match[1])
 
 
-def _require_complete(path: Path, named: Mapping[str, LazyTensor | None]) -> NamedTensors:
-    """All that a converter named, where it found all of it."""
-    missing = sorted(name for name, stored in named.items() if stored is None)
+def _require_complete(path: Path, converted: Mapping[str, LazyTensor | None]) -> NamedTensors:
+    """Return all that a converter named; raises `CorruptModelError` where it did not find all of it."""
+    missing = sorted(name for name, stored in converted.items() if stored is None)
     if missing:
         raise CorruptModelError(f"{path} lacks {name_some(missing)}")
-    return {name: stored for name, stored in named.items() if stored is not None}
+    return {name: stored for name, stored in converted.items() if stored is not None}
 
 
 def _convert_open_clip(path: Path, weights: Mapping[str, LazyTensor], prefix: str) -> NamedTensors:
@@ -224,12 +228,12 @@ def _convert_open_clip(path: Path, weights: Mapping[str, LazyTensor], prefix: st
 def _convert_vae(path: Path, weights: Mapping[str, LazyTensor]) -> NamedTensors:
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    own = {name: stored for name, stored in weights.items() if name.startswith(VAE)}
-    levels = {name.split(".")[3] for name in own if name.startswith(f"{VAE}encoder.down.")}
+    tensors = {name: stored for name, stored in weights.items() if name.startswith(VAE)}
+    levels = {name.split(".")[3] for name in tensors if name.startswith(f"{VAE}encoder.down.")}
     if len(levels) > MAX_UNET_BLOCKS:
         raise CorruptModelError(f"{path} has a VAE of {len(levels)} levels; the usual ones have 4")
     config = {"down_block_types": [""] * len(levels), "up_block_types": [""] * len(levels)}
-    return _require_complete(path, convert_ldm_vae_checkpoint(own, config) if own else {})
+    return _require_complete(path, convert_ldm_vae_checkpoint(tensors, config) if tensors else {})
 
 
 def _require_read(
@@ -240,12 +244,12 @@ def _require_read(
     skipped: Sequence[str],
 ) -> None:
     """Check that every weight has been read: what no converter knew would be lost in silence."""
-    used = {tensor.name for part in parts for tensor in part.values()} | {*skipped}
+    read_names = {tensor.name for part in parts for tensor in part.values()} | {*skipped}
     prefixes = (UNET, VAE, *(encoder.prefix for encoder in layout.encoders))
-    lost = [
+    unread = [
         name
         for name in weights
-        if name.startswith(prefixes) and name not in used and not name.endswith(UNUSED_WEIGHTS)
+        if name.startswith(prefixes) and name not in read_names and not name.endswith(UNUSED_WEIGHTS)
     ]
-    if lost:
-        raise CorruptModelError(f"{path}: {name_some(lost)} have no place in its architecture")
+    if unread:
+        raise CorruptModelError(f"{path}: {name_some(unread)} have no place in its architecture")

@@ -29,9 +29,9 @@ def unet_config(weights: Weights, pooled: int, layout: SingleFileLayout) -> dict
     down = [_transformer_depths(weights, f"down_blocks.{level}") for level in levels]
     up = [_transformer_depths(weights, f"up_blocks.{level}") for level in levels]
     channels = [weights[f"down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in levels]
-    attending = next(name for name in weights if name.endswith("attn2.to_k.weight"))
+    cross_attention = next(name for name in weights if name.endswith("attn2.to_k.weight"))
     embedded = weights.get(GUIDANCE_EMBEDDING)
-    flat = next(name for name in weights if name.endswith("proj_in.weight"))
+    proj_in = next(name for name in weights if name.endswith("proj_in.weight"))
     mid = "mid_block.attentions.0.norm.weight" in weights
     return {
         "sample_size": layout.latent_side,
@@ -46,8 +46,8 @@ def unet_config(weights: Weights, pooled: int, layout: SingleFileLayout) -> dict
         "reverse_transformer_layers_per_block": [_one_if_alike(depths) for depths in up],
         # diffusers' name for how many heads there are
         "attention_head_dim": layout.heads or [max(1, width // HEAD_CHANNELS) for width in channels],
-        "cross_attention_dim": weights[attending].shape[1],
-        "use_linear_projection": weights[flat].ndim == 2,
+        "cross_attention_dim": weights[cross_attention].shape[1],
+        "use_linear_projection": weights[proj_in].ndim == 2,
         "time_cond_proj_dim": None if embedded is None else embedded.shape[1],
         **(_size_ids_config(weights, pooled) if pooled else {"addition_embed_type": None}),
     }
@@ -81,7 +81,7 @@ def vae_config(weights: Weights, scale: float, side: int) -> dict[str, Any]:
 
 
 def tiny_vae_config(weights: Weights) -> dict[str, Any]:
-    """Of an AutoencoderTiny: one width throughout, the rest as its class has it by default."""
+    """Return an AutoencoderTiny's: one width throughout, the rest by its class's default."""
     widths = [weights[TINY_VAE_WEIGHT].shape[0]] * 4
     return {
         "_class_name": "AutoencoderTiny", "latent_channels": weights[TINY_VAE_WEIGHT].shape[1],
@@ -90,11 +90,11 @@ def tiny_vae_config(weights: Weights) -> dict[str, Any]:
 
 
 def clip_config(weights: Weights, act: str) -> dict[str, Any]:
-    """Of a CLIP text encoder with the activation `act`: quick_gelu in CLIP-L, gelu in OpenCLIP's bigG."""
-    words = weights["text_model.embeddings.token_embedding.weight"]
-    places = weights["text_model.embeddings.position_embedding.weight"]
+    """Return a CLIP text encoder's; activation `act` is quick_gelu in CLIP-L, gelu in OpenCLIP's bigG."""
+    token_embedding = weights["text_model.embeddings.token_embedding.weight"]
+    position_embedding = weights["text_model.embeddings.position_embedding.weight"]
     projection = weights.get("text_projection.weight")
-    vocabulary, hidden = words.shape
+    vocabulary, hidden = token_embedding.shape
     return {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
@@ -102,7 +102,7 @@ def clip_config(weights: Weights, act: str) -> dict[str, Any]:
         "projection_dim": hidden if projection is None else projection.shape[0],
         "num_hidden_layers": _count_from_zero(weights, "text_model.encoder.layers.{}.mlp.fc1.weight"),
         "num_attention_heads": max(1, hidden // HEAD_CHANNELS),
-        "max_position_embeddings": places.shape[0],
+        "max_position_embeddings": position_embedding.shape[0],
         "hidden_act": act,
         "bos_token_id": vocabulary - 2,  # the last two of CLIP's vocabulary are its start and end signs
         "eos_token_id": vocabulary - 1,
@@ -110,7 +110,7 @@ def clip_config(weights: Weights, act: str) -> dict[str, Any]:
 
 
 def _transformer_depths(weights: Weights, block: str) -> list[int]:
-    """How many transformer blocks each of a block's attentions has; none where it has no attention."""
+    """Return how many transformer blocks each of a block's attentions has; [] where it has none."""
     return [
         _count_from_zero(weights, f"{block}.attentions.{place}.transformer_blocks.{{}}.norm1.weight")
         for place in range(_count_from_zero(weights, f"{block}.attentions.{{}}.norm.weight"))
@@ -118,12 +118,12 @@ def _transformer_depths(weights: Weights, block: str) -> list[int]:
 
 
 def _one_if_alike(depths: list[int]) -> int | list[int]:
-    """One number where all attentions of a block are alike; SSD-1B's are not."""
+    """Return one number where all attentions of a block are alike; SSD-1B's are not."""
     return depths if len(set(depths)) > 1 else max(depths, default=1)
 
 
 def _count_from_zero(weights: Weights, pattern: str) -> int:
-    """How many of 0, 1, 2, … are there."""
+    """Return how many of 0, 1, 2, … are there."""
     return next(_missing_numbers(weights, pattern))
 
 

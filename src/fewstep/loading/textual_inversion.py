@@ -37,18 +37,18 @@ class LearnedWord:
 
 
 def add_words(text: TextEncoder, sources: Sequence[str]) -> None:
-    """Teach the words of these files, before hooks are put on the encoders."""
+    """Teach the words of these files; to be called before there are hooks on the encoders."""
     name = "embeddings"
     files = [addons.addon_file(source, name) or addons.fetch_addon(source, name) for source in sources]
     words = [word for path in files for word in _read_words(path, len(text.encoders))]
-    twice, count = Counter(word.text.lower() for word in words).most_common(1)[0] if words else ("", 0)
+    repeated, count = Counter(word.text.lower() for word in words).most_common(1)[0] if words else ("", 0)
     if count > 1:
-        raise RequestError(f"embeddings has {count} files for the word {twice!r}: leave out or rename one")
+        raise RequestError(f"embeddings has {count} files for the word {repeated!r}: leave out or rename one")
     for word in words:
         _require_width(word, text)
-    for which, (tokenizer, encoder) in enumerate(zip(text.tokenizers, text.encoders, strict=True)):
+    for index, (tokenizer, encoder) in enumerate(zip(text.tokenizers, text.encoders, strict=True)):
         for word in words:
-            rows = word.vectors[which]
+            rows = word.vectors[index]
             _add_rows(encoder, _add_tokens(tokenizer, word.text, len(rows)), rows, tokenizer.eos_token_id)
 
 
@@ -78,10 +78,10 @@ def _checked_word(path: Path, word: str, tensors: tuple[Tensor, ...]) -> Learned
 
 def _require_width(word: LearnedWord, text: TextEncoder) -> None:
     needed = tuple(_token_embedding(encoder).weight.shape[1] for encoder in text.encoders)
-    given = tuple(vectors.shape[1] for vectors in word.vectors)
-    if given != needed:
+    widths = tuple(vectors.shape[1] for vectors in word.vectors)
+    if widths != needed:
         raise CorruptModelError(
-            f"embeddings: the word {word.text!r} is for text encoders of widths {given}, and this model's "
+            f"embeddings: the word {word.text!r} is for text encoders of widths {widths}, and this model's "
             f"have {needed}: it was made for another base"
         )
 
@@ -90,14 +90,14 @@ def _add_tokens(tokenizer: Any, word: str, count: int) -> list[int]:
     """Have a word read as `count` new tokens, whose ids are returned."""
     from tokenizers import AddedToken, Regex, normalizers
 
-    backend, first = tokenizer.backend_tokenizer, PRIVATE_USE + len(tokenizer)
-    signs = [chr(first + number) for number in range(count)]
+    backend, first_code = tokenizer.backend_tokenizer, PRIVATE_USE + len(tokenizer)
+    signs = [chr(first_code + number) for number in range(count)]
     signs[-1] += "</w>"  # as CLIP's vocabulary marks what ends a word
     # As the text will be when it is looked for: in small letters, and with earlier words replaced.
-    written = re.escape(backend.normalizer.normalize_str(word))
-    alone = Regex(rf"(?<!\w)(?<!</){written}(?!\w)")  # nor inside such a mark
+    escaped = re.escape(backend.normalizer.normalize_str(word))
+    pattern = Regex(rf"(?<!\w)(?<!</){escaped}(?!\w)")  # nor inside such a mark
     backend.normalizer = normalizers.Sequence(
-        [backend.normalizer, normalizers.Replace(alone, "".join(signs))]
+        [backend.normalizer, normalizers.Replace(pattern, "".join(signs))]
     )
     tokenizer.add_tokens([AddedToken(sign, normalized=True, special=False) for sign in signs])
     ids: list[int] = tokenizer.convert_tokens_to_ids(signs)
@@ -107,11 +107,11 @@ def _add_tokens(tokenizer: Any, word: str, count: int) -> list[int]:
 def _add_rows(encoder: Any, ids: Sequence[int], rows: Tensor, end: int) -> None:
     """Give new tokens their rows; `end` is the id of the token that ends a prompt."""
     table = _token_embedding(encoder)
-    old = table.weight.data
-    size = max(len(old), max(ids) + 1)
-    new = torch.cat([old, old.new_zeros(size - len(old), old.shape[1])])
-    new[list(ids)] = rows.to(new)
-    table.weight, table.num_embeddings = nn.Parameter(new, requires_grad=False), size
+    old_rows = table.weight.data
+    size = max(len(old_rows), max(ids) + 1)
+    new_rows = torch.cat([old_rows, old_rows.new_zeros(size - len(old_rows), old_rows.shape[1])])
+    new_rows[list(ids)] = rows.to(new_rows)
+    table.weight, table.num_embeddings = nn.Parameter(new_rows, requires_grad=False), size
     encoder.config.vocab_size = size
     module: Any
     for module in encoder.modules():

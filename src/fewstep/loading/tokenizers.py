@@ -23,8 +23,8 @@ def clip_tokenizer(*, pads_with_end: bool) -> Any:
         tuple(line.split()) for line in lzma.decompress(MERGES_FILE.read_bytes()).decode().splitlines()
     ]
     letters = byte_letters()
-    words = chain(letters, (f"{letter}</w>" for letter in letters), map("".join, merges), (START, END))
-    ids = {word: number for number, word in enumerate(words)}
+    tokens = chain(letters, (f"{letter}</w>" for letter in letters), map("".join, merges), (START, END))
+    ids = {token: number for number, token in enumerate(tokens)}
     return CLIPTokenizer(
         vocab=ids, merges=merges, unk_token=END, bos_token=START, eos_token=END,
         pad_token=END if pads_with_end else "!",  # "!" is number 0
@@ -33,17 +33,21 @@ def clip_tokenizer(*, pads_with_end: bool) -> Any:
 
 
 def byte_letters() -> list[str]:
-    """A letter for each byte, in CLIP's order: printable ones are themselves (GPT-2's rule)."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = 256 - len(plain)
-    return [*map(chr, plain), *(chr(256 + number) for number in range(others))]
+    """Return a letter for each byte, in CLIP's order: printable ones are themselves (GPT-2's rule)."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    unprintable = 256 - len(printable)
+    return [*map(chr, printable), *(chr(256 + number) for number in range(unprintable))]
 
 
 MAX_TOKENIZER_FILE = 16 * 2**20  # bytes: the most of each of its files; CLIP's tokenizer.json has 3.6 million
 
 
-def load_tokenizer(folder: Path, words: int) -> Any:
-    """For an encoder of so many words: a number beyond would be read past the end of its table."""
+def load_tokenizer(folder: Path, vocabulary_size: int) -> Any:
+    """Return a tokenizer for an encoder of so many words: a number beyond would be past its table's end."""
     from transformers import CLIPTokenizer
 
     with raise_as_corrupt(folder):
@@ -52,15 +56,16 @@ def load_tokenizer(folder: Path, words: int) -> Any:
                 raise CorruptModelError(
                     f"{path} is larger than {MAX_TOKENIZER_FILE} bytes, a tokenizer's most"
                 )
-        made = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        last = max(made.get_vocab().values(), default=0)
-    signs = {f"{name}_token": getattr(made, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        last_id = max(tokenizer.get_vocab().values(), default=0)
+    signs = {f"{name}_token": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     missing = [name for name, number in signs.items() if number is None]
     if missing:
         raise CorruptModelError(f"{folder} has no {missing[0]}, which every prompt needs")
-    largest = max(last, *signs.values())
-    if largest >= words:
+    largest_id = max(last_id, *signs.values())
+    if largest_id >= vocabulary_size:
         raise CorruptModelError(
-            f"{folder} has a token of number {largest}, and its text encoder knows {words}, from 0"
+            f"{folder} has a token of number {largest_id}, and its text encoder knows {vocabulary_size}, "
+            "from 0"
         )
-    return made
+    return tokenizer

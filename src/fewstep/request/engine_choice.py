@@ -59,23 +59,23 @@ def choose_engine(mode: str | None, steps: int | None, options: EngineOptions) -
         noise=noise_for(model, recipe, weights, options["prediction"], options["accelerator"] != ""),
     )
     vaes.check_vae(options["vae"], model)
-    words = inputs.parse_files(options["embeddings"], "embeddings")
-    addons.check_embeddings(words, model)
+    embeddings = inputs.parse_files(options["embeddings"], "embeddings")
+    addons.check_embeddings(embeddings, model)
     if options["commercial"]:
-        used = mode_weights.licences_of_mode(model, recipe, weights, words, str(options["vae"]))
-        licences.check_commercial(used)
+        terms = mode_weights.licences_of_mode(model, recipe, weights, embeddings, str(options["vae"]))
+        licences.check_commercial(terms)
     completed: EngineOptions = {
         **options,
         "model": str(options["model"]),
         "accelerator": str(options["accelerator"]),
         "accelerator_weight": weight,
         "vae": str(options["vae"]),
-        "embeddings": words,
+        "embeddings": embeddings,
         "revision": model.revision,
         "commercial": False,  # asked at every call; the engine is the same
     }
-    exact = recipe.steps.high if recipe.steps.low == recipe.steps.high else 0
-    return EngineChoice(EngineKey(mode=recipe.mode, steps=exact, options=completed), model, recipe)
+    only_steps = recipe.steps.high if recipe.steps.low == recipe.steps.high else 0
+    return EngineChoice(EngineKey(mode=recipe.mode, steps=only_steps, options=completed), model, recipe)
 
 
 def resolve_call(
@@ -127,7 +127,7 @@ def licences_of_call(request: Request) -> dict[str, str]:
 
 
 def _guide_sources(request: Request) -> tuple[list[str], list[str]]:
-    """ControlNets and IP-Adapters."""
+    """Return the sources of ControlNets and of IP-Adapters."""
     return [source for source, _ in request.control], [source for source, _ in request.reference]
 
 

@@ -21,40 +21,42 @@ _SHAPES = {
 }
 
 
-def parse_loras(given: object, weight: float) -> tuple[ScaledSource, ...]:
-    """Each file with its weight, which is `weight` where none was given."""
-    pairs = [(each, weight) if isinstance(each, str | Path) else each for each in _as_list(given, "loras")]
+def parse_loras(loras: object, weight: float) -> tuple[ScaledSource, ...]:
+    """Return each file with its weight, which is `weight` where none was given; raises `RequestError`."""
+    pairs = [
+        (entry, weight) if isinstance(entry, str | Path) else entry for entry in _as_list(loras, "loras")
+    ]
     for pair in pairs:
         _check_entry(pair, 2, "loras", -MAX_LORA_WEIGHT, MAX_LORA_WEIGHT)
     return tuple((str(values.text(source)), values.real(scale)) for source, scale in pairs)
 
 
-def parse_files(given: object, name: str) -> tuple[str, ...]:
-    """Files, folders or hub ids."""
-    listed = values.members(given)
+def parse_files(files: object, name: str) -> tuple[str, ...]:
+    """Return files, folders or hub ids; raises `RequestError`."""
+    listed = values.members(files)
     if listed is None or any(not isinstance(file, str | Path) or str(file) in ("", ".") for file in listed):
-        raise RequestError(f"{name}={values.shown(given)}: give a list of files: {name}=['cozy.safetensors']")
+        raise RequestError(f"{name}={values.shown(files)}: give a list of files: {name}=['cozy.safetensors']")
     return tuple(str(values.text(file)) for file in listed)
 
 
-def parse_guides(given: object, name: str) -> tuple[tuple[ScaledSource, ...], tuple[OpenedImage, ...]]:
-    """Each model with its scale, and the pictures, opened."""
-    triples = _as_list(given, name)
+def parse_guides(guides: object, name: str) -> tuple[tuple[ScaledSource, ...], tuple[OpenedImage, ...]]:
+    """Return each model with its scale, and the pictures, opened; raises `RequestError`."""
+    triples = _as_list(guides, name)
     for triple in triples:
         _check_entry(triple, 3, name, 0.0, MAX_GUIDE_SCALE)
     scaled = tuple((str(values.text(source)), values.real(scale)) for source, _, scale in triples)
     return scaled, tuple(open_image(image, name) for _, image, _ in triples)
 
 
-def _as_list(given: object, name: str) -> list[Any]:
-    listed = values.members(given)
+def _as_list(value: object, name: str) -> list[Any]:
+    listed = values.members(value)
     if listed is None:
-        raise RequestError(f"{name}={values.shown(given)}: give a list of {_SHAPES[name]}")
+        raise RequestError(f"{name}={values.shown(value)}: give a list of {_SHAPES[name]}")
     return listed
 
 
 def _check_entry(entry: Any, length: int, name: str, low: float, high: float) -> None:
-    """A source first, a number within [low, high] last."""
+    """Check that a source is first, a number within [low, high] last; raises `RequestError`."""
     if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != length:
         raise RequestError(f"{name} has {values.shown(entry)}: give a list of {_SHAPES[name]}")
     source, scale = entry[0], entry[-1]

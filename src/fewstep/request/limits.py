@@ -32,13 +32,13 @@ def check_request(request: Request, recipe: Recipe, size: int | None) -> None:
 
     `size` is the model's own side in pixels; None where a picture of any size is drawn.
     """
-    for name, chosen, allowed in (
+    for name, choice, allowed in (
         ("scheduler", request.scheduler, recipe.schedulers),
         ("sampler", request.sampler, recipe.samplers),
     ):
-        if chosen not in allowed:
+        if choice not in allowed:
             raise RequestError(
-                f"{name}={chosen!r} does not fit mode {recipe.mode!r}: choose one of {', '.join(allowed)}"
+                f"{name}={choice!r} does not fit mode {recipe.mode!r}: choose one of {', '.join(allowed)}"
             )
     check_steps(request.steps, recipe)
     rule = recipe.sampler(request.sampler)
@@ -56,20 +56,20 @@ def check_request(request: Request, recipe: Recipe, size: int | None) -> None:
         )
 
 
-def check_steps(given: object, recipe: Recipe) -> None:
+def check_steps(steps: object, recipe: Recipe) -> None:
     """Check that the mode's weights were made for so many steps; raises `RequestError`."""
     rule = recipe.steps
-    if type(given) is not int:
-        advice = values.whole_advice("steps", given) or f"; type steps={rule.default}"
-        raise RequestError(f"steps={values.shown(given)}: give a whole number{advice}")
-    if rule.low <= given <= rule.high:
+    if type(steps) is not int:
+        advice = values.whole_advice("steps", steps) or f"; type steps={rule.default}"
+        raise RequestError(f"steps={values.shown(steps)}: give a whole number{advice}")
+    if rule.low <= steps <= rule.high:
         return
     if rule.low < rule.high:
         legal = f"outside what mode {recipe.mode!r} was made for: {rule.low} to {rule.high}"
     else:
         legal = f"not what these weights of mode {recipe.mode!r} were made for: exactly {rule.high}"
-    elsewhere = f", or load others by load(..., steps={given})" if given in rule.also else ""
-    raise RequestError(f"steps={given} is {legal}; type steps={rule.default}{elsewhere}")
+    load_advice = f", or load others by load(..., steps={steps})" if steps in rule.also else ""
+    raise RequestError(f"steps={steps} is {legal}; type steps={rule.default}{load_advice}")
 
 
 def check_prompt(text: object) -> None:
@@ -83,25 +83,26 @@ def check_prompt(text: object) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        odd = text[error.start]
-        raise RequestError(f"{odd!r} in {text!r} is half a character: give whole Unicode text") from None
+        half = text[error.start]
+        raise RequestError(f"{half!r} in {text!r} is half a character: give whole Unicode text") from None
 
 
 def _check_guidance(request: Request, recipe: Recipe) -> None:
-    rule, given = recipe.guidance, request.guidance
-    if rule.kind == "none" and given not in (0.0, 1.0):
+    rule, guidance = recipe.guidance, request.guidance
+    if rule.kind == "none" and guidance not in (0.0, 1.0):
         raise RequestError(
-            f"guidance={given:g}: mode {recipe.mode!r} was distilled without; leave guidance out"
+            f"guidance={guidance:g}: mode {recipe.mode!r} was distilled without; leave guidance out"
         )
-    off = given == 0 and rule.kind == "cfg" and rule.default == 1  # as diffusers and model cards write it
-    if rule.kind != "none" and not rule.low <= given <= rule.high and not off:
+    # 0 for off, as diffusers and model cards write it
+    is_off = guidance == 0 and rule.kind == "cfg" and rule.default == 1
+    if rule.kind != "none" and not rule.low <= guidance <= rule.high and not is_off:
         embedded = " (it is an input of the UNet and cannot be off)" if rule.kind == "embedded" else ""
-        aside = " (1 is off)" if rule.kind == "cfg" and rule.low == 1 else embedded
+        note = " (1 is off)" if rule.kind == "cfg" and rule.low == 1 else embedded
         raise RequestError(
-            f"guidance={given:g} is outside what mode {recipe.mode!r} was made for: "
-            f"{rule.low:g} to {rule.high:g}{aside}; type guidance={rule.default:g}"
+            f"guidance={guidance:g} is outside what mode {recipe.mode!r} was made for: "
+            f"{rule.low:g} to {rule.high:g}{note}; type guidance={rule.default:g}"
         )
-    if request.guidance_rescale and (rule.kind != "cfg" or given <= 1):
+    if request.guidance_rescale and (rule.kind != "cfg" or guidance <= 1):
         raise RequestError(
             "guidance_rescale acts on classifier-free guidance only: use mode='base', guidance=5"
         )
@@ -110,8 +111,10 @@ def _check_guidance(request: Request, recipe: Recipe) -> None:
             f"negative_prompt cannot act in mode {recipe.mode!r}: use mode='base', or mode='lcm-lora' "
             "with guidance=1.5"
         )
-    if request.negative_prompt and given <= 1:
-        raise RequestError(f"negative_prompt cannot act at guidance={given:g}, which is off: raise guidance")
+    if request.negative_prompt and guidance <= 1:
+        raise RequestError(
+            f"negative_prompt cannot act at guidance={guidance:g}, which is off: raise guidance"
+        )
 
 
 def size_fits(width: int, height: int, size: int) -> bool:

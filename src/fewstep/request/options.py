@@ -54,8 +54,8 @@ class Option:
     def plain(self, value: Any) -> Any:
         """Return a value of this option's type in plain Python; any other as it is, to be refused."""
         kinds = (self.type, *get_args(self.type))
-        read = values.real if float in kinds else values.whole if int in kinds else values.text
-        return read(value)
+        convert = values.real if float in kinds else values.whole if int in kinds else values.text
+        return convert(value)
 
     @property
     def advice(self) -> str:
@@ -64,9 +64,9 @@ class Option:
             return self.allowed
         if self.choices:
             return f"choose one of {', '.join(self.choices)}"
-        whole = int in get_args(self.type)
+        is_whole = int in get_args(self.type)
         start = f"above {self.low:g}, up to" if self.above else f"from {self.low:g} to"
-        return f"give a {'whole ' if whole else ''}number {start} {self.high:g}"
+        return f"give a {'whole ' if is_whole else ''}number {start} {self.high:g}"
 
 
 _SIDE = Option(

@@ -56,17 +56,19 @@ class Pictures:
     def _fitted(self, size: Size, model_size: int, typed: Set[str]) -> dict[str, Any]:
         """Return image, mask and control at the size of the call; raises `RequestError` for other shapes."""
         if typed:
-            wanted = ", ".join(f"{name}={side}" for name, side in zip(("width", "height"), size, strict=True))
+            size_name = ", ".join(
+                f"{name}={side}" for name, side in zip(("width", "height"), size, strict=True)
+            )
         elif self.image is not None:
-            wanted = f"image, which is {size[0]}x{size[1]}"
+            size_name = f"image, which is {size[0]}x{size[1]}"
         else:
-            wanted = f"the picture that is drawn, {size[0]}x{size[1]}"
+            size_name = f"the picture that is drawn, {size[0]}x{size[1]}"
 
         def fit(image: Image, name: str) -> Image:
             sized = name == "image" or (name == "control" and self.image is None)  # it may choose the size
             legal = nearest_size(image.size, model_size) if sized and image.size != size else None
             advice = "" if legal is None else f", or type width={legal[0]}, height={legal[1]}"
-            return fit_image(image, size, name, wanted, advice)
+            return fit_image(image, size, name, size_name, advice)
 
         return {
             "image": None if self.image is None else fit(self.image, "image"),
@@ -78,23 +80,23 @@ class Pictures:
 NO_PICTURES = Pictures()
 
 
-def open_pictures(given: dict[str, Any], model_size: int) -> Pictures:
+def open_pictures(options: dict[str, Any], model_size: int) -> Pictures:
     """Take all pictures out of what was given, and check the size of `image`; raises `RequestError`."""
     notes: list[str] = []
 
-    def keep(opened: OpenedImage, name: str) -> Image:
-        notes.extend(f"{name} {note}" for note in opened.notes)
-        return opened.image
+    def keep(picture: OpenedImage, name: str) -> Image:
+        notes.extend(f"{name} {note}" for note in picture.notes)
+        return picture.image
 
-    image = keep(open_image(given.pop("image"), "image"), "image") if "image" in given else None
-    mask = keep(open_mask(given.pop("mask"), "mask"), "mask") if "mask" in given else None
+    image = keep(open_image(options.pop("image"), "image"), "image") if "image" in options else None
+    mask = keep(open_mask(options.pop("mask"), "mask"), "mask") if "mask" in options else None
     guides: dict[str, tuple[tuple[ScaledSource, ...], tuple[Image, ...]]] = {}
     for name in ("control", "reference"):
-        entries = given.pop(name, ())
+        entries = options.pop(name, ())
         empty = isinstance(entries, tuple) and not entries
-        scales, opened = ((), ()) if empty else inputs.parse_guides(entries, name)
-        guides[name] = scales, tuple(keep(picture, name) for picture in opened)
-    if image is not None and not {"width", "height"} & given.keys():
+        scales, pictures = ((), ()) if empty else inputs.parse_guides(entries, name)
+        guides[name] = scales, tuple(keep(picture, name) for picture in pictures)
+    if image is not None and not {"width", "height"} & options.keys():
         _check_image_size(image, model_size, any_size=mask is not None)
     return Pictures(
         image=image,
@@ -104,7 +106,7 @@ def open_pictures(given: dict[str, Any], model_size: int) -> Pictures:
         reference=guides["reference"][1],
         reference_scales=guides["reference"][0],
         free_size=None if image is None or mask is None else image.size,
-        sides={} if image is None else _default_sides(image.size, given),
+        sides={} if image is None else _default_sides(image.size, options),
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -121,9 +123,9 @@ def find_canvas(picture: Size, model_size: int) -> Canvas:
     scale = max(1.0, model_size // 2 / min(picture))
     while True:
         inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-        drawn = (_next_side(inner[0], model_size), _next_side(inner[1], model_size))
-        if size_fits(*drawn, model_size):
-            return Canvas(size=drawn, inner=inner, outer=picture)
+        canvas_size = (_next_side(inner[0], model_size), _next_side(inner[1], model_size))
+        if size_fits(*canvas_size, model_size):
+            return Canvas(size=canvas_size, inner=inner, outer=picture)
         scale = min(scale * _SHRINK, 2 * model_size / max(picture))
 
 
@@ -166,11 +168,11 @@ def _check_image_size(image: Image, model_size: int, *, any_size: bool) -> None:
         raise RequestError(f"image is {size}: this model draws {describe_sizes(model_size)}; {advice}")
 
 
-def _default_sides(picture: Size, given: Mapping[str, Any]) -> dict[str, int]:
+def _default_sides(picture: Size, options: Mapping[str, Any]) -> dict[str, int]:
     """Return width and height where they are not given: the picture's, or what keeps its shape."""
     sides = dict(zip(("width", "height"), picture, strict=True))
-    typed = [name for name in sides if name in given]
-    if len(typed) == 1 and type(given[typed[0]]) is int:
-        scale = given[typed[0]] / sides[typed[0]]
+    typed = [name for name in sides if name in options]
+    if len(typed) == 1 and type(options[typed[0]]) is int:
+        scale = options[typed[0]] / sides[typed[0]]
         return {name: max(_GRID, round(side * scale / _GRID) * _GRID) for name, side in sides.items()}
     return sides

@@ -45,34 +45,36 @@ def resolve_job(
     Raises `RequestError`.
     """
     _check_option_names(options)
-    given: dict[str, Any] = {
+    overrides: dict[str, Any] = {
         name: value
         for name, value in options.items()
         if value is not None and not (name in LISTS and isinstance(value, tuple) and not value)
     }
-    given |= {
-        name: _plain(name, v) for name, v in given.items() if type(v) is not _SCALARS.get(name, type(v))
+    overrides |= {
+        name: _plain(name, v) for name, v in overrides.items() if type(v) is not _SCALARS.get(name, type(v))
     }
-    typed = {"width", "height"} & given.keys()
-    pictures = open_pictures(given, model.size) if PICTURE_OPTIONS & given.keys() else NO_PICTURES
-    limits.check_images(pictures.image, pictures.mask, given.get("strength"))
-    second, count = given.pop("prompt_2", None), _checked_count(given.pop("count", 1))
-    texts = tuple(text for text in prompts.parse_prompts(prompt, second) for _ in range(count))
-    negative = prompts.parse_negative_prompt(given.pop("negative_prompt", ""))
+    typed = {"width", "height"} & overrides.keys()
+    pictures = open_pictures(overrides, model.size) if PICTURE_OPTIONS & overrides.keys() else NO_PICTURES
+    limits.check_images(pictures.image, pictures.mask, overrides.get("strength"))
+    prompt_2, count = overrides.pop("prompt_2", None), _checked_count(overrides.pop("count", 1))
+    texts = tuple(text for text in prompts.parse_prompts(prompt, prompt_2) for _ in range(count))
+    negative = prompts.parse_negative_prompt(overrides.pop("negative_prompt", ""))
     defaults = {
         "model": model.name,
         "width": model.size,
         "height": model.size,
         **pictures.sides,
-        "strength": 1.0 if pictures.image is None or "timesteps" in given else 0.6,
+        "strength": 1.0 if pictures.image is None or "timesteps" in overrides else 0.6,
         "prompts": tuple(text.name for text in texts),
-        "prompts_2": () if second is None else tuple(t.second for t in texts if isinstance(t, Prompt)),
+        "prompts_2": () if prompt_2 is None else tuple(t.second for t in texts if isinstance(t, Prompt)),
         "negative_prompt": negative.name,
-        "loras": inputs.parse_loras(given.pop("loras"), recipe.style_scale) if "loras" in given else (),
+        "loras": inputs.parse_loras(overrides.pop("loras"), recipe.style_scale)
+        if "loras" in overrides
+        else (),
         "control": pictures.control_scales,
         "reference": pictures.reference_scales,
     }
-    request = complete_request(recipe, steps, defaults | given, model.noise.spacing)
+    request = complete_request(recipe, steps, defaults | overrides, model.noise.spacing)
     size = (request.width, request.height)
     limits.check_request(request, recipe, None if size == pictures.free_size else model.size)
     job = Job(
@@ -85,52 +87,52 @@ def resolve_job(
 
 
 def complete_request(
-    recipe: Recipe, steps: int | None, given: Mapping[str, Any], spacing: str = ""
+    recipe: Recipe, steps: int | None, overrides: Mapping[str, Any], spacing: str = ""
 ) -> Request:
     """Fill what is not given from the recipe, and check every type and bound.
 
     `spacing` is the scheduler that the model's files name.
     """
-    own = recipe.own_spacing and spacing in recipe.schedulers
+    follows_files = recipe.own_spacing and spacing in recipe.schedulers
     fields: dict[str, Any] = {
         "mode": recipe.mode,
         "guidance": recipe.guidance.default,
-        "scheduler": spacing if own else recipe.schedulers[0],
+        "scheduler": spacing if follows_files else recipe.schedulers[0],
         "sampler": recipe.samplers[0],
-        **given,
-        "timesteps": _checked_timesteps(given["timesteps"]) if "timesteps" in given else (),
+        **overrides,
+        "timesteps": _checked_timesteps(overrides["timesteps"]) if "timesteps" in overrides else (),
     }
-    whole = steps if type(steps) is int else values.whole(steps)
-    fields["steps"] = _checked_steps(whole, fields["timesteps"], recipe)
+    step_count = steps if type(steps) is int else values.whole(steps)
+    fields["steps"] = _checked_steps(step_count, fields["timesteps"], recipe)
     fields["seeds"] = _picture_seeds(fields.pop("seed", None), len(fields["prompts"]))
     fields |= {
         name: _plain(name, v) for name, v in fields.items() if type(v) is not _SCALARS.get(name, type(v))
     }
-    known = fields["sampler"] in recipe.samplers  # one that is not will be refused below
-    fields.setdefault("eta", recipe.sampler(fields["sampler"]).eta if known else 0.0)
+    has_sampler = fields["sampler"] in recipe.samplers  # one that is not will be refused below
+    fields.setdefault("eta", recipe.sampler(fields["sampler"]).eta if has_sampler else 0.0)
     try:
         return Request(**fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _refusal(str(first["loc"][0]), first["input"]) from None
+        problem = error.errors()[0]
+        raise _refusal(str(problem["loc"][0]), problem["input"]) from None
 
 
 def _plain(name: str, value: object) -> object:
     """Return one number or name in plain Python; raises `RequestError` for what is of another type."""
-    plain = OPTIONS[name].plain(value)
-    if type(plain) not in (int, float, str):
+    converted = OPTIONS[name].plain(value)
+    if type(converted) not in (int, float, str):
         raise _refusal(name, value)
-    return plain
+    return converted
 
 
 def _refusal(name: str, value: object) -> RequestError:
     allowed = STEPS_ADVICE if name == "steps" else OPTIONS[name].advice
-    near = values.whole_advice(name, value) if name in ("steps", "width", "height") else ""
-    return RequestError(f"{name}={values.shown(value, 200)}: {allowed}{near}")
+    hint = values.whole_advice(name, value) if name in ("steps", "width", "height") else ""
+    return RequestError(f"{name}={values.shown(value, 200)}: {allowed}{hint}")
 
 
 def make_plan(request: Request, recipe: Recipe, noise: Noise = SILENT, doubts: tuple[str, ...] = ()) -> Plan:
-    """The noise levels of a request, and what its numbers mean; `doubts` are of its model."""
+    """Return a request's noise levels, and what its numbers mean; `doubts` are of its model."""
     schedule = _levels(request, recipe, noise)
     return Plan(
         request=request,
@@ -161,19 +163,19 @@ def _start(request: Request, recipe: Recipe, schedule: Schedule) -> float:
 
 
 def _check_option_names(options: PictureOptions) -> None:
-    known = list(PictureOptions.__annotations__)
+    names = list(PictureOptions.__annotations__)
     for name in options:
-        if name not in known:
-            near = [ALIASES[name]] if name in ALIASES else get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+        if name not in names:
+            matches = [ALIASES[name]] if name in ALIASES else get_close_matches(name, names, n=1)
+            hint = f"did you mean {matches[0]}?" if matches else f"choose from {', '.join(names)}"
             raise RequestError(f"{name}= is not an option: {hint}")
 
 
 def _checked_count(count: object) -> int:
     number: Any = count if type(count) is int else OPTIONS["count"].plain(count)
     if type(number) is not int or not 1 <= number <= MAX_PICTURES:
-        near = values.whole_advice("count", count)
-        raise RequestError(f"count={values.shown(count)}: give a whole number from 1 to {MAX_PICTURES}{near}")
+        hint = values.whole_advice("count", count)
+        raise RequestError(f"count={values.shown(count)}: give a whole number from 1 to {MAX_PICTURES}{hint}")
     return number
 
 
@@ -195,12 +197,12 @@ def _checked_steps(steps: int | None, timesteps: tuple[int, ...], recipe: Recipe
 
 
 def _picture_seeds(seed: Any, pictures: int) -> tuple[int, ...]:
-    """One seed per picture: drawn, counted up from one seed, or as listed."""
+    """Return one seed per picture: drawn, counted up from one seed, or as listed; raises `RequestError`."""
     if seed is None:
         seed = secrets.randbelow(2**32)  # short enough to type
-    first = seed if type(seed) is int else values.whole(seed)
-    if type(first) is int:
-        seeds: tuple[Any, ...] = tuple(range(first, first + pictures))
+    first_seed = seed if type(seed) is int else values.whole(seed)
+    if type(first_seed) is int:
+        seeds: tuple[Any, ...] = tuple(range(first_seed, first_seed + pictures))
     else:
         listed = values.members(seed)
         seeds = (seed,) if listed is None else tuple(map(values.whole, listed))
@@ -208,13 +210,13 @@ def _picture_seeds(seed: Any, pictures: int) -> tuple[int, ...]:
             raise RequestError(
                 f"seed lists {len(seeds)} seeds for {pictures} pictures: give one seed, or {pictures}"
             )
-    for s in seeds:
-        if type(s) is not int or not 0 <= s < SEED_LIMIT:
-            drawn = "; to have one drawn, leave seed out" if type(s) is int and s < 0 else ""
-            near = values.whole_advice("seed", s)
+    for value in seeds:
+        if type(value) is not int or not 0 <= value < SEED_LIMIT:
+            negative_hint = "; to have one drawn, leave seed out" if type(value) is int and value < 0 else ""
+            hint = values.whole_advice("seed", value)
             raise RequestError(
-                f"seed={values.shown(s)}: give whole numbers from 0 to 2**64 - 1; picture i uses seed + i"
-                f"{drawn}{near}"
+                f"seed={values.shown(value)}: give whole numbers from 0 to 2**64 - 1; picture i uses seed + i"
+                f"{negative_hint}{hint}"
             )
     return seeds
 
@@ -232,11 +234,11 @@ def _guidance_meaning(request: Request, recipe: Recipe) -> str:
 
 def _plan_warnings(request: Request, recipe: Recipe, schedule: Schedule) -> tuple[str, ...]:
     sentences = list(prompts.foreign_syntax((*request.prompts, *request.prompts_2, request.negative_prompt)))
-    first = schedule.timesteps[0]
-    meant = request.scheduler in recipe.own_schedulers and not request.timesteps  # made for such a start
-    if request.strength == 1 and first < 900 and not meant:
+    start = schedule.timesteps[0]
+    intended = request.scheduler in recipe.own_schedulers and not request.timesteps  # made for such a start
+    if request.strength == 1 and start < 900 and not intended:
         sentences.append(
-            f"the first timestep is {first:g}, far from pure noise (999): expect a washed-out picture; "
+            f"the first timestep is {start:g}, far from pure noise (999): expect a washed-out picture; "
             "scheduler='trailing' starts at 999"
         )
     return tuple(sentences)

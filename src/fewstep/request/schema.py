@@ -70,7 +70,7 @@ class Plan:
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
+        """Return it as plain data, ready for JSON."""
         return {
             **self.request.model_dump(mode="json"),
             "schedule": self.schedule.to_dict(),
@@ -79,11 +79,11 @@ class Plan:
         }
 
     def only(self, pictures: Sequence[int]) -> Plan:
-        """The plan of some of its pictures, by their places in it."""
-        asked = self.request
-        lists = {"prompts": asked.prompts, "prompts_2": asked.prompts_2, "seeds": asked.seeds}
-        some = {name: tuple(each[i] for i in pictures) for name, each in lists.items() if each}
-        return replace(self, request=asked.model_copy(update=some))
+        """Return the plan of some of its pictures, by their places in it."""
+        request = self.request
+        lists = {"prompts": request.prompts, "prompts_2": request.prompts_2, "seeds": request.seeds}
+        selected = {name: tuple(items[i] for i in pictures) for name, items in lists.items() if items}
+        return replace(self, request=request.model_copy(update=selected))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +103,13 @@ class Job:
 
     def source_hashes(self) -> dict[str, list[str]]:
         """Return the given pictures by option, each as the SHA-256 of what was used of it."""
-        image, mask = ((given,) if given is not None else () for given in (self.image, self.mask))
-        given = {"image": image, "mask": mask, "control": self.control, "reference": self.reference}
-        return {name: [_fingerprint(picture) for picture in some] for name, some in given.items() if some}
+        image, mask = ((picture,) if picture is not None else () for picture in (self.image, self.mask))
+        by_option = {"image": image, "mask": mask, "control": self.control, "reference": self.reference}
+        return {
+            name: [_fingerprint(picture) for picture in pictures]
+            for name, pictures in by_option.items()
+            if pictures
+        }
 
 
 def _fingerprint(picture: Image) -> str:
@@ -134,5 +138,5 @@ class EngineKey:
 
     @property
     def embeddings(self) -> tuple[str, ...]:
-        """Files of textual inversions."""
+        """Return the files of textual inversions."""
         return tuple(map(str, self.options["embeddings"]))
