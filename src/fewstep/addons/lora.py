@@ -188,7 +188,7 @@ class _ModuleReader:
         return FormulaDelta(lora_deltas.difference, {role: bias.flatten()}, scale)
 
     def _scale(self, factors: Factors, algorithm: Algorithm) -> float:
-        """Return alpha / rank, of rsLoRA alpha / sqrt(rank); alpha is a tensor's or PEFT's configuration's."""
+        """Return alpha / rank, of rsLoRA alpha / sqrt(rank); alpha is a tensor's or the configuration's."""
         if not algorithm.allows or "scalar" not in algorithm.allows:
             return 1.0
         rank = next((len(factors[role]) for role in algorithm.ranked if role in factors), 0)
