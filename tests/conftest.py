@@ -148,7 +148,7 @@ def _unet(guidance_width: int | None) -> Any:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(32, 64, 64),
         layers_per_block=1,
-        transformer_layers_per_block=(1, 1, 2),
+        transformer_layers_per_block=(1, 1, 1),
         attention_head_dim=(2, 4, 4),
         norm_num_groups=16,
         cross_attention_dim=sum(WIDTHS),
@@ -166,10 +166,10 @@ def _vae() -> Any:
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 16, 32, 32),
+        block_out_channels=(8, 8, 16, 16),
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=8,
+        norm_num_groups=4,
         sample_size=SIDE,
         scaling_factor=0.13025,
     )
