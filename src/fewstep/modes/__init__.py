@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache, lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 
 from fewstep.catalog import models
@@ -109,7 +109,13 @@ def _entry_point(mode: str) -> EntryPoint:
 
 
 def _built_in(entry: EntryPoint) -> bool:
-    return entry.dist is not None and entry.dist.name == "fewstep"
+    return entry.dist is not None and _name_of(entry.dist) == "fewstep"
+
+
+@lru_cache(maxsize=64)
+def _name_of(package: Distribution) -> str:
+    """Return a package's name, for which its metadata is read: once."""
+    return package.name
 
 
 def _package_of(entry: EntryPoint) -> str:
