@@ -23,7 +23,10 @@ from tests.conftest import SCHEDULER, SIDE
 from tests.loading import test_single_file
 
 folder, single = test_single_file.folder, test_single_file.single  # fixtures
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers"),
+    pytest.mark.usefixtures("kept_tokenizers"),
+]
 TOLERANCE = 2e-4  # of the largest latent; measured: at most 1.3e-4 where the first sigma is 4096, else 4e-6
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 V = {"prediction_type": "v_prediction"}
@@ -58,7 +61,7 @@ FOLDERS = {
         scheduler="EulerDiscreteScheduler", config=ZERO, spacing="trailing"
     ),
     "v, zero terminal SNR, DDIM": Case(
-        scheduler="DDIMScheduler", ours={"sampler": "ddim"}, spacing="trailing",
+        scheduler="DDIMScheduler", ours={"sampler": "ddim"}, spacing="trailing", tolerance=5e-4,  # from 4096
         config={**ZERO, "clip_sample": False},
     ),
     "ancestral": Case(

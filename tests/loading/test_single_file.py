@@ -28,6 +28,7 @@ from tests.loading import original
 
 PROMPT, SIDE = "a red fox, highly detailed, 4k (photo)", 512
 Save = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("kept_tokenizers")
 
 
 @pytest.fixture(scope="session")

@@ -145,7 +145,7 @@ def _rotate(factors: Factors, weight: Tensor) -> Tensor:
     limit = factors["alpha"] * len(weight) if "alpha" in factors else skew.new_zeros(())  # 0 is none
     norm = skew.norm() + 1e-8
     skew = skew * torch.where((limit > 0) & (norm > limit), limit / norm, torch.ones_like(norm))
-    identity = torch.eye(skew.shape[-1]).to(skew)
+    identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
     rotations = (identity + skew) @ torch.linalg.inv(identity - skew)
     rotated = _turn_blocks(rotations.mT, weight) if blocks.ndim == 3 else _turn_stages(rotations, weight)
     if "rescale" in factors:

@@ -16,7 +16,6 @@ from fewstep.files.untrusted import read_config
 from fewstep.loading import tokenizers
 from fewstep.loading.build import Blueprint, ModelBlueprint
 from fewstep.loading.lazy_tensors import list_tensors
-from fewstep.loading.tokenizers import load_tokenizer
 
 _SCHEDULER = re.compile(r"[A-Z]\w{2,60}Scheduler", re.ASCII)  # a name; only its JSON is read
 _PIPELINE = re.compile(r"[A-Z]\w{2,80}", re.ASCII)
@@ -36,7 +35,7 @@ def read_folder(root: Path) -> ModelBlueprint:
     return ModelBlueprint(
         architecture=architecture,
         parts=parts,
-        tokenizers=lambda: tuple(map(load_tokenizer, folders, vocabulary_sizes)),
+        tokenizers=lambda: tuple(map(tokenizers.load_tokenizer, folders, vocabulary_sizes)),
         noise=noise_of_scheduler(read_config(root / "scheduler" / "scheduler_config.json"), str(root)),
         # Of SDXL's pipelines alone.
         zero_empty=architecture is SDXL and bool(index.get("force_zeros_for_empty_prompt", True)),

@@ -136,7 +136,9 @@ def _playground_latents(path: Path, weights: Mapping[str, LazyTensor]) -> dict[s
     if not all(mark in weights for mark in PLAYGROUND_MARKS):
         return {}
     marks = {mark: weights[mark] for mark in PLAYGROUND_MARKS}
-    slots = {mark: torch.empty(tensor.shape) for mark, tensor in marks.items()}
+    slots = {
+        mark: torch.empty(tensor.shape, dtype=torch.float32, device="cpu") for mark, tensor in marks.items()
+    }
     read_into(slots, marks)
     mean, std = (slot.flatten().tolist() for slot in slots.values())
     return {"latents_mean": mean, "latents_std": std, "scaling_factor": 0.5}
