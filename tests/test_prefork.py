@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import fewstep
@@ -24,6 +25,12 @@ FENCE = re.compile(r"^```python (gunicorn|celery)\n# (\S+)\n(.*?)^```$", re.MULT
 PATIENCE = 240  # seconds, on a machine that is busy
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@pytest.fixture(autouse=True)
+def same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers compute in as many threads as this process: sums of more are rounded otherwise."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 @pytest.fixture(scope="module")
