@@ -125,6 +125,23 @@ def test_an_lcm_lora_resumes_exactly_and_fits_diffusers(make: Make, tmp_path: Pa
     assert any(bool(pipe.unet.get_parameter(name).any()) for name in names)
 
 
+def test_the_hosts_state_does_not_reach_a_run(make: Make, tmp_path: Path) -> None:
+    plain = make("lcm-lora", steps=2)
+    list(run_training(plain))
+    under = replace(plain, out=tmp_path / "under")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+            list(run_training(under))
+            assert (torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")) == (True, True)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert losses(under.out) == losses(plain.out)
+    file = "pytorch_lora_weights.safetensors"
+    assert (under.out / file).read_bytes() == (plain.out / file).read_bytes()
+
+
 def test_add_resumes_exactly(make: Make, tmp_path: Path) -> None:
     asked = make("add", save_every=1)
     list(run_training(asked))
