@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable
 from html.parser import HTMLParser
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -82,6 +82,11 @@ def test_one_picture_has_the_name_given(single: Result, tmp_path: Path) -> None:
     assert names(tmp_path) == ["fox.png"]
     with Image.open(tmp_path / "fox.png") as image:
         assert image.tobytes() == single[0].tobytes()
+
+
+def test_any_kind_of_path(single: Result, tmp_path: Path) -> None:
+    single.save(PurePath(tmp_path) / "pure.png")
+    assert metadata.read(PurePath(tmp_path) / "pure.png")["seeds"] == [7]
 
 
 def test_several_are_numbered(result: Result, tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ _XMP = (
 )
 
 
-def output_paths(path: str | Path, places: Sequence[int], *, overwrite: bool) -> list[Path]:
+def output_paths(path: str | os.PathLike[str], places: Sequence[int], *, overwrite: bool) -> list[Path]:
     """Return where pictures go: to `path`, or with their places, -0, -1, ..., before its ending.
 
     `OutputError` where they cannot: pictures need not be made to know.
     """
-    if not isinstance(path, str | Path) or "\0" in str(path):
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
         raise OutputError(f"{path!r} is no path: type 'picture.png'")
     target = Path(path)
     if target.suffix.lower() != ".png":
@@ -59,12 +59,12 @@ def encode(image: Image.Image, facts: dict[str, object], *, edited: bool) -> byt
     return buffer.getvalue()
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return how a picture was made, as `Result.save` wrote it; {} for pictures that do not say.
 
     `RequestError` where there is no picture to read.
     """
-    if not isinstance(path, str | Path) or "\0" in str(path):
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
         raise RequestError(f"{path!r:.80} is no path: type 'picture.png'")
     try:
         with Image.open(path, formats=FORMATS) as image:

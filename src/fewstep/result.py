@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -76,14 +77,14 @@ class Result(Sequence[Image.Image]):
             f"steps {request.steps}, seeds {list(self.seeds)}, {self.timings['total']:.2f} s>"
         )
 
-    def save(self, path: str | Path | BinaryIO, *, overwrite: bool = False) -> list[Path]:
+    def save(self, path: str | os.PathLike[str] | BinaryIO, *, overwrite: bool = False) -> list[Path]:
         """Write the pictures as PNG; returns the paths.
 
         One picture goes to `path`, those of a call of several to `path` with their place, -0, -1, ...,
         before its ending. How each was made is written into it. A file appears whole or not at all; one that
         exists stays, with `OutputError`, unless `overwrite`. An open binary file takes one picture.
         """
-        if not isinstance(path, str | Path):
+        if not isinstance(path, str | os.PathLike):
             self._write_to(path)
             return []
         places = self.places or (range(len(self)) if len(self) > 1 else ())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin, features
+from PIL.PngImagePlugin import PngInfo
 
 from fewstep.errors import RequestError
 from fewstep.images import decode, open_image, open_mask
@@ -129,3 +130,14 @@ def test_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for source in (path, path.read_bytes()):
         with pytest.raises(RequestError, match="at most 50"):
             open_image(source, "image")
+
+
+@pytest.mark.parametrize("kilobytes", [1500, 9000])
+def test_a_workflow_of_any_length_hides_no_picture(kilobytes: int) -> None:
+    """Pillow decompresses 1 MiB of text at most, and refuses the file; ComfyUI writes such."""
+    texts, file = PngInfo(), io.BytesIO()
+    texts.add_itxt("workflow", "x" * (kilobytes << 10), zip=True)
+    texts.add_text("prompt", "y" * 1000)
+    image = Image.linear_gradient("L").convert("RGB")
+    image.save(file, "PNG", pnginfo=texts)
+    assert open_image(file.getvalue(), "image").image.tobytes() == image.tobytes()

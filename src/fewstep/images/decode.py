@@ -53,7 +53,7 @@ def decode_image(source: Path | bytes, label: str) -> OpenedImage:
     with (
         raise_as_unreadable(label),
         _open_file(source, label) as file,
-        Image.open(file, formats=FORMATS) as image,
+        _open_format(file) as image,
     ):
         opened, animated = load_image(image, label), False
         if image.format != "MPO":  # a JPEG with a preview, as telephones write
@@ -61,6 +61,28 @@ def decode_image(source: Path | bytes, label: str) -> OpenedImage:
                 animated = bool(getattr(image, "is_animated", False))
     frames_note = ("has several frames, of which the first is taken",) if animated else ()
     return OpenedImage(opened.image, (*opened.notes, *frames_note))
+
+
+def _open_format(file: BinaryIO) -> Image.Image:
+    """Open a picture; of a PNG whose texts Pillow finds too long, as a workflow's may be, without them."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+    file.seek(0)
+    return Image.open(io.BytesIO(_without_texts(file.read())), formats=FORMATS)
+
+
+def _without_texts(png: bytes) -> bytes:
+    """Return a PNG file without its text chunks (PNG 1.2, 3.2: length, type, data, CRC)."""
+    kept, place = [png[:8]], 8
+    while place + 8 <= len(png):
+        end = place + 12 + int.from_bytes(png[place : place + 4], "big")
+        if png[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(png[place:end])
+        place = end
+    return b"".join(kept)
 
 
 def load_image(image: Image.Image, label: str) -> OpenedImage:
