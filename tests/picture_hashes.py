@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -278,12 +279,21 @@ def folders(work: Path) -> Iterator[Case]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("picture-hashes"))
+    parser.add_argument("--work", type=Path, help="where models are written (a temporary folder)")
     asked = parser.parse_args(arguments)
-    asked.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    if asked.work is not None:
+        asked.work.mkdir(parents=True, exist_ok=True)
+        write_hashes(asked.out, asked.work)
+        return
+    with tempfile.TemporaryDirectory() as work:  # not in the clone, where it would be committed
+        write_hashes(asked.out, Path(work))
+
+
+def write_hashes(out: Path, work: Path) -> None:
+    """Draw all, and write their hashes."""
     started, hashes = time.monotonic(), dict[str, str]()
-    for name, how in itertools.chain(bundled(asked.work), folders(asked.work)):
+    for name, how in itertools.chain(bundled(work), folders(work)):
         call = {"prompt": "a cat face, 3d style", "device": "cpu", "precision": "fp32", **how}
         images = fewstep.generate(**call)
         data = b"".join(repr(image.size).encode() + image.tobytes() for image in images)
@@ -292,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in range(4):
             image = engine.generate("a fox", 2, seed=seed)[0]
             hashes[f"pipe/{seed} x1"] = hashlib.sha256(image.tobytes()).hexdigest()
-    asked.out.write_text(json.dumps(hashes, indent=1))
+    out.write_text(json.dumps(hashes, indent=1))
     pictures = sum(int(name.rpartition("x")[2]) for name in hashes)
     print(f"{len(hashes)} calls, {pictures} pictures in {time.monotonic() - started:.0f} s", file=sys.stderr)
 

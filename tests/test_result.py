@@ -89,6 +89,21 @@ def test_any_kind_of_path(single: Result, tmp_path: Path) -> None:
     assert metadata.read(PurePath(tmp_path) / "pure.png")["seeds"] == [7]
 
 
+@pytest.mark.parametrize(
+    "content", [None, b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(40)], ids=["none", "empty", "text", "cut"]
+)
+def test_where_no_picture_is_metadata_says_so(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(RequestError, match=r"x\.png'"):
+        metadata.read(tmp_path / "x.png")
+
+
+def test_pictures_of_others_say_nothing(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg")
+    assert metadata.read(tmp_path / "x.jpg") == {}
+
+
 def test_several_are_numbered(result: Result, tmp_path: Path) -> None:
     paths = result.save(str(tmp_path / "a.b.PNG"))
     assert [path.name for path in paths] == names(tmp_path) == ["a.b-0.PNG", "a.b-1.PNG", "a.b-2.PNG"]

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from fewstep.errors import OutputError, RequestError, describe_error
-from fewstep.images import FORMATS
+from fewstep.errors import OutputError, RequestError
+from fewstep.images.decode import open_format, raise_as_unreadable
 
 KEY = "fewstep"
 # IPTC digital source types: pictures made by a model must say so in machine-readable form.
@@ -66,13 +66,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     if not isinstance(path, str | os.PathLike) or "\0" in str(path):
         raise RequestError(f"{path!r:.80} is no path: type 'picture.png'")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            text = image.text.get(KEY) if isinstance(image, PngImageFile) else None
-    except FileNotFoundError:
-        raise RequestError(f"{str(path)!r}: there is no such file") from None
-    except Exception as error:  # Pillow's decoders raise what they like
-        raise RequestError(f"{str(path)!r} cannot be read as a picture: {describe_error(error)}") from error
+    with raise_as_unreadable(repr(str(path))), Path(path).open("rb") as file, open_format(file) as image:
+        text = image.text.get(KEY) if isinstance(image, PngImageFile) else None
     try:
         facts = json.loads(text) if text else {}
     except (ValueError, RecursionError):  # another program's

@@ -141,12 +141,12 @@ def under(prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
 
 # --- the original layout
 
-_TOP = {
+TOP_NAMES = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
 }  # fmt: skip
-_RESNET = {
+RESNET_NAMES = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection",
 }  # fmt: skip
@@ -159,13 +159,13 @@ def original_name(name: str, attending: Iterable[int] = (0, 1)) -> str:
     """A module or tensor of a UNet, as Stability's code names it; `attending`: up blocks with attention."""
     found = _BLOCK.fullmatch(name)
     if found is None:
-        head = next((head for head in _TOP if name.startswith(head + ".")), None)
-        return name if head is None else _TOP[head] + name.removeprefix(head)
+        head = next((head for head in TOP_NAMES if name.startswith(head + ".")), None)
+        return name if head is None else TOP_NAMES[head] + name.removeprefix(head)
     side, block, part, index, rest = found.groups()
     i, j = int(block or 0), int(index)
     if part == "resnets":
-        head = next(head for head in _RESNET if rest.startswith(head))
-        rest = _RESNET[head] + rest.removeprefix(head)
+        head = next(head for head in RESNET_NAMES if rest.startswith(head))
+        rest = RESNET_NAMES[head] + rest.removeprefix(head)
     if side == "mid":
         return f"middle_block.{2 * j if part == 'resnets' else 1}.{rest}"
     inner = {"resnets": 0, "attentions": 1, "downsamplers": 0, "upsamplers": 2 if i in attending else 1}[part]

@@ -12,17 +12,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tests.files.headers import RESNET_NAMES, TOP_NAMES
+
 Weights = Mapping[str, Tensor]
 
-_RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
-_ENDS = {
-    "time_embedding.linear_1.": "time_embed.0.", "time_embedding.linear_2.": "time_embed.2.",
-    "add_embedding.linear_1.": "label_emb.0.0.", "add_embedding.linear_2.": "label_emb.0.2.",
-    "conv_in.": "input_blocks.0.0.", "conv_norm_out.": "out.0.", "conv_out.": "out.2.",
-}  # fmt: skip
+_ENDS = {f"{ours}.": f"{theirs}." for ours, theirs in TOP_NAMES.items()}
 _CLIP_LAYER = {
     "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
@@ -62,7 +56,7 @@ def _unet_name(name: str, stride: int, attending: set[str]) -> str:
     where, level, what, place, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
     if what == "resnets":
         inner, _, leaf = rest.rpartition(".")
-        rest = f"{_RESNET[inner]}.{leaf}"
+        rest = f"{RESNET_NAMES[inner]}.{leaf}"
     if where == "mid":
         return f"middle_block.{2 * place if what == 'resnets' else 1}.{rest}"
     if what == "downsamplers":

@@ -91,7 +91,11 @@ FOLDERS = {
 
 @pytest.fixture(scope="module")
 def pipe(sdxl_folder: Path) -> Any:
-    loaded = StableDiffusionXLPipeline.from_pretrained(sdxl_folder, add_watermarker=False)
+    return load_pipeline(sdxl_folder)
+
+
+def load_pipeline(folder: Path) -> Any:
+    loaded = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
@@ -165,9 +169,7 @@ MARKS: dict[str, tuple[Mapping[str, Tensor], Mapping[str, str], str, Mapping[str
 
 @pytest.fixture(scope="module")
 def large(folder: Path) -> Any:
-    loaded = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
+    return load_pipeline(folder)
 
 
 @pytest.mark.parametrize("name", MARKS)

@@ -46,11 +46,11 @@ def _of_weights(noise: Noise, weights: Weights | None) -> Noise:
         return noise
     if here.is_dir():
         return noise_of_folder(here) if weights.attach == "checkpoint" else noise
-    own = noise_of_file(safetensors.read_header(here))
-    if own.fault:
-        raise RequestError(f"accelerator={weights.source!r} cannot be drawn with: {own.fault}")
-    if own.source or weights.attach == "checkpoint":
-        return own
+    noise_of_weights = noise_of_file(safetensors.read_header(here))
+    if noise_of_weights.fault:
+        raise RequestError(f"accelerator={weights.source!r} cannot be drawn with: {noise_of_weights.fault}")
+    if noise_of_weights.source or weights.attach == "checkpoint":
+        return noise_of_weights
     if noise.usual:
         return noise
     doubt = (

@@ -106,8 +106,8 @@ def title_of_process(process: NoiseProcess) -> str:
             return f"flow matching, shift {process.shift:g}"
         case VariancePreserving():
             end = ", zero terminal SNR" if process.sigmas[-1] > 1000 else ""
-            own = ", betas of its own" if process.sigmas not in (SDXL_SIGMAS, SDXL_ZERO_TERMINAL) else ""
-            return f"variance-preserving, {process.prediction}{end}{own}"
+            betas = ", betas of its own" if process.sigmas not in (SDXL_SIGMAS, SDXL_ZERO_TERMINAL) else ""
+            return f"variance-preserving, {process.prediction}{end}{betas}"
     return type(process).__name__
 
 
@@ -268,24 +268,24 @@ def silent_spacing(scheduler: str) -> str:
 def _sigmas_of_config(name: str, config: Mapping[str, Any], where: str) -> tuple[tuple[float, ...], str]:
     """Return sigma by timestep, and what cannot be run of it."""
     silent = silent_betas(name)
-    given = {key: config.get(key, silent[key]) for key in NAMED_BETAS}
-    if given["num_train_timesteps"] != TRAIN_STEPS:
-        count = given["num_train_timesteps"]
+    config_betas = {key: config.get(key, silent[key]) for key in NAMED_BETAS}
+    if config_betas["num_train_timesteps"] != TRAIN_STEPS:
+        count = config_betas["num_train_timesteps"]
         return (
             SDXL_SIGMAS,
             f"its scheduler has num_train_timesteps={count!r:.40}, and fewstep runs {TRAIN_STEPS}",
         )
     zero = has_zero_terminal(config)
-    if given == NAMED_BETAS:
+    if config_betas == NAMED_BETAS:
         return (SDXL_ZERO_TERMINAL if zero else SDXL_SIGMAS), ""
-    schedule, trained = given["beta_schedule"], given["trained_betas"]
+    schedule, trained = config_betas["beta_schedule"], config_betas["trained_betas"]
     if trained is None and schedule not in BETA_SCHEDULES:
         return (
             SDXL_SIGMAS,
             f"its scheduler has beta_schedule={schedule!r:.40}, and fewstep runs {', '.join(BETA_SCHEDULES)}",
         )
     if trained is None:
-        start, end = (_number(given, key, 0.0, where) for key in ("beta_start", "beta_end"))
+        start, end = (_number(config_betas, key, 0.0, where) for key in ("beta_start", "beta_end"))
         trained = BETA_SCHEDULES[str(schedule)](start, end)
     betas = trained if isinstance(trained, list | tuple) else ()
     if len(betas) != TRAIN_STEPS or not all(_is_number(beta) and 0 < beta < 1 for beta in betas):

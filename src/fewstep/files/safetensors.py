@@ -282,16 +282,16 @@ def read_any_header(path: Path) -> Header:
 
 
 def _folder_header(folder: Path) -> Header:
-    whole = {f"{part}.": weight_files(folder / part) for part in FOLDER_PARTS if (folder / part).is_dir()}
-    found = whole if any(whole.values()) else {"": weight_files(folder)}
-    if not any(found.values()) and os.path.lexists(folder / LORA_NAME):
-        found = {"": [folder / LORA_NAME]}
-    if not any(found.values()):
+    by_part = {f"{part}.": weight_files(folder / part) for part in FOLDER_PARTS if (folder / part).is_dir()}
+    files = by_part if any(by_part.values()) else {"": weight_files(folder)}
+    if not any(files.values()) and os.path.lexists(folder / LORA_NAME):
+        files = {"": [folder / LORA_NAME]}
+    if not any(files.values()):
         raise ModelNotFoundError(
             f"{printable_path(folder)} holds no model: "
             "give a diffusers folder with safetensors weights, or one file"
         )
-    return _join_headers(folder, found)
+    return _join_headers(folder, files)
 
 
 def _join_headers(path: Path, found: Mapping[str, list[Path]]) -> Header:

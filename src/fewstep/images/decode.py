@@ -53,7 +53,7 @@ def decode_image(source: Path | bytes, label: str) -> OpenedImage:
     with (
         raise_as_unreadable(label),
         _open_file(source, label) as file,
-        _open_format(file) as image,
+        open_format(file) as image,
     ):
         opened, animated = load_image(image, label), False
         if image.format != "MPO":  # a JPEG with a preview, as telephones write
@@ -63,7 +63,7 @@ def decode_image(source: Path | bytes, label: str) -> OpenedImage:
     return OpenedImage(opened.image, (*opened.notes, *frames_note))
 
 
-def _open_format(file: BinaryIO) -> Image.Image:
+def open_format(file: BinaryIO) -> Image.Image:
     """Open a picture; of a PNG whose texts Pillow finds too long, as a workflow's may be, without them."""
     try:
         return Image.open(file, formats=FORMATS)
