@@ -177,7 +177,7 @@ def load(  # noqa: PLR0913  as `generate`
     if steps is not None:
         limits.check_steps(steps, choice.recipe)
     engine: Engine = _engines.load(choice)
-    engine.commercial = commercial
+    engine.commercial, engine.door = commercial, generate
     return engine
 
 
@@ -243,6 +243,7 @@ class _Engines:
                 }
                 gc.collect()
                 self.loaded[choice.key] = self.load(choice)
+                self.loaded[choice.key].door = generate
             return self.loaded[choice.key], notes
 
     def unload(self) -> None:

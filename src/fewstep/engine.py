@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
+from weakref import ref
 
 import torch
 from PIL import Image
@@ -24,7 +25,7 @@ from fewstep.catalog.runtimes import RuntimeInfo, choose_runtime
 from fewstep.codec import Codec
 from fewstep.devices import Placement
 from fewstep.devices.memory import free_memory
-from fewstep.engine_base import EngineBase
+from fewstep.engine_base import EngineBase, Redraw
 from fewstep.errors import (
     DeviceMemoryError,
     Failure,
@@ -135,22 +136,17 @@ class Engine(EngineBase[Step]):
             licence = join_licences((licence, *licences_of_call(job.request).values()))
         result = Result(
             images=tuple(images.values()),
-            plan=job.plan.only([*images]) if failures else job.plan,
+            jobs=(job.only([*images]) if failures else job,),
+            engine_key=self.choice.key,
+            redraw=Redraw(engine=ref(self), door=self.door),
             timings=timings,
             warnings=warnings,
             model=self.choice.model.source,
             licence=licence,
-            accelerator=parts.given_accelerator,
-            vae=parts.given_vae,
-            embeddings=parts.embeddings,
-            accelerator_weight=self.choice.key.options["accelerator_weight"],
-            prediction=self.choice.key.options["prediction"],
             revision=parts.revision,
             device=str(self.placement.device),
             precision=str(self.placement.dtype).removeprefix("torch."),
             runtime=runtime,
-            edited=job.image is not None,
-            sources=job.source_hashes() if job.image or job.control or job.reference else {},
             places=tuple(images) if failures else (),
         )
         if failures:
@@ -175,7 +171,7 @@ class Engine(EngineBase[Step]):
         return f"{failed}: {failures[0].reason}{advice}{survivors_note}"
 
     def close(self) -> None:
-        self._state = None
+        self._state, self.closed = None, True
         free_memory()
 
     @property

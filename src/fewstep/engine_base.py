@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
+from weakref import ref
 
+from fewstep import values
 from fewstep.cancel import CancelToken, run_in_thread
+from fewstep.errors import RequestError
 from fewstep.request import Job, PictureOptions, Plan, Prompts
-from fewstep.request.engine_choice import EngineChoice, resolve_call
+from fewstep.request.engine_choice import EngineChoice, resolve_call, split_options
 from fewstep.result import Result
 
 if TYPE_CHECKING:
@@ -25,6 +29,8 @@ class EngineBase(ABC, Generic[S]):
 
     choice: EngineChoice
     commercial: bool = False  # as `fewstep.load` was told: is what calls bring with them looked at too?
+    closed: bool = False
+    door: Callable[..., Result] | None = None  # `fewstep.generate`, where it was loaded by name
 
     @property
     def model(self) -> Model:
@@ -101,3 +107,40 @@ class EngineBase(ABC, Generic[S]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def serves(self, steps: int | None, mode: str | None, options: Mapping[str, Any]) -> bool:
+        """Return whether a call with these options of `fewstep.generate` can be one of this engine."""
+        recipe, own = self.recipe, self.choice.key.options
+        engine_options = split_options(options)[0]
+        commercial = engine_options.pop("commercial", False) and not self.commercial
+        same = all(_as_key(value) == _as_key(own[name]) for name, value in engine_options.items())  # type: ignore[literal-required]
+        other_weights = steps is not None and steps in recipe.steps.also
+        return not (self.closed or commercial or other_weights) and same and mode in (None, recipe.mode)
+
+
+def _as_key(value: Any) -> Any:
+    """Return an engine option so that it can be compared: paths as text, lists as tuples of it."""
+    listed = values.members(value)
+    return str(value) if listed is None else tuple(map(str, listed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redraw:
+    """What a result draws with: its engine while that is loaded and can, else `door`, which loads beside."""
+
+    engine: ref[EngineBase[Any]]  # a result keeps no weights in memory
+    door: Callable[..., Result] | None
+
+    def __call__(
+        self, prompt: Prompts, steps: int | None = None, mode: str | None = None, **options: Any
+    ) -> Result:
+        """Return the pictures; the options are those of `fewstep.generate`."""
+        engine = self.engine()
+        if engine is not None and engine.serves(steps, mode, options):
+            return engine.generate(prompt, steps, **split_options(options)[1])
+        if self.door is None:
+            raise RequestError(
+                "this result's engine was not loaded by name, and cannot draw this, or is closed: "
+                "type fewstep.generate(..., image=result, mode=..., model=...)"
+            )
+        return self.door(prompt, steps, mode, **options)

@@ -89,21 +89,21 @@ def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
     """Draw, encode, start, step."""
     call.token.check()
     request, schedule = call.job.request, call.job.plan.schedule
-    image, canvas = call.job.image, call.job.canvas
+    images, canvas = call.job.images, call.job.canvas
     sampler, device = call.recipe.sampler(request.sampler), networks.placement.device
     try:
         denoise: Denoise = _make_denoiser(networks, call)
         shape = (1, 4, canvas.size[1] // 8, canvas.size[0] // 8)
         draws = 2 + schedule.steps * sampler.draws
-        posterior, start_noise, *noise = draw_noise(request.seeds, shape, draws, image is None)
-        x = start_noise.to(device) * (call.job.plan.start if image is None else schedule.sigmas[0])
-        if image is not None:
-            image_latents = _encode_image(networks.codec, canvas.place(image), posterior, call)
+        posterior, start_noise, *noise = draw_noise(request.seeds, shape, draws, not images)
+        x = start_noise.to(device) * (schedule.sigmas[0] if images else call.job.plan.start)
+        if images:
+            image_latents = _encode_images(networks.codec, posterior, call)
             signal = signal_of(schedule.sigmas[0])
             x = x + (image_latents if signal == 1 else signal * image_latents)
-            if call.job.mask is not None:
-                mask = mask_to_tensor(canvas.place(call.job.mask)).to(device)
-                denoise = masked_denoiser(denoise, image_latents, mask)
+            if call.job.masks:
+                masks = torch.cat([mask_to_tensor(canvas.place(mask)) for mask in call.job.masks])
+                denoise = masked_denoiser(denoise, image_latents, masks.to(device))
         stepping = sampler.steps(denoise, x, schedule, [n.to(device) for n in noise], request.eta)
         done = 0
         for done, (timestep, (latents, x0)) in enumerate(zip(schedule.timesteps, stepping, strict=False), 1):
@@ -125,7 +125,6 @@ def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
 def decode_pictures(networks: Networks, call: Call, latents: Tensor) -> list[Image.Image | Failure]:
     """Return latents as pictures, one at a time; outside a mask the given picture comes back untouched."""
     pictures: list[Image.Image | Failure] = []
-    paste = _mask_paster(call.job) if call.job.mask is not None else None
     for index, (latent, seed) in enumerate(zip(latents.split(1), call.job.request.seeds, strict=True)):
         call.token.check()
         if not is_finite(latent):
@@ -138,16 +137,18 @@ def decode_pictures(networks: Networks, call: Call, latents: Tensor) -> list[Ima
             memory = isinstance(error, DeviceMemoryError)
             pictures.append(Failure(picture=index, seed=seed, stage="VAE", reason=str(error), memory=memory))
             continue
-        pictures.append(Image.fromarray((pixels if paste is None else paste(pixels)).numpy()))
+        pictures.append(
+            Image.fromarray((_paste(pixels, call.job, index) if call.job.masks else pixels).numpy())
+        )
     return pictures
 
 
-def _encode_image(codec: Codec, image: Image.Image, posterior: Tensor, call: Call) -> Tensor:
-    """Return the given picture as latents (B, 4, h, w), a sample of the VAE's posterior for each row."""
-    picture, latents = image_to_tensor(image), []
-    for sample in posterior.split(1):
+def _encode_images(codec: Codec, posterior: Tensor, call: Call) -> Tensor:
+    """Return the given pictures as latents (B, 4, h, w), a sample of the VAE's posterior for each row."""
+    latents = []
+    for image, sample in zip(call.job.images, posterior.split(1), strict=True):
         call.token.check()
-        latents.append(codec.encode(picture, sample, call.notify))
+        latents.append(codec.encode(image_to_tensor(call.job.canvas.place(image)), sample, call.notify))
     return torch.cat(latents)
 
 
@@ -186,19 +187,13 @@ def _make_denoiser(networks: Networks, call: Call) -> Denoiser:
     return Denoiser(shared, conditioning, process=networks.process, cfg=cfg, embedding=embedding)
 
 
-def _mask_paster(job: Job) -> Callable[[Tensor], Tensor]:
+def _paste(pixels: Tensor, job: Job, index: int) -> Tensor:
     """Return pixels (H, W, 3) uint8 of the given picture's size: its own, drawn where the mask is white."""
-    assert job.image is not None
-    assert job.mask is not None
-    original = ((image_to_tensor(job.image) + 1) * 127.5)[0].permute(1, 2, 0)
-    share = mask_to_tensor(job.mask)[0].permute(1, 2, 0)
-
-    def paste(pixels: Tensor) -> Tensor:
-        if job.canvas.size != job.canvas.outer:
-            pixels = byte_tensor(job.canvas.take_out(Image.fromarray(pixels.numpy())))
-        return (share * pixels + (1 - share) * original).round().to(torch.uint8)
-
-    return paste
+    original = ((image_to_tensor(job.images[index]) + 1) * 127.5)[0].permute(1, 2, 0)
+    share = mask_to_tensor(job.masks[index])[0].permute(1, 2, 0)
+    if job.canvas.size != job.canvas.outer:
+        pixels = byte_tensor(job.canvas.take_out(Image.fromarray(pixels.numpy())))
+    return (share * pixels + (1 - share) * original).round().to(torch.uint8)
 
 
 def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], count: int, skip_first: bool) -> list[Tensor]:

@@ -13,9 +13,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from fewstep.errors import OutputError, RequestError
+from fewstep.images import FACTS_KEY
 from fewstep.images.decode import open_format, raise_as_unreadable
 
-KEY = "fewstep"
+KEY = FACTS_KEY
 # IPTC digital source types: pictures made by a model must say so in machine-readable form.
 _MADE, _EDITED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
 _XMP = (

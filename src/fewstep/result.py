@@ -5,19 +5,21 @@ from __future__ import annotations
 import base64
 import html
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import Any, BinaryIO, overload
 
 from PIL import Image
 
 from fewstep import metadata
 from fewstep.errors import OutputError
 from fewstep.files.output import write_file
-from fewstep.request import Plan
+from fewstep.request import Job, Plan
+from fewstep.request.call import call_keywords, parent_facts
+from fewstep.request.schema import EngineKey
 
 COMPUTING = ("fewstep", "torch", "diffusers", "transformers")  # packages whose releases may change a picture
 
@@ -27,31 +29,73 @@ class Result(Sequence[Image.Image]):
     """A sequence of PIL images that knows its own making."""
 
     images: tuple[Image.Image, ...]
-    plan: Plan
+    jobs: tuple[Job, ...]  # what was drawn, in the order of `images`: one, but for lists of options
+    engine_key: EngineKey  # what was loaded for it
+    redraw: Callable[..., Result] = field(
+        repr=False
+    )  # (prompt, steps, mode, **options), as `fewstep.generate`
     timings: Mapping[str, float]  # seconds: steps, decode, total
     warnings: tuple[str, ...]
     model: str  # where the weights came from
     licence: str  # of all that was used
     device: str
     precision: str
-    edited: bool = False  # made from a given picture
-    accelerator: str = ""  # given in the place of the mode's own weights
-    accelerator_weight: float | None = None  # of the mode's own LoRA, where another than usual
-    vae: str = ""  # given in the place of the model's own
-    embeddings: tuple[str, ...] = ()  # files of learned words
-    prediction: str = ""  # given, where the model's files do not say
     runtime: str = "eager"  # how the networks were run
     revision: str = ""  # the commit on the hub that the model came from; "" for what is not from there
-    sources: Mapping[str, Sequence[str]] = field(default_factory=dict)  # given pictures, by their SHA-256
     places: tuple[int, ...] = ()  # of these pictures in their call, where others of it failed
 
     @property
+    def job(self) -> Job:
+        """What was drawn; of the first pictures, where lists of options make several jobs."""
+        return self.jobs[0]
+
+    @property
+    def plan(self) -> Plan:
+        """How it was drawn: the job's."""
+        return self.jobs[0].plan
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """How each picture was drawn."""
+        return tuple(job.plan.only([i]) for job in self.jobs for i in range(len(job.prompts)))
+
+    @property
     def seeds(self) -> tuple[int, ...]:
-        return self.plan.request.seeds
+        return tuple(seed for job in self.jobs for seed in job.request.seeds)
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        return self.plan.request.prompts
+        return tuple(prompt for job in self.jobs for prompt in job.request.prompts)
+
+    @property
+    def edited(self) -> bool:
+        """Whether they were made from given pictures."""
+        return bool(self.jobs[0].images)
+
+    @property
+    def parents(self) -> tuple[Result, ...]:
+        """For each picture that was made from one of another result that result, of this one picture."""
+        return tuple(parent for job in self.jobs for parent in job.parents if parent is not None)
+
+    @property
+    def accelerator(self) -> str:
+        """Given in the place of the mode's own weights."""
+        return self.engine_key.file("accelerator")
+
+    @property
+    def vae(self) -> str:
+        """Given in the place of the model's own."""
+        return self.engine_key.file("vae")
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """Files of learned words."""
+        return self.engine_key.embeddings
+
+    @property
+    def sources(self) -> Mapping[str, Sequence[str]]:
+        """What the first picture was made from, by option, each as its SHA-256."""
+        return self.jobs[0].source_hashes()
 
     @property
     def timesteps(self) -> tuple[float, ...]:
@@ -118,21 +162,47 @@ class Result(Sequence[Image.Image]):
         All that was typed is in it, LoRAs with their weights too; of given pictures (`sources`) the SHA-256,
         which tells whether one in hand is the same; of files their places; `versions` of what computed.
         """
+        job, options = self.job_of(index), self.engine_key.options
         return {
-            **self.plan.only([index]).to_dict(),
+            **job.plan.to_dict(),
             "accelerator": self.accelerator,
-            "accelerator_weight": self.accelerator_weight,
+            "accelerator_weight": options["accelerator_weight"],
             "vae": self.vae,
             "embeddings": list(self.embeddings),
             "licence": self.licence,
-            "prediction": self.prediction,
+            "prediction": options["prediction"],
             "revision": self.revision,
             "device": self.device,
             "precision": self.precision,
             "runtime": self.runtime,
-            "sources": {option: list(hashes) for option, hashes in self.sources.items()},
+            "sources": job.source_hashes(),
+            "parents": parent_facts(job),
             "versions": _versions(),
         }
+
+    def job_of(self, index: int) -> Job:
+        """Return the job of picture `index` alone."""
+        place = range(len(self))[index]
+        for job in self.jobs:
+            if place < len(job.prompts):
+                return job.only([place])
+            place -= len(job.prompts)
+        raise IndexError(index)
+
+    def only(self, pictures: Sequence[int]) -> Result:
+        """Return the result of some of its pictures, by their places in it, in this order."""
+        jobs = self.jobs[:1] if len(self.jobs) == 1 else tuple(map(self.job_of, pictures))
+        if len(self.jobs) == 1:
+            jobs = (jobs[0].only(pictures),)
+        return replace(self, images=tuple(self.images[i] for i in pictures), jobs=jobs, places=())
+
+    def call(self, index: int | None = None) -> dict[str, Any]:
+        """Return the keywords of `fewstep.generate` that draw these pictures again, or picture `index` alone.
+
+        What has its usual value is left out. Given pictures are in it as they were used.
+        """
+        jobs = self.jobs if index is None else (self.job_of(index),)
+        return call_keywords(jobs, self.engine_key)
 
     def grid(self, columns: int | None = None) -> Image.Image:
         """Return all pictures on one sheet."""

@@ -81,10 +81,10 @@ def wrong(form: Form, role: str, job: Job) -> bool:
     """Whether pixels are others than what was given shows, and no word of it."""
     share = form.alpha[..., None] / 255
     if role == "mask":
-        assert job.mask is not None
-        seen, wanted = job.mask, forms.grey(form.colours) * share[..., 0]
+        assert job.masks
+        seen, wanted = job.masks[0], forms.grey(form.colours) * share[..., 0]
     else:
-        shown = job.image if role == "image" else job.control[0]
+        shown = job.images[0] if role == "image" else job.control[0]
         assert shown is not None
         seen, wanted = shown, form.colours * share + 255 * (1 - share)
     sized = np.asarray(

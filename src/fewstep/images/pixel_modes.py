@@ -9,13 +9,17 @@ from fewstep.errors import RequestError
 from fewstep.images.decode import OpenedImage, raise_as_unreadable
 from fewstep.images.ranges import scale_to_bytes
 
+FACTS_KEY = "fewstep"  # of `.info`, and of a PNG's text: how a picture was made, as JSON
 _DEEP = ("I", "F")  # and "I;16" in its byte orders: more than 8 bits
 _COLOURFUL = 16  # of 255, between channels: more than JPEG leaves in a grey picture
 _DIM = 128  # of 255: a mask whose brightest is below
 
 
 def to_rgb(image: Image.Image, name: str) -> OpenedImage:
-    """Return a picture as RGB, its transparent parts laid on white; raises `RequestError`."""
+    """Return a picture as RGB, its transparent parts laid on white; raises `RequestError`.
+
+    Of what its file says beside the pixels only our own facts stay, in `.info`.
+    """
     with raise_as_unreadable(name):
         flat, notes = _to_bytes(image, name, mask=False)
         if flat.mode != "RGBA":
@@ -25,7 +29,9 @@ def to_rgb(image: Image.Image, name: str) -> OpenedImage:
             notes += alpha_notes
         if _brightest(rgb) == 1:
             notes += ("is nearly black, nothing in it above 1 of 255: give 255 where 1 is meant as white",)
-        return OpenedImage(_bare(rgb), notes)
+        facts = image.info.get(FACTS_KEY)
+        rgb.info = {FACTS_KEY: facts} if isinstance(facts, str) else {}
+        return OpenedImage(rgb, notes)
 
 
 def to_mask(image: Image.Image, name: str) -> OpenedImage:
@@ -47,7 +53,8 @@ def to_mask(image: Image.Image, name: str) -> OpenedImage:
             )
         if alpha is not None:
             grey = ImageChops.multiply(grey, _stretch(alpha)[0])
-        return OpenedImage(_bare(grey), notes + _mask_notes(grey, alpha))
+        grey.info = {}
+        return OpenedImage(grey, notes + _mask_notes(grey, alpha))
 
 
 def _to_bytes(image: Image.Image, name: str, *, mask: bool) -> tuple[Image.Image, tuple[str, ...]]:
@@ -137,9 +144,3 @@ def _extrema(image: Image.Image) -> tuple[int, int]:
     histogram = image.histogram()  # 256 counts
     present = [value for value, count in enumerate(histogram) if count]
     return present[0], present[-1]
-
-
-def _bare(image: Image.Image) -> Image.Image:
-    """Return the image without what its file said beside the pixels."""
-    image.info = {}
-    return image

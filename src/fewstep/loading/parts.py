@@ -50,9 +50,6 @@ class Parts:
     guidance_width: int  # of LCM's guidance embedding; 0 is none
     lock: AbstractContextManager[Any]  # re-entrant; held while any of the networks runs
     accelerator: tuple[str, float] | None = None  # the mode's own LoRA and its weight
-    given_accelerator: str = ""  # as accelerator=, in the user's words
-    given_vae: str = ""  # as vae=, likewise
-    embeddings: tuple[str, ...] = ()  # files of learned words
     licence: str = "unknown"  # of all that was loaded
     revision: str = ""  # the commit that the model came from; "" is none, or not known
 
@@ -96,9 +93,6 @@ def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placemen
     return replace(
         parts,
         accelerator=adapter,
-        given_accelerator=key.file("accelerator"),
-        given_vae=key.file("vae"),
-        embeddings=key.embeddings,
         licence=licences.join_licences(
             mode_weights.licences_of_mode(model, recipe, weights, key.embeddings, key.file("vae")).values()
         ),

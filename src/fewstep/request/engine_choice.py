@@ -100,8 +100,8 @@ def resolve_call(
         sentences = addons.unread_words([source for source, _ in request.loras], choice.key.embeddings)
         if sentences:
             plan = replace(job.plan, warnings=(*job.plan.warnings, *sentences))
-            return replace(job, plan=plan)
-    return job
+            job = replace(job, plan=plan)
+    return replace(job, commercial=True) if commercial else job
 
 
 def features_of_call(request: Request) -> list[str]:

@@ -50,11 +50,12 @@ class Pictures:
             plan=replace(job.plan, warnings=(*job.plan.warnings, *self.notes, *scaled)),
             canvas=canvas,
             reference=self.reference,
-            **self._fitted(size, model_size, typed),
+            **self._fitted(job, model_size, typed),
         )
 
-    def _fitted(self, size: Size, model_size: int, typed: Set[str]) -> dict[str, Any]:
-        """Return image, mask and control at the size of the call; raises `RequestError` for other shapes."""
+    def _fitted(self, job: Job, model_size: int, typed: Set[str]) -> dict[str, Any]:
+        """Return images, masks and control at the call's size; raises `RequestError` for other shapes."""
+        size = (job.request.width, job.request.height)
         if typed:
             size_name = ", ".join(
                 f"{name}={side}" for name, side in zip(("width", "height"), size, strict=True)
@@ -70,9 +71,10 @@ class Pictures:
             advice = "" if legal is None else f", or type width={legal[0]}, height={legal[1]}"
             return fit_image(image, size, name, size_name, advice)
 
+        pictures = len(job.prompts)
         return {
-            "image": None if self.image is None else fit(self.image, "image"),
-            "mask": None if self.mask is None else fit(self.mask, "mask"),
+            "images": () if self.image is None else (fit(self.image, "image"),) * pictures,
+            "masks": () if self.mask is None else (fit(self.mask, "mask"),) * pictures,
             "control": tuple(fit(image, "control") for image in self.control),
         }
 

@@ -94,25 +94,42 @@ class Job:
     prompts: tuple[Prompt | Embedding, ...]  # one per picture
     negative: Prompt | Embedding
     canvas: Canvas  # what is drawn for a picture of the request's size
-    image: Image | None = None  # RGB, at the request's size
-    mask: Image | None = None  # L, at the request's size
+    images: tuple[Image, ...] = ()  # RGB, at the request's size: for each picture the one it starts from
+    masks: tuple[Image, ...] = ()  # L, at the request's size: for each picture
+    parents: tuple[Any, ...] = ()  # for each picture the `Result`, of one, that its image is of, or None
     control: tuple[Image, ...] = ()  # at the request's size, one for each of the request's `control`
     reference: tuple[Image, ...] = ()  # of any size, one for each of the request's `reference`
+    commercial: bool = False  # whether licences had to allow that
 
     request = cast(Request, property(attrgetter("plan.request")))
 
-    def source_hashes(self) -> dict[str, list[str]]:
-        """Return the given pictures by option, each as the SHA-256 of what was used of it."""
-        image, mask = ((picture,) if picture is not None else () for picture in (self.image, self.mask))
-        by_option = {"image": image, "mask": mask, "control": self.control, "reference": self.reference}
+    def only(self, pictures: Sequence[int]) -> Job:
+        """Return the job of some of its pictures, by their places in it."""
+        lists = {"prompts": self.prompts, "images": self.images, "masks": self.masks, "parents": self.parents}
+        selected: dict[str, Any] = {
+            name: tuple(items[i] for i in pictures) for name, items in lists.items() if items
+        }
+        return replace(self, plan=self.plan.only(pictures), **selected)
+
+    def given_pictures(self, index: int = 0) -> dict[str, tuple[Image, ...]]:
+        """Return what picture `index` was made from, by option, each as it was used."""
+        by_option = {
+            "image": self.images and (self.images[index],),
+            "mask": self.masks and (self.masks[index],),
+            "control": self.control,
+            "reference": self.reference,
+        }
+        return {name: pictures for name, pictures in by_option.items() if pictures}
+
+    def source_hashes(self, index: int = 0) -> dict[str, list[str]]:
+        """Return what picture `index` was made from, by option, each picture as its SHA-256."""
         return {
-            name: [_fingerprint(picture) for picture in pictures]
-            for name, pictures in by_option.items()
-            if pictures
+            name: [fingerprint(picture) for picture in pictures]
+            for name, pictures in self.given_pictures(index).items()
         }
 
 
-def _fingerprint(picture: Image) -> str:
+def fingerprint(picture: Image) -> str:
     """Return the SHA-256 of mode, size and pixels: of the picture, not of its file."""
     digest = hashlib.sha256(f"{picture.mode} {picture.width}x{picture.height} ".encode())
     digest.update(picture.tobytes())

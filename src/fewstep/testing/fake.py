@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from PIL import Image
 
 from fewstep.api import engines_from
 from fewstep.cancel import CancelToken
 from fewstep.catalog import licences, mode_weights
-from fewstep.engine_base import EngineBase
+from fewstep.engine_base import EngineBase, Redraw
 from fewstep.errors import FewstepError
 from fewstep.progress import Progress, show_progress
 from fewstep.prompts import Embedding
@@ -66,7 +67,7 @@ class FakeEngine(EngineBase[FakeStep]):
         chosen: EngineOptions = {**split_options(options)[0], "model": model}
         self.choice: EngineChoice = choose_engine(mode, steps, chosen)
         self.requests: list[Request] = []
-        self._error, self._delay, self._closed = error, delay, False
+        self._error, self._delay = error, delay
 
     def embed(self, prompt: str) -> Embedding:
         """Return an embedding that may stand for a prompt and holds no tensors."""
@@ -85,28 +86,23 @@ class FakeEngine(EngineBase[FakeStep]):
         weight_licences = mode_weights.licences_of_mode(model, recipe, weights, key.embeddings, vae)
         return Result(
             images=step.pictures,
-            plan=job.plan,
+            jobs=(job,),
+            engine_key=key,
+            redraw=Redraw(engine=ref(self), door=self.door),
             timings={"steps": seconds, "decode": 0.0, "total": seconds},
             warnings=job.plan.warnings,
             model=model.source,
             licence=licences.join_licences((weight_licences | licences_of_call(job.request)).values()),
-            accelerator=accelerator,
-            vae=vae,
-            embeddings=key.embeddings,
-            accelerator_weight=key.options["accelerator_weight"],
-            prediction=key.options["prediction"],
             device="fake",
             precision="fp32",
             runtime="fake",
-            edited=job.image is not None,
-            sources=job.source_hashes(),
         )
 
     def close(self) -> None:
-        self._closed = True
+        self.closed = True
 
     def _stream(self, job: Job, cancel: CancelToken | None) -> Iterator[FakeStep]:
-        if self._closed:
+        if self.closed:
             raise FewstepError("this engine is closed: load another with fewstep.load()")
         self.requests.append(job.request)
         return _fake_steps(job, CancelToken() if cancel is None else cancel, self._delay, self._error)
@@ -143,11 +139,11 @@ def _fake_steps(
 def _hashed_picture(job: Job, index: int) -> Image.Image:
     """Colours from a hash of all that was asked for this picture; outside a mask, what was given."""
     request = json.dumps(job.plan.only([index]).to_dict(), sort_keys=True).encode()
-    pictures = (job.image, *job.control, *job.reference)
-    picture_bytes = b"".join(picture.tobytes() for picture in pictures if picture is not None)
+    pictures = (*job.images[index : index + 1], *job.control, *job.reference)
+    picture_bytes = b"".join(picture.tobytes() for picture in pictures)
     colours = hashlib.shake_256(request + picture_bytes).digest(3 * BLOCKS * BLOCKS)
     size = (job.request.width, job.request.height)
     image = Image.frombytes("RGB", (BLOCKS, BLOCKS), colours).resize(size, Image.Resampling.NEAREST)
-    if job.image is None or job.mask is None:
+    if not job.masks:
         return image
-    return Image.composite(image, job.image, job.mask)
+    return Image.composite(image, job.images[index], job.masks[index])
