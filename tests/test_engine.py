@@ -183,7 +183,10 @@ def nothing_resident() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("nothing_resident")
-def test_generate_keeps_one_engine(sdxl_folder: Path, engine: Load) -> None:
+def test_generate_keeps_one_engine_where_memory_is_short(
+    sdxl_folder: Path, engine: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "KEPT_SHARE", 0.0)
     where: Call = {"model": sdxl_folder, "device": "cpu", "precision": "fp32"}
     first = fewstep.generate("a red fox", 2, "turbo", seed=1, **where)
     (kept,) = api._engines.loaded.values()
@@ -196,6 +199,30 @@ def test_generate_keeps_one_engine(sdxl_folder: Path, engine: Load) -> None:
     fewstep.generate("a red fox", 2, "base", seed=1, **where)
     assert gone() is None
     assert [key.mode for key in api._engines.loaded] == ["base"]
+
+
+@pytest.mark.usefixtures("nothing_resident")
+def test_small_engines_stay_beside_each_other(sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those used last, and as many as there is memory for: refining in another mode loads nothing again."""
+    monkeypatch.setattr(api, "MOST_KEPT", 2)
+    where: Call = {"model": sdxl_folder, "device": "cpu", "precision": "fp32"}
+    drafts = fewstep.generate("a red fox", 1, "turbo", seed=1, **where)
+    (turbo,) = api._engines.loaded.values()
+    assert turbo.weight_bytes == sum(p.nbytes for p in _all_weights(turbo))
+    refined = drafts.refine(mode="base", steps=2)
+    assert not refined.warnings
+    assert [key.mode for key in api._engines.loaded] == ["turbo", "base"]
+    refined.refine(mode="turbo")
+    assert api._engines.loaded[drafts.engine_key] is turbo
+    fewstep.generate("a red fox", 1, "turbo", seed=1, **where | {"precision": "bf16"})
+    assert [key.mode for key in api._engines.loaded] == ["turbo", "turbo"]
+    assert drafts.engine_key in api._engines.loaded
+
+
+def _all_weights(loaded: Any) -> Iterator[torch.Tensor]:
+    parts = loaded.parts
+    for module in (parts.unet, parts.vae, *parts.text.encoders):
+        yield from (*module.parameters(), *module.buffers())
 
 
 @pytest.mark.usefixtures("nothing_resident")

@@ -23,16 +23,17 @@ FLOORS = (
     "files",  # untrusted bytes
     "schedulers", "samplers", "recipe", "prompts", "images",
     "catalog", "modes", "inspection", "request",  # words
-    "torch_state", "devices", "denoiser", "architectures",  # matter, torch
+    "torch_state", "devices", "denoiser", "tiles", "architectures",  # matter, torch
     "runtimes", "codec", "loading", "addons",
-    "metadata", "result", "loop", "engine_base", "engine", "api",  # running
+    "upscaling", "metadata", "workflow", "result", "saved", "loop", "engine_base", "engine", "api",  # running
     "testing", "checking", "__init__",  # doors
     "train", "evaluation",  # annexes
     "cli", "__main__",
 )  # fmt: skip
 ANNEXES = {"train", "evaluation"}
 WITHOUT_TORCH = (
-    *FLOORS[: FLOORS.index("torch_state")], "checking", "metadata", "result", "testing", "engine_base", "api",
+    *FLOORS[: FLOORS.index("torch_state")], "checking", "metadata", "workflow", "result", "saved", "testing",
+    "engine_base", "api",
 )  # fmt: skip
 FORBIDDEN_CALLS = {"eval", "exec", "print", "input", "breakpoint"}
 FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
@@ -49,7 +50,7 @@ SMALL = {
     "cli/inspect.py",  # three commands that ask and print
 }  # fmt: skip
 # Public calls name every choice: an editor completes from them.
-MANY_PARAMETERS = {"generate", "load", "check", "_step_to_level"}
+MANY_PARAMETERS = {"generate", "load", "check", "refine", "inpaint", "_step_to_level"}
 
 
 def module(path: Path) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from fewstep import values
 from fewstep.cancel import CancelToken, run_in_thread
+from fewstep.engine_base import only_job
 from fewstep.request import File, Job, Plan, Prompts, limits
 from fewstep.request.engine_choice import (
     EngineChoice,
@@ -22,7 +23,7 @@ from fewstep.request.engine_choice import (
     resolve_call,
     split_options,
 )
-from fewstep.request.options import OPTIONS, EngineOptions, GenerateOptions, Guide, Picture
+from fewstep.request.options import OPTIONS, EngineOptions, GenerateOptions, Guide, Pictures
 from fewstep.request.schema import EngineKey
 
 if TYPE_CHECKING:
@@ -31,10 +32,13 @@ if TYPE_CHECKING:
     from fewstep.prompts import Embedding
     from fewstep.result import Result
 
+KEPT_SHARE = 0.25  # of the memory that was free: what engines kept beside each other may take
+MOST_KEPT = 4
+
 
 def generate(  # noqa: PLR0913  the public call names every choice
     prompt: Prompts,
-    steps: int | None = None,
+    steps: int | Sequence[int] | None = None,
     mode: str | None = None,
     *,
     model: File = "tiny",
@@ -47,9 +51,12 @@ def generate(  # noqa: PLR0913  the public call names every choice
     count: int = 1,
     width: int | None = None,
     height: int | None = None,
-    image: Picture | None = None,
-    mask: Picture | None = None,
-    strength: float | None = None,
+    image: Pictures | None = None,
+    mask: Pictures | None = None,
+    only_masked: bool = False,
+    padding: int = 32,
+    tiles: bool = False,
+    strength: float | Sequence[float] | None = None,
     scheduler: str | None = None,
     sampler: str | None = None,
     eta: float | None = None,
@@ -93,6 +100,10 @@ def generate(  # noqa: PLR0913  the public call names every choice
         array or a tensor. What is transparent is laid on white.
     mask: white where `image` is to be made anew (inpainting), in the same forms. With one, `image` may have
         any size, which the result has too.
+    only_masked, padding: True draws what the mask shows, with so many pixels around it, as large as the
+        model's own pictures, and puts it back: small things come out sharper.
+    tiles: True draws over an `image` of any size, which the result has too; what is larger than the model's
+        own pictures in overlapping tiles, averaged at every step (MultiDiffusion, arXiv:2302.08113).
     strength: in (0, 1], with `image`: the noise level to start from, 0.6 by default; never changes `steps`.
     scheduler, sampler, eta: other noise levels, another step rule, its share of fresh noise.
     timesteps: exactly these levels, falling, in [0, 999].
@@ -113,26 +124,30 @@ def generate(  # noqa: PLR0913  the public call names every choice
     device: "auto", "cuda", "cuda:1", "mps" or "cpu". precision: "auto", "fp32", "fp16" or "bf16".
     offload: what waits in main memory on a GPU too small: "auto", "none", "model" or "sequential".
     runtime: how networks are run: "auto" or "eager".
+    Of prompt, steps, image, mask and strength a list has one value for each picture; what is given once is
+    for all. `image` and `mask` may also be a `Result`, which is a list of its pictures.
+
     cancel: stops the call at its next step, from any thread.
     progress: None shows a bar on stderr at a terminal and in a notebook; True and False insist; a
         function is called with each `Step`.
 
     The engine stays loaded for the next call with the same model, mode, accelerator and weight of it, vae,
-    embeddings, prediction, revision, device, precision, offload and runtime; another evicts it first, and
-    `unload` frees it. Raises `RequestError` for what cannot be done, `ModelError` for bad or missing files,
-    `GenerationError` where pictures did not come out, with those that did in its `survivors`, and
-    `GenerationCancelledError`.
+    embeddings, prediction, revision, device, precision, offload and runtime; another evicts it first where
+    memory is short, and `unload` frees it. Raises `RequestError` for what cannot be done, `ModelError` for
+    bad or missing files, `GenerationError` where pictures did not come out, with those that did in its
+    `survivors`, and `GenerationCancelledError`.
     """
     options = {name: value for name, value in locals().items() if name in OPTIONS}
-    ready, job = _prepare(prompt, steps, mode, options)
+    ready, jobs = _prepare(prompt, steps, mode, options)
     engine, notes = ready()
-    result: Result = engine.run(job, cancel=cancel, progress=progress)
+    run, work = (engine.run, jobs[0]) if len(jobs) == 1 else (engine.run_jobs, jobs)
+    result: Result = run(work, cancel=cancel, progress=progress)
     return replace(result, warnings=(*result.warnings, *notes)) if notes else result
 
 
 async def agenerate(
     prompt: Prompts,
-    steps: int | None = None,
+    steps: int | Sequence[int] | None = None,
     mode: str | None = None,
     *,
     cancel: CancelToken | None = None,
@@ -140,11 +155,11 @@ async def agenerate(
     **options: Unpack[GenerateOptions],
 ) -> Result:
     """`generate` beside an event loop; cancelling the task stops it at its next step."""
-    ready, job = _prepare(prompt, steps, mode, options)
+    ready, jobs = _prepare(prompt, steps, mode, options)
 
     def call(token: CancelToken) -> Result:
         engine, notes = ready()
-        result: Result = engine.run(job, cancel=token, progress=progress)
+        result: Result = engine.run_jobs(jobs, cancel=token, progress=progress)
         return replace(result, warnings=(*result.warnings, *notes)) if notes else result
 
     return await run_in_thread(call, cancel)
@@ -188,7 +203,7 @@ def plan(
 
     All is checked as far as names and files here tell; nothing is loaded, nothing fetched.
     """
-    return _prepare(prompt, steps, mode, options)[1].plan
+    return only_job(_prepare(prompt, steps, mode, options)[1]).plan
 
 
 def unload() -> None:
@@ -211,7 +226,11 @@ def engines_from(load: Callable[[EngineChoice], Any]) -> Iterator[None]:
 
 
 class _Engines:
-    """The engines that `generate` keeps loaded for its next call: at most one."""
+    """The engines that `generate` keeps loaded for its next calls: small ones beside each other.
+
+    Together they take at most `KEPT_SHARE` of the memory that was free when they came; those that were not
+    used for longest go first. One alone is kept whatever it takes.
+    """
 
     def __init__(self, load: Callable[[EngineChoice], Any]):
         self.load, self.loaded = load, dict[EngineKey, Any]()
@@ -236,15 +255,27 @@ class _Engines:
         notes: tuple[str, ...] = ()
         with self.lock:
             if choice.key not in self.loaded:
-                notes = self._note_change(choice.key)
-                self.loaded.clear()  # a call still running on it keeps it until it ends
-                self._choices = {
-                    key: cached for key, cached in self._choices.items() if cached.key == choice.key
-                }
-                gc.collect()
+                notes = self._make_room(choice.key)
                 self.loaded[choice.key] = self.load(choice)
                 self.loaded[choice.key].door = generate
-            return self.loaded[choice.key], notes
+            engine = self.loaded[choice.key] = self.loaded.pop(choice.key)  # the last one was used last
+            return engine, notes
+
+    def _make_room(self, new: EngineKey) -> tuple[str, ...]:
+        """Let go of engines until another like them has its place; returns what is to be said of that."""
+        notes: tuple[str, ...] = ()
+        while self.loaded:
+            sizes = [engine.weight_bytes for engine in self.loaded.values()]
+            room = KEPT_SHARE * max(engine.free_bytes for engine in self.loaded.values())
+            if len(sizes) < MOST_KEPT and sum(sizes) + max(sizes) < room:
+                break
+            oldest = next(iter(self.loaded))
+            notes = self._note_change(oldest, new) or notes
+            del self.loaded[oldest]  # a call still running on it keeps it until it ends
+        kept = {new, *self.loaded}
+        self._choices = {key: cached for key, cached in self._choices.items() if cached.key in kept}
+        gc.collect()
+        return notes
 
     def unload(self) -> None:
         """Let go of the loaded one, and have its memory back."""
@@ -257,11 +288,10 @@ class _Engines:
 
             free_memory()
 
-    def _note_change(self, key: EngineKey) -> tuple[str, ...]:
+    def _note_change(self, current: EngineKey, key: EngineKey) -> tuple[str, ...]:
         """Return a sentence, once, where an engine comes back that another had put out."""
-        if self._evicted is None or not self.loaded:
+        if self._evicted is None:
             return ()
-        (current,) = self.loaded
         self._evicted.add(current)
         if key not in self._evicted:
             return ()
@@ -270,7 +300,7 @@ class _Engines:
             f"mode={engine_key.mode!r} of model={engine_key.file('model')!r}" for engine_key in (current, key)
         )
         return (
-            f"generate keeps one engine loaded, and loads again at each change between {first} and {second}: "
+            f"generate has not the memory to keep {first} and {second}, and loads again at each change: "
             "keep both by fewstep.load(), which takes the memory of both",
         )
 
@@ -294,13 +324,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def _prepare(
-    prompt: Prompts, steps: int | None, mode: str | None, options: Mapping[str, Any]
-) -> tuple[Callable[[], tuple[Any, tuple[str, ...]]], Job]:
-    """Return what gives the engine and what is to be said of it, and the job: all is checked here."""
+    prompt: Prompts, steps: int | Sequence[int] | None, mode: str | None, options: Mapping[str, Any]
+) -> tuple[Callable[[], tuple[Any, tuple[str, ...]]], tuple[Job, ...]]:
+    """Return what gives the engine and what is to be said of it, and the jobs: all is checked here."""
     engine_options, picture_options = split_options(options)
     engines = _engines
     steps = steps if type(steps) is int else values.whole(steps)
-    step_count = count_steps(picture_options) if steps is None else steps
+    step_count = count_steps(steps, picture_options) if type(steps) is not int else steps
     choice = engines.choose(mode, step_count, engine_options)
-    job = resolve_call(choice, prompt, steps, picture_options, engine_options.get("commercial", False))
-    return lambda: engines.engine(choice), job
+    jobs = resolve_call(choice, prompt, steps, picture_options, engine_options.get("commercial", False))
+    return lambda: engines.engine(choice), jobs

@@ -36,7 +36,7 @@ from fewstep.errors import (
 )
 from fewstep.loading import from_pipe
 from fewstep.loading.footprint import measure_model
-from fewstep.loading.parts import Parts, load_parts
+from fewstep.loading.parts import Parts, count_bytes, load_parts
 from fewstep.loop import Call, Networks, Step
 from fewstep.progress import Notify, Progress, show_progress
 from fewstep.prompts import Embedding
@@ -254,11 +254,16 @@ def load_engine(choice: EngineChoice) -> Engine:
     vae = choice.key.file("vae")
     size = measure_model(model, vaes.fetch_vae(vae, model) if vae else None)
     device = options["device"]
-    placement = devices.place(devices.probe(device), size, device, options["precision"], options["offload"])
+    machine = devices.probe(device)
+    placement = devices.place(machine, size, device, options["precision"], options["offload"])
     devices.limit_threads(placement)
     for reason in placement.reasons:
         _log.info("%s", reason)
     with raise_as_memory_error("while the model was loaded"):
         parts = load_parts(model, choice.recipe, choice.key, placement)
         # Of a hub id, the files that have just come may say another noise process than was planned with.
-        return Engine(choice._replace(model=replace(model, noise=parts.noise)), placement, parts)
+        engine = Engine(choice._replace(model=replace(model, noise=parts.noise)), placement, parts)
+    engine.weight_bytes = count_bytes(parts)
+    home = placement.home
+    engine.free_bytes = machine.cuda[home.index or 0].free if home.type == "cuda" else machine.cpu.free
+    return engine

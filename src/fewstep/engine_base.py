@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 from weakref import ref
 
 from fewstep import values
 from fewstep.cancel import CancelToken, run_in_thread
-from fewstep.errors import RequestError
+from fewstep.errors import GenerationError, RequestError
 from fewstep.request import Job, PictureOptions, Plan, Prompts
 from fewstep.request.engine_choice import EngineChoice, resolve_call, split_options
-from fewstep.result import Result
+from fewstep.result import Result, join_results
 
 if TYPE_CHECKING:
     from fewstep.catalog.models import Model
@@ -30,6 +30,8 @@ class EngineBase(ABC, Generic[S]):
     choice: EngineChoice
     commercial: bool = False  # as `fewstep.load` was told: is what calls bring with them looked at too?
     closed: bool = False
+    weight_bytes: int = 0  # that its weights take
+    free_bytes: int = 0  # that its device had before it was loaded
     door: Callable[..., Result] | None = None  # `fewstep.generate`, where it was loaded by name
 
     @property
@@ -44,32 +46,32 @@ class EngineBase(ABC, Generic[S]):
 
     def plan(self, prompt: Prompts, steps: int | None = None, **options: Unpack[PictureOptions]) -> Plan:
         """Return what `generate` would run; the options are those of `fewstep.generate`."""
-        return self._job(prompt, steps, options).plan
+        return only_job(self._jobs(prompt, steps, options)).plan
 
     def generate(
         self,
         prompt: Prompts,
-        steps: int | None = None,
+        steps: int | Sequence[int] | None = None,
         *,
         cancel: CancelToken | None = None,
         progress: Progress = None,
         **options: Unpack[PictureOptions],
     ) -> Result:
         """Make the pictures; the options are those of `fewstep.generate`."""
-        return self.run(self._job(prompt, steps, options), cancel=cancel, progress=progress)
+        return self.run_jobs(self._jobs(prompt, steps, options), cancel=cancel, progress=progress)
 
     async def agenerate(
         self,
         prompt: Prompts,
-        steps: int | None = None,
+        steps: int | Sequence[int] | None = None,
         *,
         cancel: CancelToken | None = None,
         progress: Progress = None,
         **options: Unpack[PictureOptions],
     ) -> Result:
         """`generate` beside an event loop; cancelling the task stops it at its next step."""
-        job = self._job(prompt, steps, options)
-        return await run_in_thread(lambda token: self.run(job, cancel=token, progress=progress), cancel)
+        jobs = self._jobs(prompt, steps, options)
+        return await run_in_thread(lambda token: self.run_jobs(jobs, cancel=token, progress=progress), cancel)
 
     def stream(
         self,
@@ -83,7 +85,28 @@ class EngineBase(ABC, Generic[S]):
 
         What `generate` would say in `result.warnings` goes to the logger "fewstep".
         """
-        return self._stream(self._job(prompt, steps, options), cancel)
+        return self._stream(only_job(self._jobs(prompt, steps, options)), cancel)
+
+    def run_jobs(
+        self, jobs: Sequence[Job], *, cancel: CancelToken | None = None, progress: Progress = None
+    ) -> Result:
+        """Make the pictures of a call, which lists of options make into several jobs, one after the other.
+
+        Where pictures of one did not come out, the error's survivors are all that did until then.
+        """
+        if len(jobs) == 1:
+            return self.run(jobs[0], cancel=cancel, progress=progress)
+        results: list[Result] = []
+        for job in jobs:
+            try:
+                results.append(self.run(job, cancel=cancel, progress=progress))
+            except GenerationError as error:
+                failures = [replace(f, picture=job.places[f.picture]) for f in error.failures]
+                survivors = [*results, error.survivors] if error.survivors else results
+                raise type(error)(
+                    str(error), failures, join_results(survivors) if survivors else None
+                ) from error
+        return join_results(results)
 
     @abstractmethod
     def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
@@ -97,7 +120,9 @@ class EngineBase(ABC, Generic[S]):
     def _stream(self, job: Job, cancel: CancelToken | None) -> Iterator[S]:
         """Yield the steps of a job."""
 
-    def _job(self, prompt: Prompts, steps: int | None, options: PictureOptions) -> Job:
+    def _jobs(
+        self, prompt: Prompts, steps: int | Sequence[int] | None, options: PictureOptions
+    ) -> tuple[Job, ...]:
         return resolve_call(self.choice, prompt, steps, options, self.commercial)
 
     def __enter__(self) -> Self:
@@ -108,14 +133,25 @@ class EngineBase(ABC, Generic[S]):
     ) -> None:
         self.close()
 
-    def serves(self, steps: int | None, mode: str | None, options: Mapping[str, Any]) -> bool:
+    def serves(self, steps: int | Sequence[int] | None, mode: str | None, options: Mapping[str, Any]) -> bool:
         """Return whether a call with these options of `fewstep.generate` can be one of this engine."""
         recipe, own = self.recipe, self.choice.key.options
         engine_options = split_options(options)[0]
         commercial = engine_options.pop("commercial", False) and not self.commercial
         same = all(_as_key(value) == _as_key(own[name]) for name, value in engine_options.items())  # type: ignore[literal-required]
-        other_weights = steps is not None and steps in recipe.steps.also
+        listed = values.members(steps) or [steps]
+        other_weights = any(number in recipe.steps.also for number in listed)
         return not (self.closed or commercial or other_weights) and same and mode in (None, recipe.mode)
+
+
+def only_job(jobs: Sequence[Job]) -> Job:
+    """Return the job of a call; raises `RequestError` where lists of options make several."""
+    if len(jobs) > 1:
+        raise RequestError(
+            "steps, strength or sizes that differ from picture to picture make several plans: ask for one at "
+            "a time, or type generate(...), whose result has them as .plans"
+        )
+    return jobs[0]
 
 
 def _as_key(value: Any) -> Any:
@@ -132,7 +168,11 @@ class Redraw:
     door: Callable[..., Result] | None
 
     def __call__(
-        self, prompt: Prompts, steps: int | None = None, mode: str | None = None, **options: Any
+        self,
+        prompt: Prompts,
+        steps: int | Sequence[int] | None = None,
+        mode: str | None = None,
+        **options: Any,
     ) -> Result:
         """Return the pictures; the options are those of `fewstep.generate`."""
         engine = self.engine()

@@ -31,6 +31,7 @@ from fewstep.recipe import Recipe
 from fewstep.request import Job
 from fewstep.runtimes.shared_network import SharedNetwork
 from fewstep.samplers import Denoise
+from fewstep.tiles import anchored_denoiser, tiled_denoiser
 from fewstep.torch_state import FreshTorchState
 
 
@@ -93,6 +94,9 @@ def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
     sampler, device = call.recipe.sampler(request.sampler), networks.placement.device
     try:
         denoise: Denoise = _make_denoiser(networks, call)
+        if canvas.tile is not None:
+            tile = (canvas.tile[1] // 8, canvas.tile[0] // 8)
+            denoise = tiled_denoiser(denoise, tile)
         shape = (1, 4, canvas.size[1] // 8, canvas.size[0] // 8)
         draws = 2 + schedule.steps * sampler.draws
         posterior, start_noise, *noise = draw_noise(request.seeds, shape, draws, not images)
@@ -101,6 +105,8 @@ def run_steps(networks: Networks, call: Call) -> Iterator[Step]:
             image_latents = _encode_images(networks.codec, posterior, call)
             signal = signal_of(schedule.sigmas[0])
             x = x + (image_latents if signal == 1 else signal * image_latents)
+            if canvas.tile is not None and not call.job.masks:
+                denoise = anchored_denoiser(denoise, image_latents, tile)
             if call.job.masks:
                 masks = torch.cat([mask_to_tensor(canvas.place(mask)) for mask in call.job.masks])
                 denoise = masked_denoiser(denoise, image_latents, masks.to(device))
@@ -137,9 +143,9 @@ def decode_pictures(networks: Networks, call: Call, latents: Tensor) -> list[Ima
             memory = isinstance(error, DeviceMemoryError)
             pictures.append(Failure(picture=index, seed=seed, stage="VAE", reason=str(error), memory=memory))
             continue
-        pictures.append(
-            Image.fromarray((_paste(pixels, call.job, index) if call.job.masks else pixels).numpy())
-        )
+        picture = Image.fromarray(pixels.numpy())
+        plain = call.job.canvas.size == call.job.canvas.outer and not call.job.masks
+        pictures.append(picture if plain else _paste(picture, call.job, index))
     return pictures
 
 
@@ -154,10 +160,10 @@ def _encode_images(codec: Codec, posterior: Tensor, call: Call) -> Tensor:
 
 def _make_denoiser(networks: Networks, call: Call) -> Denoiser:
     """Return the network of this call, told its prompts and guidance; add-ons only where the call has any."""
-    request, placement = call.job.request, networks.placement
+    request, placement, canvas = call.job.request, networks.placement, call.job.canvas
     pictures, guidance, cfg, embedding = len(request.prompts), request.guidance, None, None
     encode_arguments: tuple[Sequence[PromptLike], tuple[int, int], str] = (
-        call.job.prompts, call.job.canvas.size[::-1], request.long_prompt
+        call.job.prompts, (canvas.tile or canvas.size)[::-1], request.long_prompt
     )  # fmt: skip
     with networks.lock, networks.text.lock:
         call.apply_loras()
@@ -187,13 +193,19 @@ def _make_denoiser(networks: Networks, call: Call) -> Denoiser:
     return Denoiser(shared, conditioning, process=networks.process, cfg=cfg, embedding=embedding)
 
 
-def _paste(pixels: Tensor, job: Job, index: int) -> Tensor:
-    """Return pixels (H, W, 3) uint8 of the given picture's size: its own, drawn where the mask is white."""
-    original = ((image_to_tensor(job.images[index]) + 1) * 127.5)[0].permute(1, 2, 0)
-    share = mask_to_tensor(job.masks[index])[0].permute(1, 2, 0)
-    if job.canvas.size != job.canvas.outer:
-        pixels = byte_tensor(job.canvas.take_out(Image.fromarray(pixels.numpy())))
-    return (share * pixels + (1 - share) * original).round().to(torch.uint8)
+def _paste(drawn: Image.Image, job: Job, index: int) -> Image.Image:
+    """Return the given picture, and where its mask is white what was drawn; where it is black, untouched."""
+    drawn = job.canvas.take_out(drawn)
+    if not job.masks:
+        return drawn
+    original, share = (
+        byte_tensor(job.images[index]).float(),
+        mask_to_tensor(job.masks[index])[0].permute(1, 2, 0),
+    )
+    left, top, right, bottom = job.canvas.box or (0, 0, *drawn.size)
+    area = (slice(top, bottom), slice(left, right))
+    original[area] = share[area] * byte_tensor(drawn) + (1 - share[area]) * original[area]
+    return Image.fromarray(original.round().to(torch.uint8).numpy())
 
 
 def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], count: int, skip_first: bool) -> list[Tensor]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import html
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,15 +16,18 @@ from PIL import Image
 from fewstep import metadata
 from fewstep.errors import OutputError
 from fewstep.files.output import write_file
+from fewstep.images import FACTS_KEY
+from fewstep.images.sheet import html_sheet
 from fewstep.request import Job, Plan
 from fewstep.request.call import call_keywords, parent_facts
 from fewstep.request.schema import EngineKey
+from fewstep.workflow import Workflow
 
 COMPUTING = ("fewstep", "torch", "diffusers", "transformers")  # packages whose releases may change a picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result(Sequence[Image.Image]):
+class Result(Workflow["Result"]):
     """A sequence of PIL images that knows its own making."""
 
     images: tuple[Image.Image, ...]
@@ -109,10 +111,20 @@ class Result(Sequence[Image.Image]):
     @overload
     def __getitem__(self, index: slice) -> tuple[Image.Image, ...]: ...
     def __getitem__(self, index: int | slice) -> Image.Image | tuple[Image.Image, ...]:
-        return self.images[index]
+        """Return a picture, or some; what is taken out says in `.info["fewstep"]` how it was made."""
+        if isinstance(index, slice):
+            return tuple(self._with_info(i) for i in range(len(self))[index])
+        return self._with_info(range(len(self))[index])
 
     def __iter__(self) -> Iterator[Image.Image]:
-        return iter(self.images)
+        return map(self._with_info, range(len(self)))
+
+    def _with_info(self, index: int) -> Image.Image:
+        """Return a picture with its facts in `.info`, as JSON: written when it is first taken out."""
+        image = self.images[index]
+        if FACTS_KEY not in image.info:
+            image.info[FACTS_KEY] = json.dumps(self.facts(index), ensure_ascii=False)
+        return image
 
     def __repr__(self) -> str:
         request = self.plan.request
@@ -215,13 +227,26 @@ class Result(Sequence[Image.Image]):
         return sheet
 
     def _repr_html_(self) -> str:
-        """Return the notebook's view: the pictures, prompt and seed on hover."""
-        cells = []
-        for index, (prompt, seed) in enumerate(zip(self.prompts, self.seeds, strict=True)):
-            data = base64.b64encode(self.png(index)).decode()
-            title = html.escape(f"{prompt} (seed {seed})", quote=True)
-            cells.append(f'<img title="{title}" alt="{title}" src="data:image/png;base64,{data}">')
-        return f'<div style="display:flex;flex-wrap:wrap;gap:4px">{"".join(cells)}</div>'
+        """Return the notebook's view: the sheet, prompt and seed on hover."""
+        files = [self.png(index) for index in range(len(self))]
+        titles = [f"{prompt} (seed {seed})" for prompt, seed in zip(self.prompts, self.seeds, strict=True)]
+        return html_sheet(files, self.labels, titles)
+
+
+def join_results(results: Sequence[Result]) -> Result:
+    """Return the pictures of the jobs of one call as one result, in the order of the call."""
+    jobs = tuple(job for result in results for job in result.jobs)
+    places = [place for job in jobs for place in job.places]
+    joined = replace(
+        results[0],
+        images=tuple(image for result in results for image in result.images),
+        jobs=jobs,
+        timings={
+            name: sum(result.timings[name] for result in results) for name in ("steps", "decode", "total")
+        },
+        warnings=tuple(dict.fromkeys(sentence for result in results for sentence in result.warnings)),
+    )
+    return joined.only(sorted(range(len(places)), key=places.__getitem__))
 
 
 def _versions() -> dict[str, str]:

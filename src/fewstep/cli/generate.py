@@ -49,16 +49,21 @@ def add_generate(commands: Any) -> None:
 def _add_options(command: Any) -> None:
     """Add the prompt, and a flag for each option of the table."""
     command.add_argument("prompt", nargs="*", help="what to draw; each argument is a prompt of its own")
+    add_option_flags(command)
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_option_flags(command: Any, without: Sequence[str] = ()) -> None:
+    """Add steps and mode, and a flag for each option of the table but these."""
     command.add_argument(
         "--steps", default=NOT_GIVEN, type=whole_number, help="how many steps are run, exactly"
     )
     command.add_argument("--mode", default=NOT_GIVEN, help="how steps are saved; `fewstep modes` lists them")
-    for option in OPTIONS.values():
+    for option in (option for option in OPTIONS.values() if option.name not in without):
         flag = f"--{(option.flag or option.name).replace('_', '-')}"
         command.add_argument(
             flag, dest=option.name, default=NOT_GIVEN, help=option.help, **_argparse_type(option.type)
         )
-    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _argparse_type(option_type: Any) -> dict[str, Any]:

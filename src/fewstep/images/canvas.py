@@ -11,6 +11,7 @@ from PIL.Image import Resampling
 from fewstep.errors import RequestError
 
 Size = tuple[int, int]  # width, height; pixels
+Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +21,13 @@ class Canvas:
     size: Size  # what is drawn
     inner: Size  # the picture's on it
     outer: Size  # the picture's own
+    box: Box | None = None  # what of the picture is drawn, where not all of it; `outer` is then its size
+    tile: Size | None = None  # the largest that is drawn at once, where `size` is larger
 
     @property
     def note(self) -> str:
         """Return what has to be said of the picture; "" where no pixel is scaled."""
-        if self.inner == self.outer:
+        if self.inner == self.outer or self.box is not None:
             return ""
         (width, height), (drawn_width, drawn_height) = self.outer, self.inner
         resized = "enlarged" if drawn_width * drawn_height < width * height else "made smaller"
@@ -35,6 +38,7 @@ class Canvas:
 
     def place(self, image: Image.Image) -> Image.Image:
         """Return a picture, or a mask, on the canvas."""
+        image = image if self.box is None else image.crop(self.box)
         if self.size == self.outer:
             return image
         scaled = image if self.inner == self.outer else image.resize(self.inner, Resampling.LANCZOS)
@@ -43,7 +47,7 @@ class Canvas:
         return Image.fromarray(np.pad(pixels, padding, mode="edge"))
 
     def take_out(self, image: Image.Image) -> Image.Image:
-        """Return the picture's part of what was drawn, at the picture's own size."""
+        """Return the picture's part of what was drawn, at the picture's own size; of `box` alone."""
         if self.size == self.outer:
             return image
         cropped = image.crop((0, 0, *self.inner))

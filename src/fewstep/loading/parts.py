@@ -59,6 +59,12 @@ class Parts:
         return self.noise.process
 
 
+def count_bytes(parts: Parts) -> int:
+    """Return how many bytes the weights take."""
+    modules = (parts.unet, parts.vae, *parts.text.encoders)
+    return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
+
+
 def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placement) -> Parts:
     """Read a model and the mode's own weights, or those that `key.accelerator` puts in their place."""
     import_libraries()

@@ -9,7 +9,7 @@ from typing import Any
 from fewstep.catalog.models import describe_model
 from fewstep.images import FACTS_KEY
 from fewstep.prompts import Embedding, Prompt
-from fewstep.request.options import OPTIONS
+from fewstep.request.options import OPTIONS, EngineOptions
 from fewstep.request.schema import EngineKey, Job, fingerprint
 
 MAX_PARENTS = 32  # of one picture, the nearest first
@@ -17,7 +17,7 @@ _PARENT_FACTS = ("model", "mode", "steps", "strength", "seeds", "prompts")
 # Fields of a request that are options by the same name.
 _FIELDS = (
     "steps", "mode", "long_prompt", "guidance", "guidance_rescale", "width", "height", "scheduler", "sampler",
-    "eta",
+    "eta", "only_masked", "padding", "tiles",
 )  # fmt: skip
 _PER_PICTURE = ("prompt", "prompt_2", "seed", "image", "mask", "strength", "steps")
 
@@ -35,6 +35,24 @@ def call_keywords(jobs: Sequence[Job], key: EngineKey) -> dict[str, Any]:
     if revision and revision == describe_model(key.file("model")).revision:  # nobody has to say it
         engine["revision"] = ""
     call |= {name: list(value) if isinstance(value, tuple) else value for name, value in engine.items()}
+    return {name: value for name, value in call.items() if not _is_default(name, value)}
+
+
+def keywords_of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords for the picture that these facts are of, but for pictures given to it."""
+    names = (*_FIELDS, "negative_prompt", *EngineOptions.__annotations__)
+    call = {name: facts[name] for name in names if name in facts}
+    singles = {"prompt": "prompts", "prompt_2": "prompts_2", "seed": "seeds"}
+    call |= {name: facts[field][0] for name, field in singles.items() if facts.get(field)}
+    call |= {"timesteps": facts.get("timesteps") or None}
+    call["loras"] = [(source, weight) for source, weight in facts.get("loras", ())]
+    for name in (
+        "device",
+        "precision",
+        "runtime",
+        "revision",
+    ):  # as it was run, which need not be chosen again
+        call.pop(name, None)
     return {name: value for name, value in call.items() if not _is_default(name, value)}
 
 

@@ -13,7 +13,7 @@ from fewstep.catalog.models import Model
 from fewstep.catalog.noise import noise_for
 from fewstep.errors import RequestError
 from fewstep.recipe import Recipe
-from fewstep.request import inputs, limits
+from fewstep.request import inputs, limits, lists
 from fewstep.request.options import OPTIONS, EngineOptions, File, PictureOptions, Prompts, with_defaults
 from fewstep.request.resolve import resolve_job
 from fewstep.request.schema import EngineKey, Job, Request
@@ -34,8 +34,10 @@ def split_options(options: Mapping[str, Any]) -> tuple[EngineOptions, PictureOpt
     return cast(EngineOptions, engine), cast(PictureOptions, picture)
 
 
-def count_steps(options: PictureOptions) -> int | None:
-    """Return the number of steps that a list of timesteps says."""
+def count_steps(steps: object, options: PictureOptions) -> Any:
+    """Return the number of steps, where a list of them or of timesteps says it; the first of several."""
+    if steps is not None:
+        return (values.members(steps) or [steps])[0]
     levels = values.members(options.get("timesteps"))
     return len(levels) if levels else None
 
@@ -79,12 +81,19 @@ def choose_engine(mode: str | None, steps: int | None, options: EngineOptions) -
 
 
 def resolve_call(
-    choice: EngineChoice, prompt: Prompts, steps: int | None, options: PictureOptions, commercial: bool
-) -> Job:
-    """Return the job of a call: what needs no weights is checked, and given pictures are read.
+    choice: EngineChoice, prompt: Prompts, steps: Any, options: PictureOptions, commercial: bool
+) -> tuple[Job, ...]:
+    """Return the jobs of a call, one but for lists of options; given pictures are read, no weights needed.
 
     Raises `RequestError` or `ModelError`.
     """
+    listable = {"steps": steps, **{name: options.get(name) for name in lists.PER_PICTURE}}
+    if any(
+        v is not None and type(v) not in (int, float) and lists.is_list(n, v) for n, v in listable.items()
+    ):
+        calls = lists.split_call(prompt, steps, options)
+        jobs = [(resolve_call(choice, *call.arguments, commercial)[0], call.places) for call in calls]
+        return tuple(replace(job, places=places if len(calls) > 1 else ()) for job, places in jobs)
     job = resolve_job(choice.model, choice.recipe, prompt, steps, options)
     request = job.request
     if request.prompts_2:
@@ -101,7 +110,7 @@ def resolve_call(
         if sentences:
             plan = replace(job.plan, warnings=(*job.plan.warnings, *sentences))
             job = replace(job, plan=plan)
-    return replace(job, commercial=True) if commercial else job
+    return (replace(job, commercial=True) if commercial else job,)
 
 
 def features_of_call(request: Request) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from fewstep import values
 from fewstep.errors import RequestError
@@ -11,20 +12,25 @@ from fewstep.recipe import Recipe
 from fewstep.request.options import DEVICES, OPTIONS, EngineOptions
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from fewstep.request.schema import Request
 
 
 MAX_PROMPT_CHARACTERS = 100_000  # characters of a prompt: some 25,000 tokens, 300 windows
 
 
-def check_images(image: Image | None, mask: Image | None, strength: float | None) -> None:
-    """Check that strength and mask have a picture to act on; raises `RequestError`."""
-    if mask is not None and image is None:
+def check_images(images: bool, masks: bool, options: Mapping[str, Any]) -> None:
+    """Check that what acts on a picture or a mask has one to act on; raises `RequestError`."""
+    if masks and not images:
         raise RequestError("mask was given without image: give the picture to inpaint as image=")
-    if strength is not None and strength != 1 and image is None:
+    strength = options.get("strength")
+    if strength is not None and strength != 1 and not images:
         raise RequestError(f"strength={strength!r} needs a picture to start from: give image=")
+    if options.get("only_masked") and not masks:
+        raise RequestError("only_masked=True needs a mask, which says what is drawn: give mask=")
+    if options.get("tiles") and not images:
+        raise RequestError("tiles=True draws over a picture: give image=")
+    if options.get("tiles") and options.get("only_masked"):
+        raise RequestError("only_masked draws at the model's own size, which needs no tiles: leave tiles out")
 
 
 def check_request(request: Request, recipe: Recipe, size: int | None) -> None:

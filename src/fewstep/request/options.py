@@ -25,12 +25,14 @@ from fewstep.prompts import Embedding
 Prompts: TypeAlias = str | Embedding | Sequence[str | Embedding]
 File: TypeAlias = str | Path
 Picture: TypeAlias = File | bytes | BinaryIO | Image | Array  # a file, PIL's image, numpy's array, a tensor
+Pictures: TypeAlias = Picture | Sequence[Picture]  # a list, or a `Result`, has one for each picture
 Guide: TypeAlias = tuple[File, Picture, float]  # a ControlNet or an IP-Adapter, its picture, its scale
 
 DEVICES = ("auto", "cuda", "mps", "cpu")  # and "cuda:1", one of several
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 OFFLOADS = ("auto", "none", "model", "sequential")  # from the fastest to the one that takes least memory
 LONG_PROMPTS = ("chunk", "refuse", "cut")
+SWITCH = "give True or False"
 NAMED = "give a name; `fewstep modes` lists each mode's"
 
 
@@ -99,13 +101,26 @@ class PictureOptions(TypedDict, total=False):
     count: Annotated[int, Option(help="pictures per prompt", default=1, aliases=("num_images_per_prompt",))]
     width: Annotated[int | None, _SIDE]
     height: Annotated[int | None, _SIDE]
-    image: Annotated[Picture | None, Option(help="picture to start from")]
+    image: Annotated[Pictures | None, Option(help="picture to start from")]
     mask: Annotated[
-        Picture | None,
+        Pictures | None,
         Option(help="white where the picture is to be made anew", aliases=("mask_image",)),
     ]
+    only_masked: Annotated[
+        bool,
+        Option(help="draw the masked area alone, at the model's full size", default=False, allowed=SWITCH),
+    ]
+    padding: Annotated[
+        int,
+        Option(help="pixels around the masked area that only_masked takes in", default=32, low=0, high=1024),
+    ]
+    tiles: Annotated[
+        bool,
+        Option(help="draw over an image of any size, in overlapping tiles", default=False, allowed=SWITCH),
+    ]
     strength: Annotated[
-        float | None, Option(help="noise level to start from, in (0, 1]", low=0, high=1, above=True)
+        float | Sequence[float] | None,
+        Option(help="noise level to start from, in (0, 1]", low=0, high=1, above=True),
     ]
     scheduler: Annotated[str | None, Option(help="which noise levels", allowed=NAMED)]
     sampler: Annotated[str | None, Option(help="which step rule", allowed=NAMED)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL.Image import Image
 
 from fewstep.errors import RequestError
-from fewstep.images import OpenedImage, open_image, open_mask
+from fewstep.images import open_image, open_mask
 from fewstep.images.canvas import Canvas, Size, fit_image, same_shape
 from fewstep.request import inputs
 from fewstep.request.inputs import ScaledSource
@@ -24,16 +24,28 @@ _SHRINK = 0.995  # of a side, until a picture fits
 
 
 @dataclass(frozen=True, kw_only=True)
+class Given:
+    """What was given as one option, opened: a picture for all that are drawn, or one for each."""
+
+    images: tuple[Image, ...]
+    notes: tuple[str, ...] = ()
+    parents: tuple[Any, ...] = ()  # the `Result` that each is of, or None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pictures:
     """What a call was given to look at, and what that says of its size."""
 
-    image: Image | None = None
-    mask: Image | None = None
+    images: tuple[Image, ...] = ()  # of one size
+    parents: tuple[Any, ...] = ()
+    masks: tuple[Image, ...] = ()
     control: tuple[Image, ...] = ()
     control_scales: tuple[ScaledSource, ...] = ()
     reference: tuple[Image, ...] = ()
     reference_scales: tuple[ScaledSource, ...] = ()
-    free_size: Size | None = None  # that need not be one of the model's: of a picture with a mask
+    free_size: Size | None = (
+        None  # that need not be one of the model's: of a picture with a mask, or in tiles
+    )
     sides: Mapping[str, int] = field(default_factory=dict)  # width and height where they are not given
     notes: tuple[str, ...] = ()  # what has to be said of them
 
@@ -42,16 +54,29 @@ class Pictures:
 
         typed: which of width and height the caller gave, for errors. Raises `RequestError`.
         """
-        size = (job.request.width, job.request.height)
-        canvas = find_canvas(size, model_size) if size == self.free_size else job.canvas
+        fitted = self._fitted(job, model_size, typed)
+        canvas = self._canvas(job, model_size, fitted["masks"])
         scaled = (f"image {canvas.note}",) if canvas.note else ()
+        if canvas.tile and self.control:
+            raise RequestError(
+                "control cannot act in tiles: leave tiles out, and draw at the model's own size"
+            )
         return replace(
             job,
             plan=replace(job.plan, warnings=(*job.plan.warnings, *self.notes, *scaled)),
             canvas=canvas,
             reference=self.reference,
-            **self._fitted(job, model_size, typed),
+            **fitted,
         )
+
+    def _canvas(self, job: Job, model_size: int, masks: Sequence[Image]) -> Canvas:
+        """Return what is drawn for pictures of the call's size."""
+        size = (job.request.width, job.request.height)
+        if job.request.only_masked:
+            return masked_canvas(masks[0], job.request.padding, model_size)
+        if job.request.tiles:
+            return tiled_canvas(size, model_size)
+        return find_canvas(size, model_size) if size == self.free_size else job.canvas
 
     def _fitted(self, job: Job, model_size: int, typed: Set[str]) -> dict[str, Any]:
         """Return images, masks and control at the call's size; raises `RequestError` for other shapes."""
@@ -60,23 +85,29 @@ class Pictures:
             size_name = ", ".join(
                 f"{name}={side}" for name, side in zip(("width", "height"), size, strict=True)
             )
-        elif self.image is not None:
+        elif self.images:
             size_name = f"image, which is {size[0]}x{size[1]}"
         else:
             size_name = f"the picture that is drawn, {size[0]}x{size[1]}"
 
         def fit(image: Image, name: str) -> Image:
-            sized = name == "image" or (name == "control" and self.image is None)  # it may choose the size
+            sized = name == "image" or (name == "control" and not self.images)  # it may choose the size
             legal = nearest_size(image.size, model_size) if sized and image.size != size else None
             advice = "" if legal is None else f", or type width={legal[0]}, height={legal[1]}"
             return fit_image(image, size, name, size_name, advice)
 
         pictures = len(job.prompts)
         return {
-            "images": () if self.image is None else (fit(self.image, "image"),) * pictures,
-            "masks": () if self.mask is None else (fit(self.mask, "mask"),) * pictures,
+            "images": _for_each(tuple(fit(image, "image") for image in self.images), pictures),
+            "masks": _for_each(tuple(fit(mask, "mask") for mask in self.masks), pictures),
+            "parents": _for_each(self.parents, pictures),
             "control": tuple(fit(image, "control") for image in self.control),
         }
+
+
+def _for_each(items: tuple[Any, ...], pictures: int) -> tuple[Any, ...]:
+    """Return one of these for each picture; one alone is for all of them."""
+    return items * pictures if len(items) == 1 else items
 
 
 NO_PICTURES = Pictures()
@@ -84,33 +115,68 @@ NO_PICTURES = Pictures()
 
 def open_pictures(options: dict[str, Any], model_size: int) -> Pictures:
     """Take all pictures out of what was given, and check the size of `image`; raises `RequestError`."""
-    notes: list[str] = []
-
-    def keep(picture: OpenedImage, name: str) -> Image:
-        notes.extend(f"{name} {note}" for note in picture.notes)
-        return picture.image
-
-    image = keep(open_image(options.pop("image"), "image"), "image") if "image" in options else None
-    mask = keep(open_mask(options.pop("mask"), "mask"), "mask") if "mask" in options else None
+    image, mask = (
+        open_given(options.pop(name), name) if name in options else Given(images=())
+        for name in ("image", "mask")
+    )
+    notes = [*image.notes, *mask.notes]
     guides: dict[str, tuple[tuple[ScaledSource, ...], tuple[Image, ...]]] = {}
     for name in ("control", "reference"):
         entries = options.pop(name, ())
         empty = isinstance(entries, tuple) and not entries
         scales, pictures = ((), ()) if empty else inputs.parse_guides(entries, name)
-        guides[name] = scales, tuple(keep(picture, name) for picture in pictures)
-    if image is not None and not {"width", "height"} & options.keys():
-        _check_image_size(image, model_size, any_size=mask is not None)
+        guides[name] = scales, tuple(picture.image for picture in pictures)
+        notes += [f"{name} {note}" for picture in pictures for note in picture.notes]
+    size = image.images[0].size if image.images else None
+    any_size = bool(mask.images) or options.get("tiles") is True
+    if size is not None and not {"width", "height"} & options.keys():
+        _check_image_size(size, model_size, any_size=any_size)
     return Pictures(
-        image=image,
-        mask=mask,
+        images=image.images,
+        parents=image.parents,
+        masks=mask.images,
         control=guides["control"][1],
         control_scales=guides["control"][0],
         reference=guides["reference"][1],
         reference_scales=guides["reference"][0],
-        free_size=None if image is None or mask is None else image.size,
-        sides={} if image is None else _default_sides(image.size, options),
+        free_size=size if any_size else None,
+        sides={} if size is None else _default_sides(size, options),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def open_given(source: object, name: str, parent: Any = None) -> Given:
+    """Return what was given as "image" or "mask", opened; `parent` is the `Result` that it is of."""
+    if isinstance(source, Given):
+        return source
+    opened = open_mask(source, name) if name == "mask" else open_image(source, name)
+    notes = tuple(f"{name} {note}" for note in opened.notes)
+    return Given(images=(opened.image,), notes=notes, parents=() if parent is None else (parent,))
+
+
+def masked_canvas(mask: Image, padding: int, model_size: int) -> Canvas:
+    """Return the masked area with `padding` pixels around it, drawn as large as the model's own pictures.
+
+    It is widened to a shape that the model draws, as far as the picture reaches.
+    """
+    left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
+    least = max(right - left, bottom - top) // 4 + 1  # of a side: 1:4 is as far as models go
+    across, down = (max(padding, (least - side + 1) // 2) for side in (right - left, bottom - top))
+    box = (
+        max(0, left - across), max(0, top - down),
+        min(mask.width, right + across), min(mask.height, bottom + down),
+    )  # fmt: skip
+    outer = (box[2] - box[0], box[3] - box[1])
+    scale = model_size / math.sqrt(outer[0] * outer[1])
+    return replace(_scaled_canvas(outer, scale, model_size), box=box)
+
+
+def tiled_canvas(picture: Size, model_size: int) -> Canvas:
+    """Return a picture of any size at its own, in tiles of the model's size where it draws none so large."""
+    size = (_next_side(picture[0], model_size), _next_side(picture[1], model_size))
+    tile = (min(size[0], model_size), min(size[1], model_size))
+    fits = size_fits(*size, model_size)
+    return Canvas(size=size, inner=picture, outer=picture, tile=None if fits else tile)
 
 
 def find_canvas(picture: Size, model_size: int) -> Canvas:
@@ -119,10 +185,14 @@ def find_canvas(picture: Size, model_size: int) -> Canvas:
     One that is too large is made smaller, one too small larger, and what is left to a legal size is
     filled up.
     """
-    width, height = picture
-    if size_fits(width, height, model_size):
+    if size_fits(*picture, model_size):
         return Canvas(size=picture, inner=picture, outer=picture)
-    scale = max(1.0, model_size // 2 / min(picture))
+    return _scaled_canvas(picture, max(1.0, model_size // 2 / min(picture)), model_size)
+
+
+def _scaled_canvas(picture: Size, scale: float, model_size: int) -> Canvas:
+    """Return a picture times `scale`, or less where that is too large, on the next legal size."""
+    width, height = picture
     while True:
         inner = (max(1, round(width * scale)), max(1, round(height * scale)))
         canvas_size = (_next_side(inner[0], model_size), _next_side(inner[1], model_size))
@@ -151,19 +221,19 @@ def nearest_size(picture: Size, model_size: int) -> Size | None:
     return min(legal, key=distance, default=None)
 
 
-def _check_image_size(image: Image, model_size: int, *, any_size: bool) -> None:
+def _check_image_size(picture: Size, model_size: int, *, any_size: bool) -> None:
     """Check that a picture can be drawn at its own size; raises `RequestError`.
 
     any_size: whether it is laid on a canvas, as for inpainting.
     """
-    size = f"{image.width}x{image.height}"
+    size = f"{picture[0]}x{picture[1]}"
     if any_size:
-        if not all(LEAST <= side <= MOST for side in image.size):
+        if not all(LEAST <= side <= MOST for side in picture):
             raise RequestError(
                 f"image is {size}: give one with sides from {LEAST} to {MOST} pixels; crop or resize it first"
             )
-    elif not size_fits(*image.size, model_size):
-        legal = nearest_size(image.size, model_size)
+    elif not size_fits(*picture, model_size):
+        legal = nearest_size(picture, model_size)
         advice = "crop it to a shape from 1:4 to 4:1 first"
         if legal is not None:
             advice = f"type width={legal[0]}, height={legal[1]}, to which it is scaled, or crop it first"

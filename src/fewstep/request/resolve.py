@@ -32,7 +32,7 @@ SEED_LIMIT = 2**64
 # Options of a picture that are one number or one name, and fields of a request by the same name.
 _SCALARS = {
     "guidance": float, "guidance_rescale": float, "strength": float, "eta": float,
-    "width": int, "height": int, "scheduler": str, "sampler": str, "long_prompt": str,
+    "width": int, "height": int, "scheduler": str, "sampler": str, "long_prompt": str, "padding": int,
 }  # fmt: skip
 STEPS_ADVICE = "give a whole number from 1 to 1000"
 
@@ -55,8 +55,8 @@ def resolve_job(
     }
     typed = {"width", "height"} & overrides.keys()
     pictures = open_pictures(overrides, model.size) if PICTURE_OPTIONS & overrides.keys() else NO_PICTURES
-    limits.check_images(pictures.image, pictures.mask, overrides.get("strength"))
-    prompt_2, count = overrides.pop("prompt_2", None), _checked_count(overrides.pop("count", 1))
+    limits.check_images(bool(pictures.images), bool(pictures.masks), overrides)
+    prompt_2, count = overrides.pop("prompt_2", None), checked_count(overrides.pop("count", 1))
     texts = tuple(text for text in prompts.parse_prompts(prompt, prompt_2) for _ in range(count))
     negative = prompts.parse_negative_prompt(overrides.pop("negative_prompt", ""))
     defaults = {
@@ -64,7 +64,7 @@ def resolve_job(
         "width": model.size,
         "height": model.size,
         **pictures.sides,
-        "strength": 1.0 if pictures.image is None or "timesteps" in overrides else 0.6,
+        "strength": 1.0 if not pictures.images or "timesteps" in overrides else 0.6,
         "prompts": tuple(text.name for text in texts),
         "prompts_2": () if prompt_2 is None else tuple(t.second for t in texts if isinstance(t, Prompt)),
         "negative_prompt": negative.name,
@@ -76,7 +76,7 @@ def resolve_job(
     }
     request = complete_request(recipe, steps, defaults | overrides, model.noise.spacing)
     size = (request.width, request.height)
-    limits.check_request(request, recipe, None if size == pictures.free_size else model.size)
+    limits.check_request(request, recipe, None if size == pictures.free_size or request.tiles else model.size)
     job = Job(
         plan=make_plan(request, recipe, model.noise, model.doubts),
         prompts=texts,
@@ -104,7 +104,7 @@ def complete_request(
     }
     step_count = steps if type(steps) is int else values.whole(steps)
     fields["steps"] = _checked_steps(step_count, fields["timesteps"], recipe)
-    fields["seeds"] = _picture_seeds(fields.pop("seed", None), len(fields["prompts"]))
+    fields["seeds"] = picture_seeds(fields.pop("seed", None), len(fields["prompts"]))
     fields |= {
         name: _plain(name, v) for name, v in fields.items() if type(v) is not _SCALARS.get(name, type(v))
     }
@@ -171,7 +171,8 @@ def _check_option_names(options: PictureOptions) -> None:
             raise RequestError(f"{name}= is not an option: {hint}")
 
 
-def _checked_count(count: object) -> int:
+def checked_count(count: object) -> int:
+    """Return how many pictures are drawn per prompt; raises `RequestError`."""
     number: Any = count if type(count) is int else OPTIONS["count"].plain(count)
     if type(number) is not int or not 1 <= number <= MAX_PICTURES:
         hint = values.whole_advice("count", count)
@@ -196,7 +197,7 @@ def _checked_steps(steps: int | None, timesteps: tuple[int, ...], recipe: Recipe
     return steps
 
 
-def _picture_seeds(seed: Any, pictures: int) -> tuple[int, ...]:
+def picture_seeds(seed: Any, pictures: int) -> tuple[int, ...]:
     """Return one seed per picture: drawn, counted up from one seed, or as listed; raises `RequestError`."""
     if seed is None:
         seed = secrets.randbelow(2**32)  # short enough to type

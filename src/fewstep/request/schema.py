@@ -50,6 +50,9 @@ class Request(BaseModel):
     width: int = bounded("width")
     height: int = bounded("height")
     strength: float = bounded("strength", 1.0)
+    only_masked: bool = False
+    padding: int = bounded("padding", 32)
+    tiles: bool = False
     scheduler: str
     sampler: str
     eta: float = bounded("eta")
@@ -99,13 +102,20 @@ class Job:
     parents: tuple[Any, ...] = ()  # for each picture the `Result`, of one, that its image is of, or None
     control: tuple[Image, ...] = ()  # at the request's size, one for each of the request's `control`
     reference: tuple[Image, ...] = ()  # of any size, one for each of the request's `reference`
+    places: tuple[int, ...] = ()  # of its pictures in the call, where lists of options make several jobs
     commercial: bool = False  # whether licences had to allow that
 
     request = cast(Request, property(attrgetter("plan.request")))
 
     def only(self, pictures: Sequence[int]) -> Job:
         """Return the job of some of its pictures, by their places in it."""
-        lists = {"prompts": self.prompts, "images": self.images, "masks": self.masks, "parents": self.parents}
+        lists = {
+            "prompts": self.prompts,
+            "images": self.images,
+            "masks": self.masks,
+            "parents": self.parents,
+            "places": self.places,
+        }
         selected: dict[str, Any] = {
             name: tuple(items[i] for i in pictures) for name, items in lists.items() if items
         }
