@@ -76,7 +76,7 @@ def test_the_output_is_checked_before_the_work(
     monkeypatch.chdir(tmp_path)
     Path("owl-1.png").touch()
     with testing.fake() as engine:
-        for output, count in (("owl.jpg", "1"), ("no/owl.png", "1"), ("owl.png", "2")):
+        for output, count in (("owl.gif", "1"), ("no/owl.png", "1"), ("owl.png", "2")):
             code, _, err = run(capsys, "generate", PROMPT, "--count", count, "-o", output)
             assert code == 73
             assert err.count("\n") == 1

@@ -26,6 +26,7 @@ FLOORS = (
     "torch_state", "devices", "denoiser", "tiles", "architectures",  # matter, torch
     "runtimes", "codec", "loading", "addons",
     "upscaling", "metadata", "workflow", "result", "saved", "loop", "engine_base", "engine", "api",  # running
+    "reproduction",
     "testing", "checking", "__init__",  # doors
     "train", "evaluation",  # annexes
     "cli", "__main__",
@@ -47,10 +48,11 @@ SMALL = {
     "architectures/sdxl.py", "architectures/sd.py",  # one small table each
     "evaluation/measures.py", "train/outputs.py",
     "catalog/runtimes.py",
+    "metadata/xmp.py",  # one packet
     "cli/inspect.py",  # three commands that ask and print
 }  # fmt: skip
 # Public calls name every choice: an editor completes from them.
-MANY_PARAMETERS = {"generate", "load", "check", "refine", "inpaint", "_step_to_level"}
+MANY_PARAMETERS = {"generate", "load", "save", "check", "refine", "inpaint", "_step_to_level"}
 
 
 def module(path: Path) -> str:

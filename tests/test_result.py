@@ -152,6 +152,7 @@ def test_a_failure_leaves_nothing_behind(
             self.flush()
             raise error
 
+    single.facts()  # what it looks up once, it has
     monkeypatch.setattr(Path, "open", lambda path, mode: Half(io.FileIO(path, mode.removesuffix("b"))))
     expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match=r"fox\.png' cannot be written: No space|^$"):
@@ -159,10 +160,12 @@ def test_a_failure_leaves_nothing_behind(
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["fox", "fox.jpg", "fox.png.exe", "", ".", "..", ".png", "folder/"])
-def test_only_png(name: str, single: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["fox", "fox.gif", "fox.png.exe", "", ".", "..", ".png", "folder/"])
+def test_only_three_formats(
+    name: str, single: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputError, match=r"saved as PNG; type '.+\.png'"):
+    with pytest.raises(OutputError, match=r"saved as PNG, JPEG or WebP; type '.+\.png'"):
         single.save(name)
     assert names(tmp_path) == []
 

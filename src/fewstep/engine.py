@@ -37,6 +37,7 @@ from fewstep.errors import (
 from fewstep.loading import from_pipe
 from fewstep.loading.footprint import measure_model
 from fewstep.loading.parts import Parts, count_bytes, load_parts
+from fewstep.loading.used_weights import weights_of_call
 from fewstep.loop import Call, Networks, Step
 from fewstep.progress import Notify, Progress, show_progress
 from fewstep.prompts import Embedding
@@ -132,7 +133,8 @@ class Engine(EngineBase[Step]):
         failures = [picture for picture in pictures if isinstance(picture, Failure)]
         images = {i: picture for i, picture in enumerate(pictures) if isinstance(picture, Image.Image)}
         licence = parts.licence
-        if job.request.loras or job.control or job.reference:
+        addons = bool(job.request.loras or job.control or job.reference)
+        if addons:
             licence = join_licences((licence, *licences_of_call(job.request).values()))
         result = Result(
             images=tuple(images.values()),
@@ -147,6 +149,9 @@ class Engine(EngineBase[Step]):
             device=str(self.placement.device),
             precision=str(self.placement.dtype).removeprefix("torch."),
             runtime=runtime,
+            processor=devices.processor_name(self.placement.device),
+            threads=torch.get_num_threads(),
+            weights=(*parts.weights, *weights_of_call(job.request)) if addons else parts.weights,
             places=tuple(images) if failures else (),
         )
         if failures:

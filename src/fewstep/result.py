@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,14 +14,15 @@ from typing import Any, BinaryIO, overload
 
 from PIL import Image
 
-from fewstep import metadata
 from fewstep.errors import OutputError
+from fewstep.files.checksums import UsedWeights
 from fewstep.files.output import write_file
-from fewstep.images import FACTS_KEY
+from fewstep.images import FACTS_KEY, PATH_KEY
 from fewstep.images.sheet import html_sheet
+from fewstep.metadata import MAX_EMBEDDED, encode, make_encoding, output_paths, pack_pictures
 from fewstep.request import Job, Plan
 from fewstep.request.call import call_keywords, parent_facts
-from fewstep.request.schema import EngineKey
+from fewstep.request.schema import EngineKey, fingerprint
 from fewstep.workflow import Workflow
 
 COMPUTING = ("fewstep", "torch", "diffusers", "transformers")  # packages whose releases may change a picture
@@ -43,6 +45,9 @@ class Result(Workflow["Result"]):
     device: str
     precision: str
     runtime: str = "eager"  # how the networks were run
+    processor: str = ""  # what computed
+    threads: int = 0  # that torch had on the CPU
+    weights: tuple[UsedWeights, ...] = ()  # the files that were read; hashed when facts are asked for
     revision: str = ""  # the commit on the hub that the model came from; "" for what is not from there
     places: tuple[int, ...] = ()  # of these pictures in their call, where others of it failed
 
@@ -133,46 +138,97 @@ class Result(Workflow["Result"]):
             f"steps {request.steps}, seeds {list(self.seeds)}, {self.timings['total']:.2f} s>"
         )
 
-    def save(self, path: str | os.PathLike[str] | BinaryIO, *, overwrite: bool = False) -> list[Path]:
-        """Write the pictures as PNG; returns the paths.
+    def save(  # noqa: PLR0913  the public call names every choice
+        self,
+        path: str | os.PathLike[str] | BinaryIO,
+        *,
+        overwrite: bool = False,
+        format: str | None = None,
+        quality: int | None = None,
+        metadata: bool = True,
+        prompts: bool = True,
+        embed: bool | None = None,
+    ) -> list[Path]:
+        """Write the pictures as PNG, JPEG or WebP, by the ending or `format`; returns the paths.
 
         One picture goes to `path`, those of a call of several to `path` with their place, -0, -1, ...,
         before its ending. How each was made is written into it. A file appears whole or not at all; one that
         exists stays, with `OutputError`, unless `overwrite`. An open binary file takes one picture.
+
+        The other options are those of `bytes`.
         """
+        saving: dict[str, Any] = {
+            "quality": quality, "metadata": metadata, "prompts": prompts, "embed": embed,
+        }  # fmt: skip
         if not isinstance(path, str | os.PathLike):
-            self._write_to(path)
+            self._write_to(path, format, saving)
             return []
         places = self.places or (range(len(self)) if len(self) > 1 else ())
-        paths = metadata.output_paths(path, places, overwrite=overwrite)
+        paths = output_paths(path, places, overwrite=overwrite, format=format)
+        chosen = make_encoding(format, quality, path=paths[0]).format
         for index, target in enumerate(paths):
-            write_file(target, self.png(index), overwrite=overwrite)
+            write_file(target, self.bytes(index, chosen, **saving), overwrite=overwrite)
         return paths
 
-    def _write_to(self, file: BinaryIO) -> None:
+    def _write_to(self, file: BinaryIO, format: str | None, saving: Mapping[str, Any]) -> None:
         """Write the only picture to an open file."""
         if not hasattr(file, "write"):
             raise OutputError(f"{file!r:.80} is no path: type 'picture.png'")
         if len(self) != 1:
-            raise OutputError(
-                f"an open file takes one picture, not {len(self)}: write result.png(0), result.png(1), ..."
-            )
+            raise OutputError(f"an open file takes one picture, not {len(self)}: write result.bytes(0), ...")
+        content = self.bytes(0, format, **saving)
         try:
-            file.write(self.png())
+            file.write(content)
         except TypeError:
             raise OutputError(f"{file!r:.80} takes text: open it as binary, 'wb'") from None
         except (OSError, ValueError) as error:
             raise OutputError(f"{file!r:.80} cannot be written: {error}") from error
 
-    def png(self, index: int = 0) -> bytes:
+    def png(self, index: int = 0) -> builtins.bytes:
         """Return picture `index` as a PNG file, with how it was made: what `save` writes."""
-        return metadata.encode(self.images[index], self.facts(index), edited=self.edited)
+        return self.bytes(index)
+
+    def bytes(
+        self,
+        index: int = 0,
+        format: str | None = "png",
+        *,
+        quality: int | None = None,
+        metadata: bool = True,
+        prompts: bool = True,
+        embed: bool | None = None,
+    ) -> builtins.bytes:
+        """Return picture `index` as a file's bytes: "png", "jpeg" or "webp", with how it was made.
+
+        quality: of JPEG (95 where not given) and WebP (90; at 100 it keeps every bit), from 1 to 100.
+        metadata: False leaves out how it was made; the mark that a model made it stays.
+        prompts: False leaves the prompts out of that.
+        embed: whether given pictures are put into the file, without loss, so that it can be drawn again from
+            it alone; None puts those in that came from memory, up to 4 MiB.
+        """
+        encoding = make_encoding(format, quality, metadata, prompts)
+        facts = self.facts(index) if encoding.metadata else {}
+        given = self._given(index, embed) if encoding.metadata else b""
+        return encode(self.images[index], facts, edited=self.edited, encoding=encoding, given=given)
+
+    def _given(self, index: int, embed: bool | None) -> builtins.bytes:
+        """Return the pictures to put into a file: all, none or, where `embed` is None, those from memory."""
+        pictures = self.job_of(index).given_pictures() if embed is not False else {}
+        if embed is None:
+            pictures = {
+                name: images
+                for name, images in pictures.items()
+                if not all(image.info.get(PATH_KEY) for image in images)
+            }
+        return pack_pictures(pictures, MAX_EMBEDDED if embed is None else None)
 
     def facts(self, index: int = 0) -> dict[str, object]:
         """Return how picture `index` was made, as plain data that equals its own JSON.
 
         All that was typed is in it, LoRAs with their weights too; of given pictures (`sources`) the SHA-256,
-        which tells whether one in hand is the same; of files their places; `versions` of what computed.
+        which tells whether one in hand is the same, and where they were (`pictures`); of files their places,
+        and the SHA-256 of `weights`, a second for a gigabyte where nobody asked before;
+        `versions`, `processor` and `threads` of what computed; of the picture itself (`pixels`) the SHA-256.
         """
         job, options = self.job_of(index), self.engine_key.options
         return {
@@ -189,6 +245,11 @@ class Result(Workflow["Result"]):
             "runtime": self.runtime,
             "sources": job.source_hashes(),
             "parents": parent_facts(job),
+            "pictures": _picture_paths(job),
+            "weights": [weights.to_dict() for weights in self.weights],
+            "pixels": fingerprint(self.images[index]),
+            "processor": self.processor,
+            "threads": self.threads,
             "versions": _versions(),
         }
 
@@ -228,7 +289,7 @@ class Result(Workflow["Result"]):
 
     def _repr_html_(self) -> str:
         """Return the notebook's view: the sheet, prompt and seed on hover."""
-        files = [self.png(index) for index in range(len(self))]
+        files = [self.bytes(index, metadata=False) for index in range(len(self))]
         titles = [f"{prompt} (seed {seed})" for prompt, seed in zip(self.prompts, self.seeds, strict=True)]
         return html_sheet(files, self.labels, titles)
 
@@ -247,6 +308,15 @@ def join_results(results: Sequence[Result]) -> Result:
         warnings=tuple(dict.fromkeys(sentence for result in results for sentence in result.warnings)),
     )
     return joined.only(sorted(range(len(places)), key=places.__getitem__))
+
+
+def _picture_paths(job: Job) -> dict[str, list[str]]:
+    """Return where given pictures came from, by option, "" for one from memory; without those options."""
+    paths = {
+        name: [str(image.info.get(PATH_KEY, "")) for image in images]
+        for name, images in job.given_pictures().items()
+    }
+    return {name: listed for name, listed in paths.items() if any(listed)}
 
 
 def _versions() -> dict[str, str]:

@@ -20,10 +20,13 @@ from fewstep.cli.inspect import add_inspections
 from fewstep.cli.models import add_models
 from fewstep.cli.modes import add_modes
 from fewstep.cli.refine import add_refinements
+from fewstep.cli.replay import add_replay
 from fewstep.cli.streams import flush_stdout
 from fewstep.cli.train import add_train
 
-COMMANDS = (add_generate, add_refinements, add_modes, add_models, add_inspections, add_train, add_evaluate)
+COMMANDS = (
+    add_generate, add_refinements, add_modes, add_models, add_replay, add_inspections, add_train, add_evaluate,
+)  # fmt: skip
 
 
 def run_words(words: Sequence[str]) -> int:

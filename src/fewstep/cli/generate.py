@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import fewstep
 from fewstep.cli.arguments import NOT_GIVEN, GuideAction, add_command, number, whole_number, with_weight
-from fewstep.cli.saving import check_output, save_or_rescue
+from fewstep.cli.saving import add_saving_options, check_output, save_or_rescue, saving_options
 from fewstep.cli.streams import report_of_work, tell
 from fewstep.errors import GenerationError
 from fewstep.request.options import OPTIONS, File, Guide
@@ -36,10 +36,7 @@ def add_generate(commands: Any) -> None:
     """Add both commands."""
     generate = add_command(commands, "generate", _run_generate, "make pictures")
     _add_options(generate)
-    generate.add_argument(
-        "-o", "--output", default="fewstep.png", help="PNG to write, - for stdout (fewstep.png)"
-    )
-    generate.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    add_saving_options(generate)
     generate.add_argument("-q", "--quiet", action="store_true", help="print nothing on success")
 
     plan = add_command(commands, "plan", _run_plan, "show what would run; loads no weights")
@@ -84,6 +81,8 @@ def _run_generate(arguments: argparse.Namespace) -> int:
         arguments.output,
         fewstep.plan(arguments.prompt, **_given_options(arguments)),
         overwrite=arguments.overwrite,
+        format=arguments.format,
+        quality=arguments.quality,
     )
     try:
         result = fewstep.generate(arguments.prompt, **_given_options(arguments))
@@ -97,7 +96,9 @@ def _run_generate(arguments: argparse.Namespace) -> int:
 
 def _report(result: Result, arguments: argparse.Namespace) -> None:
     """Write the pictures, and say where."""
-    paths = save_or_rescue(result, arguments.output, overwrite=arguments.overwrite)
+    paths = save_or_rescue(
+        result, arguments.output, overwrite=arguments.overwrite, **saving_options(arguments)
+    )
     with report_of_work():
         for warning in result.warnings:
             tell(f"fewstep: warning: {warning}")

@@ -168,6 +168,14 @@ def cpu_name(root: Path) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+@cache
+def processor_name(device: torch.device) -> str:
+    """Return what computes: the GPU, or the CPU and the instructions that torch uses of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_name(Path('/'))}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def cores(root: Path) -> int:
     """Cores that this process may use: its affinity, within the container's quota rounded up."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,10 +6,10 @@ IP-Adapters, and those to train on. What they cannot keep, or had to guess, they
 
 from fewstep.images.arrays import Array, byte_tensor, image_to_tensor, mask_to_tensor
 from fewstep.images.decode import FORMATS, MAX_PIXELS, SUFFIXES, OpenedImage
-from fewstep.images.opening import open_image, open_mask
+from fewstep.images.opening import PATH_KEY, open_image, open_mask
 from fewstep.images.pixel_modes import FACTS_KEY
 
 __all__ = [
-    "FACTS_KEY", "FORMATS", "MAX_PIXELS", "SUFFIXES", "Array", "OpenedImage", "byte_tensor",
+    "FACTS_KEY", "FORMATS", "MAX_PIXELS", "PATH_KEY", "SUFFIXES", "Array", "OpenedImage", "byte_tensor",
     "image_to_tensor", "mask_to_tensor", "open_image", "open_mask",
 ]  # fmt: skip

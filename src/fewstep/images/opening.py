@@ -15,6 +15,7 @@ from fewstep.images.arrays import Array, image_from_array
 from fewstep.images.decode import MAX_BYTES, OpenedImage, decode_image, load_image
 from fewstep.images.pixel_modes import to_mask, to_rgb
 
+PATH_KEY = "path"  # of `.info` of an opened picture: where it came from, as it was given; none is from memory
 WELCOME = "give a path or a PIL image, a file's bytes or a file open in 'rb', a numpy array or a tensor"
 
 
@@ -28,14 +29,21 @@ def open_image(source: object, name: str) -> OpenedImage:
     """
     image, notes = _open(source, name, mask=False)
     rgb, mode_notes = to_rgb(image, name)
-    return OpenedImage(rgb, notes + mode_notes)
+    return OpenedImage(_with_path(rgb, source), notes + mode_notes)
 
 
 def open_mask(source: object, name: str = "mask") -> OpenedImage:
     """Return a mask as L, white where the picture is to be made anew; otherwise as `open_image`."""
     image, notes = _open(source, name, mask=True)
     grey, mode_notes = to_mask(image, name)
-    return OpenedImage(grey, notes + mode_notes)
+    return OpenedImage(_with_path(grey, source), notes + mode_notes)
+
+
+def _with_path(image: Image.Image, source: object) -> Image.Image:
+    """Return the image, which is nobody else's, with where it came from."""
+    if isinstance(source, str | os.PathLike):
+        image.info[PATH_KEY] = str(source)
+    return image
 
 
 def _open(source: Any, name: str, *, mask: bool) -> OpenedImage:

@@ -29,10 +29,12 @@ from fewstep.catalog.noise import noise_for
 from fewstep.devices import Placement
 from fewstep.errors import CorruptModelError, ModelError
 from fewstep.files import config
+from fewstep.files.checksums import UsedWeights, remember, used_file
 from fewstep.files.noise import Noise
 from fewstep.loading import single_file, textual_inversion
 from fewstep.loading.build import Blueprint, ModelBlueprint, build_network, import_libraries
 from fewstep.loading.folder import read_folder, read_network
+from fewstep.loading.used_weights import weights_of_adapter, weights_of_engine
 from fewstep.noise_process import NoiseProcess
 from fewstep.recipe import Recipe, Weights
 from fewstep.request.schema import EngineKey
@@ -52,6 +54,7 @@ class Parts:
     accelerator: tuple[str, float] | None = None  # the mode's own LoRA and its weight
     licence: str = "unknown"  # of all that was loaded
     revision: str = ""  # the commit that the model came from; "" is none, or not known
+    weights: tuple[UsedWeights, ...] = ()  # files that all this came from; none of a pipeline's
 
     @property
     def process(self) -> NoiseProcess:
@@ -92,18 +95,23 @@ def load_parts(model: Model, recipe: Recipe, key: EngineKey, placement: Placemen
         overrides = (key.options["prediction"], key.file("accelerator") != "")
         noise = noise_for(replace(model, noise=blueprint.noise), recipe, weights, *overrides)
         parts = _build_parts(blueprint, noise, placement, key.embeddings)
-    adapter = None
+        parts = replace(parts, weights=weights_of_engine(model, weights, key, blueprint, root))
     if weights is not None and attach == "adapter":
-        weight = key.options["accelerator_weight"]
-        adapter = (str(_mode_lora(weights, root)), weights.scale if weight is None else weight)
+        parts = _with_adapter(parts, weights, root, key.options["accelerator_weight"])
     return replace(
         parts,
-        accelerator=adapter,
         licence=licences.join_licences(
             mode_weights.licences_of_mode(model, recipe, weights, key.embeddings, key.file("vae")).values()
         ),
         revision=hub.revision_in_path(root),
     )
+
+
+def _with_adapter(parts: Parts, weights: Weights, root: Path, weight: float | None) -> Parts:
+    """Return the parts with the mode's own LoRA to be put on, at this weight or its usual one."""
+    path, scale = _mode_lora(weights, root), weights.scale if weight is None else weight
+    used = (*parts.weights, weights_of_adapter(weights.source, path, scale))
+    return replace(parts, accelerator=(str(path), scale), weights=used)
 
 
 def _build_parts(
@@ -165,6 +173,7 @@ def verify_checksums(folder: Path) -> None:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise CorruptModelError(f"{path} is damaged (its sha256 differs): install fewstep again")
+            remember(used_file(path), digest)
 
 
 def _model_root(source: str, revision: str, architecture: ArchitectureInfo) -> Path:

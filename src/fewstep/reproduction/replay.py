@@ -1,0 +1,99 @@
+"""`replay`: a saved picture is drawn again from its own file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep import api
+from fewstep.errors import RequestError
+from fewstep.images import open_image
+from fewstep.metadata import Record, read_record
+from fewstep.reproduction.calls import call_of_facts, check_facts
+from fewstep.reproduction.comparison import Compared, compare_pictures
+from fewstep.reproduction.foreign import call_of_foreign
+from fewstep.reproduction.places import Places
+from fewstep.request.engine_choice import split_options
+from fewstep.result import Result
+
+if TYPE_CHECKING:
+    from fewstep.engine_base import EngineBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay(Result):
+    """A picture drawn again: a `Result`, and how it compares with the saved one."""
+
+    path: Path  # of the saved one
+    compared: Compared
+
+    def __repr__(self) -> str:
+        return f"<fewstep.Replay of {str(self.path)!r}: {self.compared}>"
+
+
+def replay(
+    path: str | os.PathLike[str],
+    *,
+    search: Sequence[str | os.PathLike[str]] = (),
+    engine: EngineBase[Any] | None = None,
+    **options: Any,
+) -> Replay:
+    """Draw a saved picture again from its own file, and compare the two.
+
+    search: folders to look in for weights and pictures that are neither where they were nor beside the file.
+    engine: what to draw with, in place of one loaded as the file says.
+    options: of `fewstep.generate`, in place of the file's: model=, image=, prompt= where it has none.
+
+    `compared` says whether it came out the same, and what of its making is not as it was. Raises
+    `RequestError` for what says nothing, and where something is missing: it names all, with hashes.
+    """
+    record = read_record(path)
+    if not record.facts:
+        advice = ""
+        if find_spec("sd_parsers") is None:
+            advice = (
+                "; pictures of ComfyUI, InvokeAI, NovelAI and Fooocus need pip install 'fewstep[metadata]'"
+            )
+        raise RequestError(f"{str(path)!r} does not say how it was made{advice}")
+    places = Places(path=Path(path), given=record.given, search=tuple(map(Path, search)))
+    doubts: tuple[str, ...] = ()
+    if record.ours:
+        check_facts(record.facts, path)
+        call = call_of_facts(record.facts, places, options) | _device(record, options)
+    else:
+        call, doubts = call_of_foreign(record.facts, places, options)
+    result = _draw({name: value for name, value in call.items() if value is not None}, engine)
+    saved = open_image(path, "picture").image
+    compared = compare_pictures(result[0], saved, record, result.facts(0), doubts)
+    return Replay(
+        **{field.name: getattr(result, field.name) for field in fields(Result)},
+        path=Path(path),
+        compared=compared,
+    )
+
+
+def _draw(call: dict[str, Any], engine: EngineBase[Any] | None) -> Result:
+    prompt, steps, mode = call.pop("prompt"), call.pop("steps", None), call.pop("mode", None)
+    if engine is None:
+        return api.generate(prompt, steps, mode, **call)
+    return engine.generate(prompt, steps, **split_options(call)[1])
+
+
+def _device(record: Record, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the device that the picture was drawn on, where this machine has it."""
+    kind = str(record.facts.get("device", "")).partition(":")[0]
+    if "device" in options:
+        return {}
+    if kind == "cpu":
+        return {"device": "cpu"}
+    import torch
+
+    if (kind == "cuda" and torch.cuda.is_available()) or (
+        kind == "mps" and torch.backends.mps.is_available()
+    ):
+        return {"device": kind}
+    return {}
