@@ -19,7 +19,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # Imports go down only: files and folders of the package, from the ground up.
 FLOORS = (
-    "errors", "cancel", "progress", "values", "noise_process",
+    "errors", "cancel", "streaming", "progress", "values", "noise_process",
     "files",  # untrusted bytes
     "schedulers", "samplers", "recipe", "prompts", "images",
     "catalog", "modes", "inspection", "request",  # words

@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fewstep.api import agenerate, generate, load, plan, unload
+    from fewstep.api import agenerate, astream, generate, load, plan, stream, unload
     from fewstep.cancel import CancelToken
     from fewstep.checking import Finding, Report, check
     from fewstep.engine import Engine
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from fewstep.request import Plan, Request
     from fewstep.result import Result
     from fewstep.schedulers import Schedule
+    from fewstep.streaming import Stream
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "fewstep.api": ("agenerate", "generate", "load", "plan", "unload"),
+    "fewstep.api": ("agenerate", "astream", "generate", "load", "plan", "stream", "unload"),
     "fewstep.cancel": ("CancelToken",),
     "fewstep.checking": ("Finding", "Report", "check"),
     "fewstep.engine": ("Engine",),
@@ -56,6 +57,7 @@ _HOMES = {
     "fewstep.request": ("Plan", "Request"),
     "fewstep.result": ("Result",),
     "fewstep.schedulers": ("Schedule",),
+    "fewstep.streaming": ("Stream",),
 }  # fmt: skip
 # Modules that are used as such: `fewstep.metadata.read` works after `import fewstep` alone.
 _MODULES = (
@@ -90,13 +92,16 @@ __all__ = [
     "Schedule",
     "Step",
     "Steps",
+    "Stream",
     "Weights",
     "agenerate",
+    "astream",
     "check",
     "generate",
     "inspect",
     "load",
     "plan",
+    "stream",
     "unload",
 ]
 

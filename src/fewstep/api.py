@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +25,11 @@ from fewstep.request.engine_choice import (
 )
 from fewstep.request.options import OPTIONS, EngineOptions, GenerateOptions, Guide, Pictures
 from fewstep.request.schema import EngineKey
+from fewstep.streaming import Stream, stream_in_thread
 
 if TYPE_CHECKING:
     from fewstep.engine import Engine
+    from fewstep.loop import Step
     from fewstep.progress import Progress
     from fewstep.prompts import Embedding
     from fewstep.result import Result
@@ -163,6 +165,46 @@ async def agenerate(
         return replace(result, warnings=(*result.warnings, *notes)) if notes else result
 
     return await run_in_thread(call, cancel)
+
+
+def stream(
+    prompt: Prompts,
+    steps: int | None = None,
+    mode: str | None = None,
+    *,
+    cancel: CancelToken | None = None,
+    **options: Unpack[GenerateOptions],
+) -> Stream[Step, Result]:
+    """Yield each step as it happens, as `Engine.stream`, with the arguments of `generate` and its engine."""
+    ready, job = _prepare(prompt, steps, mode, options)
+    engine, notes = ready()
+    return Stream(_with_notes(engine.stream_job(job, cancel), notes))
+
+
+def astream(
+    prompt: Prompts,
+    steps: int | None = None,
+    mode: str | None = None,
+    *,
+    cancel: CancelToken | None = None,
+    **options: Unpack[GenerateOptions],
+) -> AsyncGenerator[Step | Result, None]:
+    """Yield each step, then the result, as `Engine.astream`, with the arguments of `generate`."""
+    ready, job = _prepare(prompt, steps, mode, options)
+
+    def start(token: CancelToken) -> Generator[Step, None, Result]:
+        engine, notes = ready()
+        return _with_notes(engine.stream_job(job, token), notes)
+
+    return stream_in_thread(start, cancel)
+
+
+def _with_notes(
+    steps: Generator[Step, None, Result], notes: tuple[str, ...]
+) -> Generator[Step, None, Result]:
+    """Yield the steps of a job, and return its result with what is to be said of its engine."""
+    result = yield from steps
+    return replace(result, warnings=(*result.warnings, *notes)) if notes else result
 
 
 def load(  # noqa: PLR0913  as `generate`

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -12,6 +12,7 @@ from weakref import ref
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from fewstep import devices, loop
 from fewstep.addons.cache import AddonCache
@@ -51,6 +52,7 @@ from fewstep.torch_state import FreshTorchState
 _log = logging.getLogger("fewstep")
 _run_steps = FreshTorchState()(loop.run_steps)
 _decode_pictures = FreshTorchState()(loop.decode_pictures)
+_NEVER = CancelToken()  # of calls that nobody stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,19 @@ class _Loaded:
     networks: dict[str, Networks]  # by runtime: those that calls so far ran on
     loras: EngineLoras
     addons: AddonCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawing:
+    """A call under way, and what its result says of the engine, which may be closed meanwhile."""
+
+    choice: EngineChoice
+    placement: Placement
+    parts: Parts
+    networks: Networks
+    call: Call
+    redraw: Redraw
+    notes: dict[str, None]  # in order, each sentence once
 
 
 class Engine(EngineBase[Step]):
@@ -106,74 +121,24 @@ class Engine(EngineBase[Step]):
             return loaded.parts.text.embed(prompt)
 
     def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
-        started = time.perf_counter()
-        loaded, notes = self._loaded, dict[str, None]()  # in order, each sentence once
-        networks, call = self._call(loaded, job, cancel, notes.setdefault)
+        started, notes = time.perf_counter(), dict[str, None]()
+        drawing = self._drawing(job, cancel, notes, notes.setdefault)
         with show_progress(progress, job.request.steps) as report_step:
-            for step in _run_steps(networks, call):
+            for step in _run_steps(drawing.networks, drawing.call):
                 report_step(step)
-        stepped = time.perf_counter()
-        pictures = _decode_pictures(networks, call, step.latents)
-        ended = time.perf_counter()
-        timings = {"steps": stepped - started, "decode": ended - stepped, "total": ended - started}
-        return self._make_result(
-            loaded.parts, networks.runtime, job, pictures, timings, (*job.plan.warnings, *notes)
-        )
+        return _finish(drawing, step.latents, time.perf_counter() - started)
 
-    def _make_result(
-        self,
-        parts: Parts,
-        runtime: str,
-        job: Job,
-        pictures: Sequence[Image.Image | Failure],
-        timings: Mapping[str, float],
-        warnings: tuple[str, ...],
-    ) -> Result:
-        """Return the pictures that came out; raises `GenerationError` where any did not."""
-        failures = [picture for picture in pictures if isinstance(picture, Failure)]
-        images = {i: picture for i, picture in enumerate(pictures) if isinstance(picture, Image.Image)}
-        licence = parts.licence
-        addons = bool(job.request.loras or job.control or job.reference)
-        if addons:
-            licence = join_licences((licence, *licences_of_call(job.request).values()))
-        result = Result(
-            images=tuple(images.values()),
-            jobs=(job.only([*images]) if failures else job,),
-            engine_key=self.choice.key,
-            redraw=Redraw(engine=ref(self), door=self.door),
-            timings=timings,
-            warnings=warnings,
-            model=self.choice.model.source,
-            licence=licence,
-            revision=parts.revision,
-            device=str(self.placement.device),
-            precision=str(self.placement.dtype).removeprefix("torch."),
-            runtime=runtime,
-            processor=devices.processor_name(self.placement.device),
-            threads=torch.get_num_threads(),
-            weights=(*parts.weights, *weights_of_call(job.request)) if addons else parts.weights,
-            places=tuple(images) if failures else (),
-        )
-        if failures:
-            out_of_memory = not images and all(failure.memory for failure in failures)
-            error_class = DeviceMemoryError if out_of_memory else GenerationError
-            message = self._failure_message(failures, len(images))
-            raise error_class(message, failures, result if images else None)
-        return result
+    def stream_job(self, job: Job, cancel: CancelToken | None = None) -> Generator[Step, None, Result]:
+        notes = dict[str, None]()
 
-    def _failure_message(self, failures: Sequence[Failure], survivors: int) -> str:
-        """Return one line for all pictures that failed."""
-        failed = ", ".join(f"picture {f.picture} (seed {f.seed})" for f in failures)
-        if failures[0].memory:
-            advice = ""  # the reason has it
-        elif self.placement.dtype == self.placement.vae_dtype == torch.float32:
-            advice = "; this is fp32 already: try another seed, or another model"
-        else:
-            advice = "; try precision='fp32'"
-        survivors_note = (
-            f"; the other {survivors} of this call are in the error's survivors" if survivors else ""
-        )
-        return f"{failed}: {failures[0].reason}{advice}{survivors_note}"
+        def notify(sentence: str) -> None:
+            notes.setdefault(sentence)
+            _log.warning(sentence)
+
+        drawing = self._drawing(job, cancel, notes, notify)
+        for sentence in job.plan.warnings:
+            _log.warning(sentence)
+        return _stream(drawing)
 
     def close(self) -> None:
         self._state, self.closed = None, True
@@ -190,19 +155,14 @@ class Engine(EngineBase[Step]):
             raise FewstepError("this engine is closed: load another with fewstep.load()")
         return self._state
 
-    def _stream(self, job: Job, cancel: CancelToken | None) -> Iterator[Step]:
-        networks, call = self._call(self._loaded, job, cancel, _log.warning)
-        for sentence in job.plan.warnings:
-            _log.warning(sentence)
-        return _run_steps(networks, call)
-
     @FreshTorchState()
-    def _call(
-        self, loaded: _Loaded, job: Job, cancel: CancelToken | None, notify: Notify
-    ) -> tuple[Networks, Call]:
-        """Return what a job runs on, and it under way; what of its prompts is not read is refused or said."""
+    def _drawing(
+        self, job: Job, cancel: CancelToken | None, notes: dict[str, None], notify: Notify
+    ) -> _Drawing:
+        """Return a job under way; what of its prompts is not read is refused or said."""
         if not isinstance(cancel, CancelToken | None):
             raise RequestError(f"cancel={cancel!r}: give a fewstep.CancelToken()")
+        loaded = self._loaded
         for sentence in loaded.parts.text.check((*job.prompts, job.negative), job.request.long_prompt):
             notify(sentence)
         loras, networks = job.request.loras, loaded.networks[self._runtime.name]
@@ -216,14 +176,22 @@ class Engine(EngineBase[Step]):
         call = Call(
             job=job,
             recipe=self.choice.recipe,
-            token=CancelToken() if cancel is None else cancel,
+            token=_NEVER if cancel is None else cancel,
             apply_loras=partial(loaded.loras.apply, loaded.loras.read(loras) if loras else ()),
             restore=loaded.loras.restore,
             notify=notify,
             controls=controls,
             references=references,
         )
-        return networks, call
+        return _Drawing(
+            choice=self.choice,
+            placement=self.placement,
+            parts=loaded.parts,
+            networks=networks,
+            call=call,
+            redraw=Redraw(engine=ref(self), door=self.door),
+            notes=notes,
+        )
 
     def _networks_for_addons(self, loaded: _Loaded, job: Job, notify: Notify) -> Networks:
         """Return the parts on the engine's runtime, or on one that can run this call, and say so."""
@@ -235,6 +203,68 @@ class Engine(EngineBase[Step]):
         if runtime.name not in loaded.networks:
             loaded.networks[runtime.name] = _networks_on(runtime, loaded.parts, self.placement)
         return loaded.networks[runtime.name]
+
+
+def _stream(drawing: _Drawing) -> Generator[Step, None, Result]:
+    """Yield the steps of a call, and return its result; the time that the reader takes is not the call's."""
+    seconds, started = 0.0, time.perf_counter()
+    for step in _run_steps(drawing.networks, drawing.call):
+        seconds += time.perf_counter() - started
+        yield step
+        started = time.perf_counter()
+    return _finish(drawing, step.latents, seconds)
+
+
+def _finish(drawing: _Drawing, latents: Tensor, seconds: float) -> Result:
+    """Return the pictures of steps that took so long; raises `GenerationError` where any did not come out."""
+    started = time.perf_counter()
+    pictures = _decode_pictures(drawing.networks, drawing.call, latents)
+    decode = time.perf_counter() - started
+    failures = [picture for picture in pictures if isinstance(picture, Failure)]
+    images = {i: picture for i, picture in enumerate(pictures) if isinstance(picture, Image.Image)}
+    parts, job, placement = drawing.parts, drawing.call.job, drawing.placement
+    licence, weights = parts.licence, parts.weights
+    if job.request.loras or job.control or job.reference:
+        licence = join_licences((licence, *licences_of_call(job.request).values()))
+        weights = (*weights, *weights_of_call(job.request))
+    result = Result(
+        images=tuple(images.values()),
+        jobs=(job.only([*images]) if failures else job,),
+        engine_key=drawing.choice.key,
+        redraw=drawing.redraw,
+        timings={"steps": seconds, "decode": decode, "total": seconds + decode},
+        warnings=(*job.plan.warnings, *drawing.notes),
+        model=drawing.choice.model.source,
+        licence=licence,
+        revision=parts.revision,
+        device=str(placement.device),
+        precision=str(placement.dtype).removeprefix("torch."),
+        runtime=drawing.networks.runtime,
+        processor=devices.processor_name(placement.device),
+        threads=torch.get_num_threads(),
+        weights=weights,
+        places=tuple(images) if failures else (),
+    )
+    if failures:
+        raise _failure(failures, result, placement)
+    return result
+
+
+def _failure(failures: Sequence[Failure], result: Result, placement: Placement) -> GenerationError:
+    """Return the error of a call of which not all pictures came out, with those that did."""
+    out_of_memory = not len(result) and all(failure.memory for failure in failures)
+    error_class = DeviceMemoryError if out_of_memory else GenerationError
+    failed = ", ".join(f"picture {f.picture} (seed {f.seed})" for f in failures)
+    if failures[0].memory:
+        advice = ""  # the reason has it
+    elif placement.dtype == placement.vae_dtype == torch.float32:
+        advice = "; this is fp32 already: try another seed, or another model"
+    else:
+        advice = "; try precision='fp32'"
+    survivors = len(result)
+    note = f"; the other {survivors} of this call are in the error's survivors" if survivors else ""
+    message = f"{failed}: {failures[0].reason}{advice}{note}"
+    return error_class(message, failures, result if survivors else None)
 
 
 def _networks_on(info: RuntimeInfo, parts: Parts, placement: Placement) -> Networks:

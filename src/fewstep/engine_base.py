@@ -1,9 +1,9 @@
-"""`EngineBase`: what an engine offers, all of it in terms of `run` and `_stream`. No torch."""
+"""`EngineBase`: what an engine offers, all of it in terms of `run` and `stream_job`. No torch."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
@@ -15,6 +15,7 @@ from fewstep.errors import GenerationError, RequestError
 from fewstep.request import Job, PictureOptions, Plan, Prompts
 from fewstep.request.engine_choice import EngineChoice, resolve_call, split_options
 from fewstep.result import Result, join_results
+from fewstep.streaming import Stream, stream_in_thread
 
 if TYPE_CHECKING:
     from fewstep.catalog.models import Model
@@ -80,12 +81,34 @@ class EngineBase(ABC, Generic[S]):
         *,
         cancel: CancelToken | None = None,
         **options: Unpack[PictureOptions],
-    ) -> Iterator[S]:
-        """Yield each step as it happens; leaving the loop cancels. The request is checked at once.
+    ) -> Stream[S, Result]:
+        """Yield each step as it happens; at the end its `result` is there. The request is checked at once.
 
-        What `generate` would say in `result.warnings` goes to the logger "fewstep".
+            stream = engine.stream("a fox", steps=4)
+            for step in stream:
+                show(step.preview())
+            stream.result.save("fox.png")
+
+        Leaving the loop cancels. What the result's warnings say goes to the logger "fewstep" too.
         """
-        return self._stream(only_job(self._jobs(prompt, steps, options)), cancel)
+        job = only_job(self._jobs(prompt, steps, options))
+        return Stream(self.stream_job(job, cancel))
+
+    def astream(
+        self,
+        prompt: Prompts,
+        steps: int | None = None,
+        *,
+        cancel: CancelToken | None = None,
+        **options: Unpack[PictureOptions],
+    ) -> AsyncGenerator[S | Result, None]:
+        """Yield each step beside an event loop, then the `Result`. The request is checked at once.
+
+        Cancelling the task stops it at its next step. So does leaving the loop, for certain inside
+        `async with contextlib.aclosing(engine.astream(...)) as events`.
+        """
+        job = only_job(self._jobs(prompt, steps, options))
+        return stream_in_thread(lambda token: self.stream_job(job, token), cancel)
 
     def run_jobs(
         self, jobs: Sequence[Job], *, cancel: CancelToken | None = None, progress: Progress = None
@@ -117,8 +140,8 @@ class EngineBase(ABC, Generic[S]):
         """Refuse all later calls, and let go of the weights; calls still running keep them to their end."""
 
     @abstractmethod
-    def _stream(self, job: Job, cancel: CancelToken | None) -> Iterator[S]:
-        """Yield the steps of a job."""
+    def stream_job(self, job: Job, cancel: CancelToken | None = None) -> Generator[S, None, Result]:
+        """Yield the steps of a job, and return its result."""
 
     def _jobs(
         self, prompt: Prompts, steps: int | Sequence[int] | None, options: PictureOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from fewstep.request import Job, Request
 from fewstep.request.engine_choice import EngineChoice, choose_engine, licences_of_call, split_options
 from fewstep.request.options import EngineOptions
 from fewstep.result import Result
+from fewstep.streaming import Stream
 
 BLOCKS = 8  # of colour, each way
 
@@ -75,17 +76,38 @@ class FakeEngine(EngineBase[FakeStep]):
         return Embedding(tokens=no_tensor, pooled=no_tensor, text=prompt)
 
     def run(self, job: Job, *, cancel: CancelToken | None = None, progress: Progress = None) -> Result:
-        started = time.perf_counter()
+        steps = Stream(self.stream_job(job, cancel))
         with show_progress(progress, job.request.steps) as tell:
-            for step in self._stream(job, cancel):
+            for step in steps:
                 tell(step)
-        seconds = time.perf_counter() - started
+        return steps.result
+
+    def stream_job(self, job: Job, cancel: CancelToken | None = None) -> Generator[FakeStep, None, Result]:
+        if self.closed:
+            raise FewstepError("this engine is closed: load another with fewstep.load()")
+        self.requests.append(job.request)
+        return self._steps(job, CancelToken() if cancel is None else cancel)
+
+    def _steps(self, job: Job, token: CancelToken) -> Generator[FakeStep, None, Result]:
+        """The loop, stoppable where the real one is."""
+        started = time.perf_counter()
+        pictures = tuple(_hashed_picture(job, index) for index in range(len(job.request.seeds)))
+        for index, timestep in enumerate(job.plan.schedule.timesteps):
+            token.check()
+            time.sleep(self._delay)
+            if self._error is not None:
+                raise self._error
+            yield FakeStep(index=index, steps=job.request.steps, timestep=timestep, pictures=pictures)
+        token.check()
+        return self._result(job, pictures, time.perf_counter() - started)
+
+    def _result(self, job: Job, pictures: tuple[Image.Image, ...], seconds: float) -> Result:
         key, model, recipe = self.choice
         vae, accelerator = key.file("vae"), key.file("accelerator")
         weights = mode_weights.choose_weights(model, recipe, accelerator)
         weight_licences = mode_weights.licences_of_mode(model, recipe, weights, key.embeddings, vae)
         return Result(
-            images=step.pictures,
+            images=pictures,
             jobs=(job,),
             engine_key=key,
             redraw=Redraw(engine=ref(self), door=self.door),
@@ -101,12 +123,6 @@ class FakeEngine(EngineBase[FakeStep]):
     def close(self) -> None:
         self.closed = True
 
-    def _stream(self, job: Job, cancel: CancelToken | None) -> Iterator[FakeStep]:
-        if self.closed:
-            raise FewstepError("this engine is closed: load another with fewstep.load()")
-        self.requests.append(job.request)
-        return _fake_steps(job, CancelToken() if cancel is None else cancel, self._delay, self._error)
-
 
 @contextmanager
 def fake(*, error: BaseException | None = None, delay: float = 0.0) -> Iterator[FakeEngine]:
@@ -120,20 +136,6 @@ def fake(*, error: BaseException | None = None, delay: float = 0.0) -> Iterator[
 
     with engines_from(load):
         yield engine
-
-
-def _fake_steps(
-    job: Job, token: CancelToken, delay: float, error: BaseException | None
-) -> Iterator[FakeStep]:
-    """The loop, stoppable where the real one is."""
-    pictures = tuple(_hashed_picture(job, index) for index in range(len(job.request.seeds)))
-    for index, timestep in enumerate(job.plan.schedule.timesteps):
-        token.check()
-        time.sleep(delay)
-        if error is not None:
-            raise error
-        yield FakeStep(index=index, steps=job.request.steps, timestep=timestep, pictures=pictures)
-    token.check()
 
 
 def _hashed_picture(job: Job, index: int) -> Image.Image:
