@@ -27,14 +27,14 @@ FLOORS = (
     "runtimes", "codec", "loading", "addons",
     "upscaling", "metadata", "workflow", "result", "saved", "loop", "engine_base", "engine", "api",  # running
     "reproduction",
-    "testing", "checking", "__init__",  # doors
+    "testing", "checking", "comparison", "__init__",  # doors
     "train", "evaluation",  # annexes
     "cli", "__main__",
 )  # fmt: skip
 ANNEXES = {"train", "evaluation"}
 WITHOUT_TORCH = (
     *FLOORS[: FLOORS.index("torch_state")], "checking", "metadata", "workflow", "result", "saved", "testing",
-    "engine_base", "api",
+    "engine_base", "api", "comparison",
 )  # fmt: skip
 FORBIDDEN_CALLS = {"eval", "exec", "print", "input", "breakpoint"}
 FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
@@ -52,7 +52,7 @@ SMALL = {
     "cli/inspect.py",  # three commands that ask and print
 }  # fmt: skip
 # Public calls name every choice: an editor completes from them.
-MANY_PARAMETERS = {"generate", "load", "save", "check", "refine", "inpaint", "_step_to_level"}
+MANY_PARAMETERS = {"generate", "load", "save", "check", "compare", "refine", "inpaint", "_step_to_level"}
 
 
 def module(path: Path) -> str:

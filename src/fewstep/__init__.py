@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fewstep.api import agenerate, astream, generate, load, plan, stream, unload
     from fewstep.cancel import CancelToken
     from fewstep.checking import Finding, Report, check
+    from fewstep.comparison import Comparison, compare
     from fewstep.engine import Engine
     from fewstep.errors import (
         BackendError,
@@ -44,6 +45,7 @@ _HOMES = {
     "fewstep.api": ("agenerate", "astream", "generate", "load", "plan", "stream", "unload"),
     "fewstep.cancel": ("CancelToken",),
     "fewstep.checking": ("Finding", "Report", "check"),
+    "fewstep.comparison": ("Comparison", "compare"),
     "fewstep.engine": ("Engine",),
     "fewstep.errors": (
         "BackendError", "CorruptModelError", "DeviceMemoryError", "Failure", "FewstepError",
@@ -69,6 +71,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "BackendError",
     "CancelToken",
+    "Comparison",
     "CorruptModelError",
     "DeviceMemoryError",
     "Embedding",
@@ -97,6 +100,7 @@ __all__ = [
     "agenerate",
     "astream",
     "check",
+    "compare",
     "generate",
     "inspect",
     "load",

@@ -233,8 +233,16 @@ def load(  # noqa: PLR0913  as `generate`
     choice = choose_engine(mode, steps, options)
     if steps is not None:
         limits.check_steps(steps, choice.recipe)
-    engine: Engine = _engines.load(choice)
-    engine.commercial, engine.door = commercial, generate
+    engine: Engine = load_choice(choice)
+    engine.commercial = commercial
+    return engine
+
+
+def load_choice(choice: EngineChoice) -> Any:
+    """Return a new engine for a choice, beside the one that `generate` keeps."""
+    engine = _engines.load(choice)
+    engine.door = generate
+    return engine
     return engine
 
 

@@ -102,7 +102,7 @@ def test_loras_of_a_call_do_not_stay_on_the_pipe(make: Make, lora_file: Path, en
     else:
         stream = engine.stream("a red fox", 2, seed=1, loras=[lora_file])
         next(stream)
-        stream.close()  # type: ignore[attr-defined]  # it is a generator
+        stream.close()
     assert torch.equal(drawn(pipe), before)
 
 
@@ -127,7 +127,7 @@ def test_prompts_are_read_by_the_encoders_as_they_are(make: Make, worded: Path) 
     stream = other.stream("a red fox", 2, seed=1, loras=[worded])
     next(stream)
     assert fox(one) == plain
-    stream.close()  # type: ignore[attr-defined]  # it is a generator
+    stream.close()
     assert fox(other) == plain
     pipe.load_lora_weights(worded.parent, weight_name=worded.name)
     assert fox(one) == fox(Engine.from_pipe(pipe)) != plain
