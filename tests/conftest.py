@@ -28,7 +28,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import fewstep
-from fewstep import Engine
+from fewstep import Engine, api
+from fewstep.budget import CostStore
 from fewstep.train.bundled import vocabulary
 from fewstep.train.bundled.data import Caption
 
@@ -40,6 +41,12 @@ def pytest_collection_finish() -> None:
     """What is imported stays: without it in the way, each of many garbage collections takes a tenth."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def costs_in_memory() -> None:
+    """Nothing that is measured in a test is kept among the user's files."""
+    api._engines._costs = CostStore()
 
 
 SIDE = 96  # pixels: the size "trained at"

@@ -25,8 +25,8 @@ FLOORS = (
     "catalog", "modes", "inspection", "request",  # words
     "torch_state", "devices", "denoiser", "tiles", "architectures",  # matter, torch
     "runtimes", "codec", "loading", "addons",
-    "upscaling", "metadata", "workflow", "result", "saved", "loop", "engine_base", "engine", "api",  # running
-    "reproduction",
+    "upscaling", "metadata", "workflow", "result", "saved", "loop", "engine_base", "engine", "budget", "api",
+    "reproduction",  # running
     "testing", "checking", "comparison", "__init__",  # doors
     "train", "evaluation",  # annexes
     "cli", "__main__",
@@ -34,7 +34,7 @@ FLOORS = (
 ANNEXES = {"train", "evaluation"}
 WITHOUT_TORCH = (
     *FLOORS[: FLOORS.index("torch_state")], "checking", "metadata", "workflow", "result", "saved", "testing",
-    "engine_base", "api", "comparison",
+    "engine_base", "api", "budget", "comparison",
 )  # fmt: skip
 FORBIDDEN_CALLS = {"eval", "exec", "print", "input", "breakpoint"}
 FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}

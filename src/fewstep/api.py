@@ -28,6 +28,7 @@ from fewstep.request.schema import EngineKey
 from fewstep.streaming import Stream, stream_in_thread
 
 if TYPE_CHECKING:
+    from fewstep.budget import CostStore
     from fewstep.engine import Engine
     from fewstep.loop import Step
     from fewstep.progress import Progress
@@ -77,6 +78,7 @@ def generate(  # noqa: PLR0913  the public call names every choice
     precision: str = "auto",
     offload: str = "auto",
     runtime: str = "auto",
+    budget_ms: float | None = None,
     cancel: CancelToken | None = None,
     progress: Progress = None,
 ) -> Result:
@@ -126,12 +128,15 @@ def generate(  # noqa: PLR0913  the public call names every choice
     device: "auto", "cuda", "cuda:1", "mps" or "cpu". precision: "auto", "fp32", "fp16" or "bf16".
     offload: what waits in main memory on a GPU too small: "auto", "none", "model" or "sequential".
     runtime: how networks are run: "auto" or "eager".
-    Of prompt, steps, image, mask and strength a list has one value for each picture; what is given once is
-    for all. `image` and `mask` may also be a `Result`, which is a list of its pictures.
-
+    budget_ms: milliseconds for one picture, warm: the best mode, steps and VAE that fit are taken, of those
+        that are on this machine and not given here. What they cost is measured at the first such call, by
+        loading each, and kept for later processes; `result.warnings` says what was taken, and why.
     cancel: stops the call at its next step, from any thread.
     progress: None shows a bar on stderr at a terminal and in a notebook; True and False insist; a
         function is called with each `Step`.
+
+    Of prompt, steps, image, mask and strength a list has one value for each picture; what is given once is
+    for all. `image` and `mask` may also be a `Result`, which is a list of its pictures.
 
     The engine stays loaded for the next call with the same model, mode, accelerator and weight of it, vae,
     embeddings, prediction, revision, device, precision, offload and runtime; another evicts it first where
@@ -157,9 +162,11 @@ async def agenerate(
     **options: Unpack[GenerateOptions],
 ) -> Result:
     """`generate` beside an event loop; cancelling the task stops it at its next step."""
-    ready, jobs = _prepare(prompt, steps, mode, options)
+    in_thread = options.get("budget_ms") is not None  # it may have to measure first
+    prepared = None if in_thread else _prepare(prompt, steps, mode, options)
 
     def call(token: CancelToken) -> Result:
+        ready, jobs = prepared or _prepare(prompt, steps, mode, options)
         engine, notes = ready()
         result: Result = engine.run_jobs(jobs, cancel=token, progress=progress)
         return replace(result, warnings=(*result.warnings, *notes)) if notes else result
@@ -190,9 +197,11 @@ def astream(
     **options: Unpack[GenerateOptions],
 ) -> AsyncGenerator[Step | Result, None]:
     """Yield each step, then the result, as `Engine.astream`, with the arguments of `generate`."""
-    ready, job = _prepare(prompt, steps, mode, options)
+    in_thread = options.get("budget_ms") is not None  # it may have to measure first
+    prepared = None if in_thread else _prepare(prompt, steps, mode, options)
 
     def start(token: CancelToken) -> Generator[Step, None, Result]:
+        ready, jobs = prepared or _prepare(prompt, steps, mode, options)
         engine, notes = ready()
         return _with_notes(engine.stream_job(job, token), notes)
 
@@ -253,7 +262,7 @@ def plan(
 
     All is checked as far as names and files here tell; nothing is loaded, nothing fetched.
     """
-    return only_job(_prepare(prompt, steps, mode, options)[1]).plan
+    return only_job(_prepare(prompt, steps, mode, options, measure=False)[1]).plan
 
 
 def unload() -> None:
@@ -287,6 +296,15 @@ class _Engines:
         self._choices = dict[tuple[object, ...], EngineChoice]()  # what was asked of the loaded one, decided
         self._evicted: set[EngineKey] | None = set()  # None once it is said that they come back
         self.lock = threading.Lock()
+        self._costs: CostStore | None = None
+
+    def costs(self) -> CostStore:
+        """Return what calls cost here: kept with the user's files, but for engines of one's own."""
+        from fewstep.budget import CostStore, kept_costs
+
+        if self._costs is None:
+            self._costs = kept_costs() if self.load is _load_engine else CostStore()
+        return self._costs
 
     def choose(self, mode: str | None, steps: int | None, options: EngineOptions) -> EngineChoice:
         """Return the engine for these options; while it is loaded, no name or file is looked at again."""
@@ -374,13 +392,39 @@ if hasattr(os, "register_at_fork"):
 
 
 def _prepare(
-    prompt: Prompts, steps: int | Sequence[int] | None, mode: str | None, options: Mapping[str, Any]
+    prompt: Prompts,
+    steps: int | Sequence[int] | None,
+    mode: str | None,
+    options: Mapping[str, Any],
+    *,
+    measure: bool = True,
 ) -> tuple[Callable[[], tuple[Any, tuple[str, ...]]], tuple[Job, ...]]:
-    """Return what gives the engine and what is to be said of it, and the jobs: all is checked here."""
+    """Return what gives the engine and what is to be said of it, and the jobs: all is checked here.
+
+    measure: whether engines may be loaded to learn what a budget buys.
+    """
+    budget, reason = options.get("budget_ms"), ""
+    if budget is not None:
+        steps, mode, options, reason = _within_budget(budget, (prompt, steps, mode), options, measure)
     engine_options, picture_options = split_options(options)
     engines = _engines
     steps = steps if type(steps) is int else values.whole(steps)
     step_count = count_steps(steps, picture_options) if type(steps) is not int else steps
     choice = engines.choose(mode, step_count, engine_options)
     jobs = resolve_call(choice, prompt, steps, picture_options, engine_options.get("commercial", False))
+    if reason:
+        jobs = tuple(replace(job, plan=replace(job.plan, warnings=(*job.plan.warnings, reason))) for job in jobs)
     return lambda: engines.engine(choice), jobs
+
+
+def _within_budget(
+    budget: object,
+    call: tuple[Prompts, int | Sequence[int] | None, str | None],
+    options: Mapping[str, Any],
+    measure: bool,
+) -> tuple[int, str, dict[str, Any], str]:
+    """Return steps, mode and options that fit a budget, and the reason."""
+    from fewstep.budget import choose
+
+    choice = choose(budget, call, options, _engines.costs(), load_choice if measure else None)
+    return choice.steps, choice.mode, {**options, "vae": choice.vae}, choice.reason

@@ -30,7 +30,7 @@ def add_compare(commands: Any) -> None:
     command.add_argument("--steps", default=NOT_GIVEN, type=_list_of(whole_number), help="such as 1,4,25")
     command.add_argument("--mode", default=NOT_GIVEN, type=_list_of(str), help="such as turbo,lcm,base")
     for option in OPTIONS.values():
-        if option.name != "count":
+        if option.name not in ("count", "budget_ms"):
             flag = f"--{(option.flag or option.name).replace('_', '-')}"
             command.add_argument(flag, dest=option.name, default=NOT_GIVEN, **_keywords(option))
     command.add_argument(

@@ -30,7 +30,7 @@ class EngineChoice(NamedTuple):
 def split_options(options: Mapping[str, Any]) -> tuple[EngineOptions, PictureOptions]:
     """Return the options that choose an engine, and those of a call to it."""
     engine = {name: options[name] for name in EngineOptions.__annotations__ if name in options}
-    picture = {name: value for name, value in options.items() if name not in engine}
+    picture = {name: value for name, value in options.items() if name not in engine and name != "budget_ms"}
     return cast(EngineOptions, engine), cast(PictureOptions, picture)
 
 

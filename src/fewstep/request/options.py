@@ -51,7 +51,7 @@ class Option:
     aliases: tuple[str, ...] = ()  # diffusers' names for it
     name: str = ""
     type: Any = None
-    scope: Literal["picture", "engine"] = "picture"
+    scope: Literal["picture", "engine", "choice"] = "picture"
 
     def plain(self, value: Any) -> Any:
         """Return a value of this option's type in plain Python; any other as it is, to be refused."""
@@ -199,14 +199,27 @@ class EngineOptions(TypedDict, total=False):
     ]
 
 
-class GenerateOptions(PictureOptions, EngineOptions, total=False):
+class ChoiceOptions(TypedDict, total=False):
+    """What chooses in the caller's place, before there is an engine."""
+
+    budget_ms: Annotated[
+        float | None,
+        Option(
+            help="milliseconds for a picture: the best mode, steps and VAE that fit", low=0, high=86_400_000,
+            above=True, allowed="give a number of milliseconds above 0, up to a day",
+        ),
+    ]  # fmt: skip
+
+
+class GenerateOptions(PictureOptions, EngineOptions, ChoiceOptions, total=False):
     """All keywords of `fewstep.generate` that choose pictures or the engine."""
 
 
 def _make_table() -> Mapping[str, Option]:
     """Return every option by name, those of pictures first."""
     rows: dict[str, Option] = {}
-    for scope, options in (("picture", PictureOptions), ("engine", EngineOptions)):
+    scopes = (("picture", PictureOptions), ("engine", EngineOptions), ("choice", ChoiceOptions))
+    for scope, options in scopes:
         for name, hint in get_type_hints(options, include_extras=True).items():
             annotated = get_args(hint)  # (type, Option)
             rows[name] = replace(annotated[1], name=name, type=annotated[0], scope=scope)
@@ -221,7 +234,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 
 
 def scoped(scope: str) -> dict[str, Option]:
-    """Return the options of one scope by name: "picture" or "engine"."""
+    """Return the options of one scope by name: "picture", "engine" or "choice"."""
     return {name: option for name, option in OPTIONS.items() if option.scope == scope}
 
 
