@@ -27,14 +27,14 @@ FLOORS = (
     "runtimes", "codec", "loading", "addons",
     "upscaling", "metadata", "workflow", "result", "saved", "loop", "engine_base", "engine", "budget", "api",
     "reproduction",  # running
-    "testing", "checking", "comparison", "__init__",  # doors
+    "testing", "checking", "comparison", "notebook", "__init__",  # doors
     "train", "evaluation",  # annexes
     "cli", "__main__",
 )  # fmt: skip
 ANNEXES = {"train", "evaluation"}
 WITHOUT_TORCH = (
     *FLOORS[: FLOORS.index("torch_state")], "checking", "metadata", "workflow", "result", "saved", "testing",
-    "engine_base", "api", "budget", "comparison",
+    "engine_base", "api", "budget", "comparison", "notebook",
 )  # fmt: skip
 FORBIDDEN_CALLS = {"eval", "exec", "print", "input", "breakpoint"}
 FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
