@@ -26,7 +26,10 @@ def say(studio: Studio, do: str, *, mask: bytes = b"", wait: bool = True, **mess
     settings = message.pop("settings", {})
     content = {"do": do, "settings": settings, **message}
     studio._handle_msg(
-        {"content": {"data": {"method": "custom", "content": content}}, "buffers": [memoryview(mask)] if mask else []}
+        {
+            "content": {"data": {"method": "custom", "content": content}},
+            "buffers": [memoryview(mask)] if mask else [],
+        }
     )
     if wait:
         assert studio.wait(60)

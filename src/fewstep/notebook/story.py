@@ -48,8 +48,8 @@ class Move:
     def only(self, survivors: Result) -> Move | None:
         """Return the move that makes just these of its pictures; None where there is no such call."""
         if self.method == "generate":
-            options = {name: value for name, value in self.options.items() if name != "count"}
-            return replace(self, options=options | {"seed": list(survivors.seeds)})
+            seeds = list(survivors.seeds)
+            return replace(self, options={**self.options, "count": len(seeds), "seed": seeds})
         if self.method == "refine":
             return replace(self, picked=tuple(self.picked[place] for place in survivors.places))
         return None

@@ -4,7 +4,7 @@
 
 const SETTINGS = [
   "prompt", "mode", "steps", "count", "seed", "live", "picked", "strength", "new_mode", "new_steps",
-  "new_prompt", "scale", "only_masked",
+  "new_prompt", "scale", "mask_strength", "mask_prompt", "only_masked",
 ];
 const TYPING_PAUSE = 250; // ms without a key before a draft begins
 const SHEET = 680; // pixels of the mask's longer side, as it is shown
@@ -24,7 +24,7 @@ const ICONS = {
 function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), (event) => isOff(element) || value(event));
     else if (name === "text") element.textContent = value;
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value !== undefined) element.setAttribute(name, value);
@@ -34,6 +34,13 @@ function h(tag, properties = {}, ...children) {
   }
   element.append(...children.filter((child) => child !== null));
   return element;
+}
+
+const isOff = (element) => element.getAttribute("aria-disabled") === "true";
+
+/** Switch a button on or off; it keeps the focus, which `disabled` would lose. */
+function enable(element, on) {
+  element.setAttribute("aria-disabled", String(!on));
 }
 
 function icon(name) {
@@ -237,7 +244,7 @@ function render({ model, el }) {
     "aria-label": "Prompt", spellcheck: "false",
     oninput: () => { change("prompt", prompt.value); draftSoon(); },
     onkeydown: (event) => {
-      if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); draft(); }
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); draft(); }
     },
   });
   const draw = button("Draft", "draw", draft, { class: "primary", title: "Draw drafts (Enter)" });
@@ -373,12 +380,18 @@ function render({ model, el }) {
     type: "text", placeholder: "the same", spellcheck: "false",
     oninput: () => change("new_prompt", newPrompt.value), onchange: set,
   });
+  const maskStrength = slider(() => change("mask_strength", Number(maskStrength.value)), { min: 0.05, max: 1, step: 0.05 });
+  const maskPrompt = h("input", {
+    type: "text", placeholder: "what is to be there", spellcheck: "false",
+    oninput: () => change("mask_prompt", maskPrompt.value), onchange: set,
+    onkeydown: (event) => { if (event.key === "Enter") inpaint(); },
+  });
   const scale = h("select", { onchange: () => { change("scale", Number(scale.value)); set(); } },
     ...SCALES.map(([value, text]) => h("option", { value, text })));
   const onlyMasked = h("input", { type: "checkbox", role: "switch", onchange: () => { change("only_masked", onlyMasked.checked); set(); } });
   const refine = h("button", { type: "button", class: "primary", onclick: () => improve("refine"), title: "Image-to-image: the same picture, drawn better" });
   const vary = h("button", { type: "button", class: "second", onclick: () => improve("vary"), title: "The same picture with new seeds" });
-  const repaint = h("button", { type: "button", class: "second", onclick: inpaint, text: "Inpaint", title: "Draw the masked part anew" });
+  const repaint = h("button", { type: "button", class: "primary", onclick: inpaint, text: "Inpaint", title: "Draw what is masked anew, in the steps set under Improve" });
 
   // The frame.
 
@@ -388,7 +401,8 @@ function render({ model, el }) {
     live: labelled("Draft while typing", live), brush: labelled("Brush", brush, () => `${brush.value} %`),
     eraser: labelled("Erase", eraser), strength: labelled("Strength", strength, () => get("strength").toFixed(2)),
     newSteps: labelled("Steps", newSteps, () => get("new_steps")), newMode: labelled("Mode", newMode),
-    scale: labelled("Size", scale), newPrompt: labelled("Prompt", newPrompt), onlyMasked: labelled("Only the masked area, at full size", onlyMasked),
+    maskStrength: labelled("Strength", maskStrength, () => get("mask_strength").toFixed(2)),
+    maskPrompt: labelled("Prompt", maskPrompt), scale: labelled("Size", scale), newPrompt: labelled("Prompt", newPrompt), onlyMasked: labelled("Only the masked area, at full size", onlyMasked),
   };
   fields.live.classList.add("switch");
   fields.eraser.classList.add("switch");
@@ -405,10 +419,11 @@ function render({ model, el }) {
   const program = h("details", { class: "code" }, h("summary", { text: "Code" }), h("pre", { tabindex: "0", "aria-label": "The code that draws these pictures" }, code), copy);
   const stage = h("div", { class: "stage" }, frame, h("div", { class: "under" }, caption, save),
     h("fieldset", { class: "tools" }, h("legend", { text: "Mask" }), fields.brush,
-      h("div", { class: "row" }, fields.eraser, undo, invert, clear), fields.onlyMasked));
+      h("div", { class: "row" }, fields.eraser, undo, invert, clear), fields.maskStrength, fields.maskPrompt,
+      fields.onlyMasked, repaint));
   const improving = h("fieldset", { class: "improve" }, h("legend", { text: "Improve what is picked" }),
     fields.strength, fields.newSteps, fields.newMode, fields.scale, fields.newPrompt,
-    h("div", { class: "actions" }, refine, vary, repaint));
+    h("div", { class: "actions" }, refine, vary));
   const root = h("section", {
     class: "fewstep", "aria-label": "fewstep studio",
     onkeydown: (event) => { if (event.key === "Escape" && busy()) { event.preventDefault(); send("stop"); } },
@@ -416,8 +431,8 @@ function render({ model, el }) {
   h("div", { class: "top" }, prompt, draw, stop),
   h("div", { class: "settings" }, fields.mode, fields.steps, fields.count, fields.seed, fields.live),
   bar, problem,
-  h("div", { class: "body" }, h("div", { class: "left" }, nothing, gallery, improving, notes), stage),
-  trail, h("div", { class: "foot" }, said, program));
+  h("div", { class: "body" }, h("div", { class: "left" }, nothing, gallery, improving, trail, notes), stage),
+  h("div", { class: "foot" }, said, program));
   el.append(root);
 
   async function copyCode() {
@@ -483,7 +498,7 @@ function render({ model, el }) {
     if (full) Object.assign(save, { href: large.url, download: full.name });
   }
   function refreshControls() {
-    const [count, action] = [numbers().length, busy() || !get("cells").length];
+    const [count, ready] = [numbers().length, !busy() && get("cells").length > 0];
     if (document.activeElement !== prompt) prompt.value = get("prompt");
     prompt.style.height = "auto";
     prompt.style.height = `${prompt.scrollHeight}px`;
@@ -493,18 +508,21 @@ function render({ model, el }) {
     if (document.activeElement !== seed) seed.value = get("seed");
     live.checked = get("live");
     strength.value = get("strength");
+    maskStrength.value = get("mask_strength");
+    if (document.activeElement !== maskPrompt) maskPrompt.value = get("mask_prompt");
     newMode.value = get("new_mode");
     Object.assign(newSteps, { max: newLegal().length - 1, value: newLegal().indexOf(get("new_steps")) });
     if (document.activeElement !== newPrompt) newPrompt.value = get("new_prompt");
     scale.value = get("scale");
     onlyMasked.checked = get("only_masked");
-    stop.disabled = !busy();
+    enable(stop, busy());
     refine.textContent = count > 1 ? `Refine ${count}` : "Refine";
     vary.textContent = count > 1 ? `Vary ${count}` : "Vary";
-    refine.disabled = vary.disabled = action;
-    repaint.disabled = action || mask.empty;
-    undo.disabled = !mask.strokes.length;
-    clear.disabled = mask.empty;
+    enable(refine, ready);
+    enable(vary, ready);
+    enable(repaint, ready && !mask.empty);
+    enable(undo, mask.strokes.length > 0);
+    enable(clear, !mask.empty);
     Object.values(fields).forEach((field) => field.refresh());
   }
   function refreshTrail() {

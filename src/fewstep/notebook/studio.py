@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ PREVIEW_SHARE = 3  # times as long as previews took, nothing is previewed
 PREVIEW_PAUSE = 0.12  # seconds between previews, at least
 SETTINGS = (
     "prompt", "mode", "steps", "count", "seed", "live", "picked", "strength", "new_mode", "new_steps",
-    "new_prompt", "scale", "only_masked",
+    "new_prompt", "scale", "mask_strength", "mask_prompt", "only_masked",
 )  # fmt: skip
 IDLE = {"state": "idle", "text": "", "done": 0, "steps": 0}
 
@@ -65,11 +66,13 @@ class Studio(anywidget.AnyWidget):
     seed = _setting(t.Int())
     live = _setting(t.Bool())  # draft while typing
     picked = _setting(t.List(t.Int()))
-    strength = _setting(t.Float(0.5))  # of refine, vary and inpaint, in (0, 1]
-    new_mode = _setting(t.Unicode())  # of refine; "" is the drafts' own
-    new_steps = _setting(t.Int())
-    new_prompt = _setting(t.Unicode())  # of refine and inpaint; "" is the drafts' own
-    scale = _setting(t.Float(1.0))  # of refine
+    strength = _setting(t.Float(0.5))  # of refine and vary, in (0, 1]
+    new_steps = _setting(t.Int())  # of refine, vary and inpaint
+    new_mode = _setting(t.Unicode())  # of refine; "" is the pictures' own
+    new_prompt = _setting(t.Unicode())  # of refine; "" is the pictures' own
+    scale = _setting(t.Float(1.0))  # of refine, from 1
+    mask_strength = _setting(t.Float(1.0))  # of inpaint, in (0, 1]
+    mask_prompt = _setting(t.Unicode())  # of inpaint; "" is the picture's own
     only_masked = _setting(t.Bool(False))  # of inpaint
 
     modes = t.List(t.Dict()).tag(sync=True)
@@ -99,15 +102,15 @@ class Studio(anywidget.AnyWidget):
         live: whether drafts follow while one types. The others are `fewstep.generate`'s; `options` go into
         every draft. Raises `RequestError` for what cannot be done.
         """
+        self._turn = threading.RLock()  # one thread at a time changes what is shown
+        self._drawing, self._encoding = Background("fewstep-studio"), Background("fewstep-studio-png")
+        self._moves: list[Move] = []
+        self._results: OrderedDict[int, Result] = OrderedDict()  # by the move's place in `_moves`
         check_plain(options)
         if not 1 <= count <= MOST_PICTURES:
             raise RequestError(f"count={count}: give a whole number from 1 to {MOST_PICTURES}")
         request = api.plan(prompt, steps, mode, count=count, seed=seed, **options).request
-        self._turn = threading.RLock()  # one thread at a time changes what is shown
         self._options: dict[str, Any] = dict(options)
-        self._moves: list[Move] = []
-        self._results: OrderedDict[int, Result] = OrderedDict()  # by the move's place in `_moves`
-        self._drawing, self._encoding = Background("fewstep-studio"), Background("fewstep-studio-png")
         self._preview_after = 0.0  # of time.perf_counter
         first_seed = secrets.randbelow(2**32) if seed is None else request.seeds[0]
         super().__init__(
@@ -159,7 +162,7 @@ class Studio(anywidget.AnyWidget):
 
     def _receive(self, _: Any, message: dict[str, Any], buffers: list[Any]) -> None:
         """Do what was clicked or typed; whatever is wrong with it is shown."""
-        actions = {
+        actions: dict[str, Callable[[], None]] = {
             "set": lambda: None,  # the settings, which come with every message
             "draft": lambda: self._draft(bool(message.get("passing"))),
             "refine": self._refine,
@@ -172,7 +175,8 @@ class Studio(anywidget.AnyWidget):
         try:
             settings = message.get("settings", {})
             with self._turn:
-                self.set_state({name: settings[name] for name in SETTINGS if name in settings})  # type: ignore[no-untyped-call]
+                sent = {name: settings[name] for name in SETTINGS if name in settings}
+                self.set_state(sent)
             actions[message["do"]]()
         except FewstepError as error:
             self._show(problem=str(error))
@@ -199,14 +203,19 @@ class Studio(anywidget.AnyWidget):
         self._improve("refine", options, self.picked)
 
     def _vary(self) -> None:
-        options = {"strength": self.strength, "count": self.count, "seed": _new_seed()}
+        options = {
+            "strength": self.strength,
+            "count": self.count,
+            "steps": self.new_steps,
+            "seed": _new_seed(),
+        }
         self._improve("vary", options, self.picked)
 
     def _inpaint(self, number: int, mask: bytes) -> None:
-        options = {"steps": self.new_steps, "strength": self.strength, "seed": _new_seed()}
+        options = {"steps": self.new_steps, "strength": self.mask_strength, "seed": _new_seed()}
         if self.only_masked:
             options["only_masked"] = True
-        prompts = (self.new_prompt,) if self.new_prompt.strip() else ()
+        prompts = (self.mask_prompt,) if self.mask_prompt.strip() else ()
         self._improve("inpaint", options, [number], prompts, black_and_white(mask))
 
     def _improve(

@@ -62,7 +62,7 @@ def result_cells(result: Result) -> list[Plain]:
             "height": image.height,
             "picture": picture_bytes(image, CELL_SIDE),
         }
-        for number, image in enumerate(result)
+        for number, image in enumerate(result.images)
     ]
 
 
@@ -89,5 +89,5 @@ def trail_entry(number: int, move: Move, result: Result) -> Plain:
         "label": f"{count} {move.noun}" if count > 1 else move.noun,
         "prompt": result.prompts[0],
         "mode": result.plan.request.mode,
-        "picture": picture_bytes(result[0], TRAIL_SIDE, quality=75),
+        "picture": picture_bytes(result.images[0], TRAIL_SIDE, quality=75),
     }
