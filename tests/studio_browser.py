@@ -27,7 +27,7 @@ import nbformat
 from jupyter_client.blocking.client import BlockingKernelClient
 from playwright.sync_api import Locator, Page, sync_playwright
 
-WAIT = 180_000  # ms
+WAIT = 600_000  # ms: the machine may be busy
 CELL = """import json
 
 import fewstep
@@ -180,11 +180,11 @@ def by_mouse(studio: Studio, kernel: Kernel) -> None:
     page.wait_for_function(IDLE, timeout=WAIT)
     studio.shoot("2-drafts")
 
-    root.get_by_label("Mode").first.select_option("base")
-    page.wait_for_function("document.querySelector('.fewstep .bar i').offsetWidth > 40", timeout=WAIT)
+    root.get_by_label("Mode").first.select_option("lcm")
+    page.get_by_text("Drawing: step 2 of 4").wait_for(timeout=WAIT)
     studio.shoot("3-previews")
     studio.button("Stop").click()
-    page.get_by_text("stopped").wait_for(timeout=WAIT)
+    page.get_by_text("Stopped").wait_for(timeout=WAIT)
     with studio.draws("8 drafts"):
         root.get_by_label("Mode").first.select_option("turbo")
 

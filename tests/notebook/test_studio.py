@@ -154,7 +154,7 @@ def test_stopping_leaves_what_was_there() -> None:
         time.sleep(0.1)
         say(studio, "stop")
         assert studio.result is before
-        assert (studio.status["text"], studio.status["state"]) == ("stopped", "idle")
+        assert (studio.status["text"], studio.status["state"]) == ("Stopped", "idle")
         assert [cell["seed"] for cell in studio.cells] == [1, 2]
 
 
@@ -252,3 +252,14 @@ def test_it_has_a_short_name(studio: Studio) -> None:
 def test_closing_lets_go(studio: Studio) -> None:
     studio.close()
     assert studio.result is None
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ['it\'s a "fox"', 'a \\ "" fox', "two\nlines\r\n", "\u202eright to left", "🦊 {fox} %s", "'''", '"""'],
+)
+def test_any_prompt_is_written_as_it_was_typed(fake: FakeEngine, prompt: str) -> None:
+    studio = Studio(prompt, 1, "turbo", count=1, seed=1)
+    assert studio.wait(60)
+    assert studio.problem == ""
+    assert same_pictures(studio)

@@ -125,8 +125,11 @@ class Mask {
     this.onchange();
   }
 
+  /** Clear it; that can be undone, what was before the last time it was cleared cannot. */
   clear() {
-    if (!this.empty) this.add({ kind: "clear" });
+    if (this.empty) return;
+    this.strokes = this.strokes.slice(this.strokes.findLastIndex((stroke) => stroke.kind === "clear") + 1);
+    this.add({ kind: "clear" });
   }
 
   undo() {
@@ -196,6 +199,7 @@ function render({ model, el }) {
     const settings = Object.fromEntries(SETTINGS.map((name) => [name, get(name)]));
     model.send({ do: action, settings, ...extra }, undefined, buffers);
     if (["draft", "refine", "vary", "inpaint"].includes(action)) {
+      clearTimeout(typing);
       clearTimeout(waiting);
       waiting = setTimeout(() => (said.textContent = "Waiting for the kernel: is a cell running?"), KERNEL_PATIENCE);
     }
@@ -205,10 +209,7 @@ function render({ model, el }) {
     refresh();
   }
   const set = () => send("set");
-  function draft() {
-    clearTimeout(typing);
-    send("draft");
-  }
+  const draft = () => send("draft");
   /** Draft when the hand rests, where that is wanted. */
   function draftSoon() {
     clearTimeout(typing);
@@ -230,11 +231,15 @@ function render({ model, el }) {
     refresh();
     if (!busy() && get("shown").number !== at) send("show", { number: at });
   }
+  function pick(numbers) {
+    if (busy()) return; // what is drawn has numbers of its own
+    change("picked", numbers);
+    set();
+  }
   function togglePick(number) {
     const picked = get("picked");
     const rest = picked.filter((other) => other !== number);
-    change("picked", rest.length < picked.length ? rest : [...rest, number].sort((a, b) => a - b));
-    set();
+    pick(rest.length < picked.length ? rest : [...rest, number].sort((a, b) => a - b));
   }
 
   // The prompt and how drafts are made.
@@ -252,9 +257,8 @@ function render({ model, el }) {
 
   const modeMenu = (name, onpick) => h("select", { onchange: (event) => { onpick(event.target.value); } });
   const mode = modeMenu("mode", (value) => {
-    const legal = steps(value);
     model.set("mode", value);
-    if (!legal.includes(get("steps"))) model.set("steps", get("modes").find((m) => m.name === value).usual);
+    model.set("steps", get("modes").find((entry) => entry.name === value).usual);
     refresh();
     draftSoon();
   });
@@ -285,8 +289,7 @@ function render({ model, el }) {
         if (next >= 0 && next < cells) { look(next); gallery.children[next].focus(); }
       } else if (event.key === " " || event.key === "Enter") togglePick(at);
       else if (event.key === "a" && (event.ctrlKey || event.metaKey)) {
-        change("picked", get("cells").map((cell) => cell.number));
-        set();
+        pick(get("cells").map((cell) => cell.number));
       } else return;
       event.preventDefault();
     },

@@ -264,7 +264,7 @@ class Studio(anywidget.AnyWidget):
             result = move.draw(parent, cancel=token, progress=partial(self._show_step, move))
         except GenerationCancelledError:
             if not self._drawing.waiting:
-                self._show_again("stopped")
+                self._show_again("Stopped")
         except GenerationError as error:
             self._keep_survivors(move, error)
         except FewstepError as error:
