@@ -25,8 +25,9 @@ from typing import Any
 
 import nbformat
 from jupyter_client.blocking.client import BlockingKernelClient
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page, ViewportSize, sync_playwright
 
+SIZE: ViewportSize = {"width": 1280, "height": 1080}
 WAIT = 600_000  # ms: the machine may be busy
 CELL = """import json
 
@@ -43,6 +44,13 @@ print(json.dumps([sum(same), len(same)]))
 """
 MEMORY = "print(int(open('/proc/self/statm').read().split()[1]) * 4096)"
 IDLE = "!document.querySelector('.fewstep.busy')"
+COUNT = """
+window.drawn = 0;  // how often drawing ended
+new MutationObserver((changes) => {
+  const ended = ({ oldValue, target }) => /busy/.test(oldValue) && !/busy/.test(target.className);
+  drawn += changes.filter(ended).length;
+}).observe(document.querySelector('.fewstep'), { attributeFilter: ['class'], attributeOldValue: true });
+"""
 FOCUSED = """(() => {
   const element = document.activeElement;
   return element.ariaLabel || element.labels?.[0]?.textContent || element.textContent;
@@ -119,6 +127,7 @@ def open_notebook(page: Page, address: str) -> None:
     page.locator(".jp-CodeCell .cm-content").first.click()
     page.keyboard.press("Shift+Enter")
     page.locator(".fewstep").wait_for(timeout=WAIT)
+    page.evaluate(COUNT)
 
 
 class Studio:
@@ -134,10 +143,9 @@ class Studio:
     @contextmanager
     def draws(self, label: str) -> Iterator[None]:
         """Wait until what is asked for in here is drawn, and is where the trail says one is."""
-        picture = "document.querySelector('.fewstep .cell img')?.src"
-        before = self.page.evaluate(picture)
+        before = self.page.evaluate("drawn")
         yield
-        self.page.wait_for_function(f"{picture} !== {json.dumps(before)} && {IDLE}", timeout=WAIT)
+        self.page.wait_for_function(f"drawn > {before} && {IDLE}", timeout=WAIT)
         here = self.root.locator(".trail [aria-current=step]")
         here.get_by_text(label, exact=True).wait_for(timeout=WAIT)
         problem = self.root.get_by_role("alert")
@@ -213,9 +221,12 @@ def by_mouse(studio: Studio, kernel: Kernel) -> None:
     root.get_by_text("Code", exact=True).click()
     studio.shoot("8-varied-dark")
     root.get_by_text("Code", exact=True).click()
-    with studio.draws("8 drafts"):
-        root.locator(".trail button").first.click()
+    root.locator(".trail button").first.click()
+    root.locator(".trail [aria-current=step]").get_by_text("8 drafts").wait_for(timeout=WAIT)
     studio.theme("Light")
+    page.set_viewport_size({"width": 560, "height": 1500})
+    studio.shoot("9-narrow")
+    page.set_viewport_size(SIZE)
 
 
 def by_keyboard(studio: Studio, kernel: Kernel) -> None:
@@ -252,7 +263,7 @@ def by_keyboard(studio: Studio, kernel: Kernel) -> None:
         keys.press(key)
     assert kernel.run("print(studio.picked)") == [4, 5]
     assert page.locator(".jp-Cell").count() == cells_before
-    studio.shoot("9-keyboard-picked")
+    studio.shoot("10-keyboard-picked")
     tab_to("Refine 2")
     with studio.draws("2 refined"):
         keys.press("Enter")
@@ -260,7 +271,7 @@ def by_keyboard(studio: Studio, kernel: Kernel) -> None:
     strokes = [*["Shift+ArrowLeft"] * 5, "Space", "x", "Shift+ArrowRight", "x", "+"]  # x erases, and paints
     for key in (*["ArrowUp"] * 4, *strokes):
         keys.press(key)
-    studio.shoot("10-keyboard-masked")
+    studio.shoot("11-keyboard-masked")
     tab_to("Prompt")
     with studio.draws("inpainted"):
         write("a green leaf")
@@ -269,8 +280,8 @@ def by_keyboard(studio: Studio, kernel: Kernel) -> None:
     print(f"  the code draws the same: {same} of {pictures}")
     assert same == pictures == 1
     tab_to("8 drafts", back=True)
-    with studio.draws("8 drafts"):
-        keys.press("Enter")
+    keys.press("Enter")
+    studio.root.locator(".trail [aria-current=step]").get_by_text("8 drafts").wait_for(timeout=WAIT)
     studio.root.get_by_role("textbox", name="Prompt").first.focus()
     keys.press("Enter")
     keys.press("Escape")
@@ -329,7 +340,8 @@ def main() -> None:
         jupyter(Path(folder)) as address,
     ):
         browser = browsers.chromium.launch(executable_path=chosen.chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1080})
+        # Without a GPU Chromium's animations would take the time of the drawing.
+        page = browser.new_page(viewport=SIZE, reduced_motion="reduce")
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         requests: list[str] = []
