@@ -27,14 +27,14 @@ FLOORS = (
     "runtimes", "codec", "loading", "addons",
     "upscaling", "metadata", "workflow", "result", "saved", "loop", "engine_base", "engine", "budget", "api",
     "reproduction",  # running
-    "testing", "checking", "comparison", "notebook", "__init__",  # doors
+    "testing", "checking", "batch", "comparison", "notebook", "__init__",  # doors
     "train", "evaluation",  # annexes
     "cli", "__main__",
 )  # fmt: skip
 ANNEXES = {"train", "evaluation"}
 WITHOUT_TORCH = (
     *FLOORS[: FLOORS.index("torch_state")], "checking", "metadata", "workflow", "result", "saved", "testing",
-    "engine_base", "api", "budget", "comparison", "notebook",
+    "engine_base", "api", "batch", "budget", "comparison", "notebook",
 )  # fmt: skip
 FORBIDDEN_CALLS = {"eval", "exec", "print", "input", "breakpoint"}
 FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
@@ -49,6 +49,7 @@ SMALL = {
     "evaluation/measures.py", "train/outputs.py",
     "catalog/runtimes.py",
     "metadata/xmp.py",  # one packet
+    "batch/points.py",  # names of moments
     "cli/inspect.py",  # three commands that ask and print
 }  # fmt: skip
 # Public calls name every choice: an editor completes from them.

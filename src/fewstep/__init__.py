@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         FewstepError,
         GenerationCancelledError,
         GenerationError,
+        JobLockedError,
         ModelError,
         ModelNotFoundError,
         OutputError,
@@ -49,8 +50,8 @@ _HOMES = {
     "fewstep.engine": ("Engine",),
     "fewstep.errors": (
         "BackendError", "CorruptModelError", "DeviceMemoryError", "Failure", "FewstepError",
-        "GenerationCancelledError", "GenerationError", "ModelError", "ModelNotFoundError", "OutputError",
-        "RequestError",
+        "GenerationCancelledError", "GenerationError", "JobLockedError", "ModelError", "ModelNotFoundError",
+        "OutputError", "RequestError",
     ),
     "fewstep.inspection": ("Inspection", "inspect"),
     "fewstep.loop": ("Step",),
@@ -63,7 +64,7 @@ _HOMES = {
 }  # fmt: skip
 # Modules that are used as such: `fewstep.metadata.read` works after `import fewstep` alone.
 _MODULES = (
-    "catalog", "devices", "errors", "evaluation", "metadata", "modes", "notebook", "recipe", "samplers",
+    "batch", "catalog", "devices", "errors", "evaluation", "metadata", "modes", "notebook", "recipe", "samplers",
     "schedulers", "testing", "train",
 )  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -83,6 +84,7 @@ __all__ = [
     "GenerationError",
     "Guidance",
     "Inspection",
+    "JobLockedError",
     "ModelError",
     "ModelNotFoundError",
     "OutputError",

@@ -9,6 +9,7 @@
     ├── GenerationError              pictures could not be made; has `failures` and `survivors`
     │   └── DeviceMemoryError        memory ran out, and smaller batches and tiles did not help
     ├── GenerationCancelledError     it was told to stop, and did
+    ├── JobLockedError               another process draws this batch
     └── OutputError                  a file could not be written; also an OSError
 
 Each message is one line: what was given, what is allowed, what to type.
@@ -78,6 +79,12 @@ class GenerationCancelledError(FewstepError):
     """The call was told to stop. The engine is as it was before it."""
 
     exit_code = 130
+
+
+class JobLockedError(FewstepError):
+    """Another process draws this batch into the same folder."""
+
+    exit_code = 75
 
 
 class OutputError(FewstepError, OSError):

@@ -136,6 +136,15 @@ def revision_in_path(path: Path | str) -> str:
     return ""
 
 
+def known_revision(source: str, revision: str = "") -> str:
+    """Return the commit that a hub id means here: pinned, or the newest in the cache; "" where none is."""
+    version = revision or assets.pinned_revision(source)
+    if COMMIT.fullmatch(version):
+        return version
+    snapshot = _cached_snapshot(source, version)
+    return "" if snapshot is None else snapshot.name
+
+
 def _matching_files(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     plain = (name for name in names if name.endswith(ALLOWED_ENDINGS))
     return [name for name in plain if any(fnmatch(name, pattern) for pattern in patterns)]

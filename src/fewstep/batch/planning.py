@@ -1,0 +1,238 @@
+"""Lines → planned pictures in an index: each checked, keyed, named, before anything is loaded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.batch import keys, names
+from fewstep.batch.expand import PromptMaker, expand_row
+from fewstep.batch.index import Index, Outline, Picture
+from fewstep.batch.outcome import Outcome
+from fewstep.batch.rows import BadLine, Line, Row
+from fewstep.batch.settings import Settings
+from fewstep.errors import FewstepError, RequestError, describe_error
+from fewstep.request import Job
+from fewstep.request.engine_choice import EngineChoice, choose_engine, resolve_call, split_options
+from fewstep.request.options import OPTIONS
+
+MAX_EXPANDED = 100_000  # pictures of one line
+DECODE = 2  # steps that decoding a picture takes the time of, about
+_CACHED = 512  # ways to name an engine that are remembered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """An engine that pictures of a job need."""
+
+    number: int
+    choice: EngineChoice
+    description: Mapping[str, Any]  # what of it changes its pictures
+    options: Mapping[str, Any]  # as the job says them, for `fewstep.load`
+
+
+class Planner:
+    """Plans lines into an index, and says what becomes of those that ask for nothing that can be drawn."""
+
+    def __init__(self, settings: Settings, index: Index):
+        self.engines: list[Engine] = []  # by number
+        self._settings, self._index = settings, index
+        self._engine_numbers: dict[str, int] = {}
+        self._prompts = PromptMaker(settings.dynamic, settings.wildcards) if settings.dynamic else None
+
+    def add(self, lines: Iterable[Line]) -> Iterator[Outcome]:
+        """Plan lines; yields an outcome for each that has none to draw, or a second time."""
+        for line in lines:
+            if isinstance(line, BadLine):
+                yield Outcome(state="failed", line=line.line, reason=line.reason)
+                continue
+            try:
+                yield from self._add_row(line)
+            except Exception as error:  # whatever a line holds, the others are drawn
+                yield Outcome(state="failed", line=line.line, reason=_reason(error), options=line.values)
+
+    def _add_row(self, row: Row) -> Iterator[Outcome]:
+        values = {name: value for name, value in row.values.items() if name not in self._settings.keep}
+        extra = {name: value for name, value in row.values.items() if name in self._settings.keep}
+        name, file_name = values.pop("id", None), values.pop("file_name", None)
+        if name is not None and not (isinstance(name, str | int) and 0 < len(str(name)) <= 200):
+            raise RequestError(f"id={name!r:.80}: give a short text")
+        if "prompt" not in {**values, **self._settings.set, **self._settings.sweep}:
+            raise RequestError("it has no prompt")
+        identified = values if name is None else {**values, "id": str(name)}
+        expanded = expand_row(identified, self._settings.set, self._settings.sweep, self._prompts)
+        pictures = list(itertools.islice(expanded, MAX_EXPANDED + 1))
+        if len(pictures) > MAX_EXPANDED:
+            raise RequestError(f"it makes over {MAX_EXPANDED} pictures: write several lines")
+        for number, options in enumerate(pictures):
+            options.pop("id", None)
+            labels = _Labels(row.line, number, len(pictures), name, file_name, extra)
+            try:
+                repeated = self._add_picture(options, labels)
+            except Exception as error:
+                reason = _reason(error)
+                yield Outcome(state="failed", line=row.line, number=number, reason=reason, options=options)
+            else:
+                if repeated is not None:
+                    yield repeated
+
+    def _add_picture(self, options: dict[str, Any], labels: _Labels) -> Outcome | None:
+        """Plan one picture; returns an outcome where another line asks for the same."""
+        engine = self.engine(options)
+        drawn_seed = options.get("seed") is None
+        job = resolve_picture(engine.choice, {**options, "seed": 0} if drawn_seed else options)
+        if len(job.request.seeds) != 1:
+            raise RequestError("it asks for several pictures at once: write a line, or count, for them")
+        shared = keys.describe_call(job, engine.description)
+        call, prompt = keys.digest_of(shared), keys.describe_prompt(job)
+        content = keys.digest_of([call, prompt])
+        identity = labels.identity
+        if drawn_seed:
+            repeat = identity or self._index.repeat(content)
+            options["seed"] = keys.derive_seed(content, repeat)
+        seed = options["seed"] if drawn_seed else job.request.seeds[0]
+        request = keys.digest_of([content, seed])
+        key = identity or request
+        taken = self._index.claim_key(key, request, labels.line)
+        if taken is not None:
+            if taken[1] != request:
+                raise RequestError(f"id={identity!r} is that of line {taken[0]} too: give each its own")
+            reason = f"the same picture as that of line {taken[0]}"
+            return Outcome(state="repeated", line=labels.line, number=labels.number, key=key, reason=reason)
+        try:
+            name = self._name(labels, job, key, seed)
+        except RequestError:
+            self._index.release_key(key)
+            raise
+        bundle = [call, bool(job.request.prompts_2), job.plan.warnings]
+        self._index.add(
+            Picture(
+                position=self._index.count, line=labels.line, number=labels.number, engine=engine.number,
+                call=keys.digest_of(bundle), key=key, request=request, name=name,
+                pixels=job.canvas.size[0] * job.canvas.size[1], cost=_cost(job), options=options,
+                extra=labels.extra,
+            )
+        )  # fmt: skip
+        return None
+
+    def _name(self, labels: _Labels, job: Job, key: str, seed: int) -> str:
+        """Return the picture's file name, safe and its own; raises `RequestError`."""
+        if labels.file_name is not None:
+            name = names.check_name(labels.file_name)
+            if labels.count > 1:
+                stem, dot, ending = name.rpartition(".")
+                name = f"{stem}-{labels.number}{dot}{ending}"
+        else:
+            request = job.request
+            fields = {
+                **labels.extra, "id": labels.identity or key[: keys.SHORT_DIGITS], "key": key, "seed": seed,
+                "prompt": request.prompts[0], "mode": request.mode, "model": request.model,
+                "steps": request.steps, "guidance": f"{request.guidance:g}", "width": request.width,
+                "height": request.height, "line": labels.line, "number": labels.number,
+            }  # fmt: skip
+            name = names.fill_template(self._settings.name, fields)
+        names.check_name(name)
+        line = self._index.claim_name(names.fold_name(name), labels.line)
+        if line is not None:
+            raise RequestError(
+                f"its file {name!r} is that of line {line}: put {{id}}, {{seed}} or {{key}} in the name"
+            )
+        return name
+
+    def engine(self, options: Mapping[str, Any]) -> Engine:
+        """Return the engine that these options need; raises what `fewstep.load` would for bad names."""
+        engine_options, picture_options = split_options(options)
+        steps = options.get("steps", len(picture_options.get("timesteps") or ()) or None)
+        typed = repr((options.get("mode"), steps, sorted(engine_options.items())))
+        number = self._engine_numbers.get(typed)
+        if number is None:
+            choice = choose_engine(options.get("mode"), steps, engine_options)
+            described = keys.describe_engine(choice)
+            same = [e.number for e in self.engines if e.choice.key == choice.key]
+            number = same[0] if same else len(self.engines)
+            if not same:
+                load_options = {**engine_options, "mode": choice.key.mode, "steps": choice.key.steps or None}
+                self.engines.append(
+                    Engine(number=number, choice=choice, description=described, options=load_options)
+                )
+            if len(self._engine_numbers) >= _CACHED:
+                self._engine_numbers.clear()
+            self._engine_numbers[typed] = number
+        return self.engines[number]
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """What a picture is called, and where it comes from."""
+
+    line: int
+    number: int
+    count: int  # pictures of the line
+    id: str | int | None
+    file_name: Any
+    extra: Mapping[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """Return the user's id of the picture; "" where there is none."""
+        if self.id is None:
+            return ""
+        return str(self.id) if self.count == 1 else f"{self.id}-{self.number}"
+
+
+def resolve_picture(choice: EngineChoice, options: Mapping[str, Any], commercial: bool | None = None) -> Job:
+    """Return the job of options that may hold lists of prompts and seeds; raises `RequestError`."""
+    names_here = {"prompt", "steps", "mode"}
+    unknown = [name for name in options if name not in OPTIONS and name not in names_here]
+    if unknown:
+        raise RequestError(f"{unknown[0]!r:.80} is not an option")
+    _, picture_options = split_options({k: v for k, v in options.items() if k not in names_here})
+    asked = options.get("commercial", False) if commercial is None else commercial
+    return resolve_call(choice, options["prompt"], options.get("steps"), picture_options, bool(asked))
+
+
+def group_pictures(pictures: Iterable[Outline], batch: int) -> Iterator[list[Outline]]:
+    """Yield pictures that are drawn in one call, in order: same engine and options, as many as `batch`.
+
+    batch: 0 is as many as have 16 times 512 x 512 pixels, at most 16. Which pictures are together depends
+    on the job alone, never on what is done already.
+    """
+    group = list[Outline]()
+    for picture in pictures:
+        if group and (picture.call != group[0].call or len(group) >= (batch or _usual_batch(picture.pixels))):
+            yield group
+            group = []
+        group.append(picture)
+    if group:
+        yield group
+
+
+def share_groups(
+    groups: Iterable[list[Outline]], total: float, shard: tuple[int, int]
+) -> Iterator[list[Outline]]:
+    """Yield the groups of runner i of n: neighbours, so that each loads few engines, of about equal cost."""
+    index, count = shard
+    begun = 0.0
+    for group in groups:
+        cost = sum(picture.cost for picture in group)
+        runner = min(count, 1 + int(count * (begun + cost / 2) / total)) if total else 1
+        begun += cost
+        if runner == index:
+            yield group
+
+
+def _usual_batch(pixels: int) -> int:
+    return max(1, min(16, 16 * 512 * 512 // pixels))
+
+
+def _cost(job: Job) -> float:
+    """Return how much networks have to do, in pixels."""
+    request = job.request
+    evaluations = 2 if job.plan.guidance.startswith("classifier-free") else 1
+    return job.canvas.size[0] * job.canvas.size[1] * (request.steps * evaluations + DECODE)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, FewstepError) else describe_error(error)

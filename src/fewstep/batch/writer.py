@@ -1,0 +1,196 @@
+"""`Writer`: encodes, writes and records pictures in a thread of its own, while the next ones are drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fewstep.batch import points
+from fewstep.batch.folder import NameTakenError, OutputFolder
+from fewstep.batch.index import Picture
+from fewstep.batch.manifest import Manifest
+from fewstep.batch.names import format_of
+from fewstep.batch.outcome import Outcome
+from fewstep.errors import FewstepError, OutputError, describe_error
+from fewstep.result import Result
+
+QUEUED = 2  # groups drawn that wait to be written: memory stays flat where the disk is slow
+SHOWN = ("negative_prompt", "mode", "model", "steps", "guidance", "width", "height")  # in metadata.jsonl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """One picture that is to be written."""
+
+    picture: Picture
+    result: Result
+    index: int  # of the picture in the result
+    replace: bool  # whether a file of its name may be one that was cut off from its record
+    seconds: float
+    batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What became of pictures of one call."""
+
+    drawn: Sequence[Drawn] = ()
+    failed: Sequence[Outcome] = ()
+
+
+@dataclass(kw_only=True)
+class Writer:
+    """Writes groups in the order they come, and has an outcome for each picture when it is recorded."""
+
+    folder: OutputFolder
+    manifest: Manifest
+    quality: int
+    _groups: queue.Queue[Group | None] = field(default_factory=lambda: queue.Queue(QUEUED))
+    _outcomes: deque[Outcome] = field(default_factory=deque)
+    _error: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="fewstep batch writer", daemon=True)
+        self._thread.start()
+
+    def put(self, group: Group) -> None:
+        """Hand over a group; raises `OutputError` where one before it could not be written."""
+        while True:
+            self._check()
+            try:
+                self._groups.put(group, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def take(self) -> list[Outcome]:
+        """Return the outcomes since the last time; raises as `put`."""
+        outcomes = [self._outcomes.popleft() for _ in range(len(self._outcomes))]
+        if not outcomes:
+            self._check()
+        return outcomes
+
+    def finish(self) -> list[Outcome]:
+        """Wait until all is written; returns the last outcomes. Call `check` afterwards."""
+        while self._thread.is_alive():
+            try:
+                self._groups.put(None, timeout=0.2)
+                break
+            except queue.Full:
+                continue
+        self._thread.join()
+        return [self._outcomes.popleft() for _ in range(len(self._outcomes))]
+
+    def check(self) -> None:
+        """Raise what stopped the writing."""
+        self._check()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while (group := self._groups.get()) is not None:
+            try:
+                self._outcomes.extend(self._write(group))
+            except BaseException as error:
+                self._error = error
+                return
+
+    def _write(self, group: Group) -> list[Outcome]:
+        """Return the outcomes of a group that is on disk and recorded."""
+        outcomes, records = list(group.failed), list[dict[str, Any]]()
+        names = [drawn.picture.name for drawn in group.drawn]
+        if names:
+            self.manifest.append([{"writing": names}])
+            points.reached("names recorded")
+        for drawn in group.drawn:
+            content = encode(drawn.result, drawn.index, drawn.picture.name, self.quality)
+            try:
+                self.folder.write(drawn.picture.name, content, replace=drawn.replace)
+            except NameTakenError as error:
+                outcomes.append(failure(drawn.picture, error))
+                continue
+            records.append(make_record(drawn, content))
+            outcomes.append(success(drawn))
+        if records:
+            self.folder.sync([record["file"] for record in records])
+            points.reached("files in place")
+            self.manifest.append(records)
+            points.reached("group recorded")
+        return outcomes
+
+
+def encode(result: Result, index: int, name: str, quality: int) -> bytes:
+    """Return a picture as a file of the format that its name says; nothing of the run is in it."""
+    if format_of(name) != "png":
+        raise OutputError(f"{name!r}: only PNG is written")
+    return result.png(index)
+
+
+def make_record(drawn: Drawn, content: bytes) -> dict[str, Any]:
+    """Return what the manifest keeps of a picture."""
+    picture = drawn.picture
+    return {
+        "key": picture.key,
+        "request": picture.request,
+        "file": picture.name,
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "line": picture.line,
+        "number": picture.number,
+        "seconds": round(drawn.seconds, 4),
+        "batch": drawn.batch,
+        "cost": picture.cost,
+        "options": describe_picture(picture, drawn.result, drawn.index),
+        "extra": dict(picture.extra),
+    }
+
+
+def describe_picture(picture: Picture, result: Result, index: int) -> dict[str, Any]:
+    """Return what a picture shows and how it was made, flat: lists as JSON text, as data sets need it."""
+    request = result.plan.request
+    described: dict[str, Any] = {"prompt": request.prompts[index], "seed": request.seeds[index]}
+    described |= {name: getattr(request, name) for name in SHOWN}
+    for name, value in picture.options.items():
+        if name in described:
+            continue
+        if isinstance(value, str | int | float):
+            described[name] = value
+        elif isinstance(value, list | tuple):
+            described[name] = _as_json(value)
+    return described
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except TypeError:  # pictures in memory
+        return ""
+
+
+def success(drawn: Drawn) -> Outcome:
+    """Return the outcome of a picture that is on disk and recorded."""
+    picture = drawn.picture
+    return Outcome(
+        state="drawn", line=picture.line, number=picture.number, key=picture.key, file=picture.name,
+        seconds=drawn.seconds, batch=drawn.batch, warnings=drawn.result.warnings, options=picture.options,
+    )  # fmt: skip
+
+
+def failure(picture: Picture, error: BaseException | str) -> Outcome:
+    """Return the outcome of a picture that could not be made or written."""
+    if isinstance(error, str):
+        reason = error
+    else:
+        reason = str(error) if isinstance(error, FewstepError) else describe_error(error)
+    return Outcome(
+        state="failed", line=picture.line, number=picture.number, key=picture.key, reason=reason,
+        options=picture.options,
+    )  # fmt: skip
