@@ -10,65 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from torch import Tensor
 
 import fewstep
 from fewstep import Engine
-from fewstep.loading import tokenizers
-from tests.conftest import SCHEDULER
+from fewstep.bench import random_weights
 from tests.loading import original
 
-# stabilityai/stable-diffusion-xl-base-1.0: unet, vae, text_encoder and text_encoder_2, config.json.
-UNET: dict[str, Any] = {
-    "sample_size": 128, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [320, 640, 1280], "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048, "use_linear_projection": True,
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}  # fmt: skip
-VAE: dict[str, Any] = {
-    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
-    "sample_size": 1024, "scaling_factor": 0.13025,
-}  # fmt: skip
-CLIP_L: dict[str, Any] = {
-    "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "projection_dim": 768, "hidden_act": "quick_gelu",
-}  # fmt: skip
-BIG_G: dict[str, Any] = {
-    "vocab_size": 49408, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
-    "num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu",
-}  # fmt: skip
-INDEX = {
-    "_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True,
-    "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-    "tokenizer": ["transformers", "CLIPTokenizer"], "tokenizer_2": ["transformers", "CLIPTokenizer"],
-    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-}  # fmt: skip
 PROMPT = "a red fox in the snow, highly detailed"
 
 
 def write(root: Path) -> None:
     """All layouts of the same weights; what is there already is left."""
-    folder = root / "sdxl"
-    if not (folder / "model_index.json").exists():
-        _write_folder(folder)
+    folder = random_weights.write_model("random-sdxl", root / "sdxl")
     unet = _mapped(folder / "unet")
     if not (root / "unet.safetensors").exists():
         named = original.unet_names(unet)
@@ -76,59 +38,6 @@ def write(root: Path) -> None:
     if not (root / "sdxl.safetensors").exists():
         others = [_mapped(folder / part) for part in ("vae", "text_encoder", "text_encoder_2")]
         save_file(original.checkpoint(unet, *others), root / "sdxl.safetensors")
-
-
-def _write_folder(folder: Path) -> None:
-    torch.manual_seed(0)
-    clip: dict[str, Any] = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 1}
-    builders: dict[str, tuple[dict[str, Any], Callable[[], nn.Module]]] = {
-        "vae": (VAE, lambda: AutoencoderKL.from_config(VAE)),
-        "text_encoder": (CLIP_L | clip, lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L, **clip))),
-        "text_encoder_2": (
-            BIG_G | clip, lambda: CLIPTextModelWithProjection(CLIPTextConfig(**BIG_G, **clip))
-        ),
-        "unet": (UNET, lambda: UNet2DConditionModel.from_config(UNET)),
-    }  # fmt: skip
-    for part, (config, build) in builders.items():
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        (folder / part / "config.json").write_text(json.dumps(config))
-        with torch.device("meta"):
-            shapes = {name: weight.shape for name, weight in build().named_parameters()}
-        stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
-        prefix = "text_model." if part == "text_encoder" else ""  # as files have it; see networks._named_as
-        _write_shards(folder / part, stem, {prefix + n.removeprefix(prefix): s for n, s in shapes.items()})
-    for part, tokenizer in zip(
-        ("tokenizer", "tokenizer_2"),
-        (tokenizers.clip_tokenizer(pads_with_end=end) for end in (True, False)),
-        strict=True,
-    ):
-        tokenizer.save_pretrained(folder / part)
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    (folder / "model_index.json").write_text(json.dumps(INDEX))
-
-
-def _write_shards(folder: Path, stem: str, shapes: Mapping[str, torch.Size]) -> None:
-    """The UNet in two files with an index, smaller networks in one."""
-    names, most = list(shapes), 1400
-    parts = [names[start : start + most] for start in range(0, len(names), most)]
-    files = [f"{stem}-{i + 1:05}-of-{len(parts):05}.safetensors" for i in range(len(parts))]
-    files = files if len(parts) > 1 else [f"{stem}.safetensors"]
-    for file, part in zip(files, parts, strict=True):
-        save_file({name: _random(name, shapes[name]) for name in part}, folder / file, {"format": "pt"})
-    if len(parts) > 1:
-        places = {name: file for file, part in zip(files, parts, strict=True) for name in part}
-        index = {"metadata": {}, "weight_map": places}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
-
-
-def _random(name: str, shape: torch.Size) -> Tensor:
-    """As torch starts layers, so that numbers stay finite through all of them."""
-    if len(shape) == 1:
-        weight = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
-        return weight.bfloat16()
-    reach = 1 / math.sqrt(math.prod(shape[1:]))
-    return torch.empty(shape, dtype=torch.bfloat16).uniform_(-reach, reach)
 
 
 def _mapped(folder: Path) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ FLOORS = (
     "runtimes", "codec", "loading", "addons",
     "upscaling", "metadata", "workflow", "result", "saved", "loop", "engine_base", "engine", "budget", "api",
     "reproduction",  # running
-    "testing", "checking", "batch", "comparison", "notebook", "__init__",  # doors
+    "testing", "checking", "batch", "comparison", "notebook", "__init__", "bench",  # doors
     "train", "evaluation",  # annexes
     "cli", "__main__",
 )  # fmt: skip

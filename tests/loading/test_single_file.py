@@ -20,9 +20,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import fewstep
 from fewstep import CorruptModelError, ModelError
 from fewstep.architectures import sdxl
+from fewstep.bench import random_weights
 from fewstep.loading import single_file as single_module
 from fewstep.loading import single_file_config, tokenizers
-from tests import full_size
 from tests.conftest import GAINS, SCHEDULER
 from tests.loading import original
 
@@ -226,19 +226,19 @@ def test_a_pruned_unet_is_read_off_its_shapes(folder: Path, tmp_path: Path) -> N
 def test_full_size_configurations_are_read_off_too() -> None:
     """Of the real SDXL, from shapes alone, against its published configurations."""
     with torch.device("meta"):
-        full = UNet2DConditionModel.from_config(full_size.UNET)
+        full = UNet2DConditionModel.from_config(random_weights.SDXL_UNET)
     told: dict[str, Any] = single_file_config.unet_config(meta(full), 1280, *sdxl.ARCHITECTURE.single_files)
-    for name, published in full_size.UNET.items():
+    for name, published in random_weights.SDXL_UNET.items():
         assert told[name] == published, name
     assert told["reverse_transformer_layers_per_block"] == [10, 2, 1]
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(full_size.VAE)
+        vae = AutoencoderKL.from_config(random_weights.VAE)
         clips = [
-            (CLIPTextModel(CLIPTextConfig(**full_size.CLIP_L)), full_size.CLIP_L),
-            (CLIPTextModelWithProjection(CLIPTextConfig(**full_size.BIG_G)), full_size.BIG_G),
+            (CLIPTextModel(CLIPTextConfig(**random_weights.CLIP_L)), random_weights.CLIP_L),
+            (CLIPTextModelWithProjection(CLIPTextConfig(**random_weights.BIG_G)), random_weights.BIG_G),
         ]
     told = single_file_config.vae_config(meta(vae), 0.13025, 1024)
-    assert {name: told[name] for name in full_size.VAE} == full_size.VAE
+    assert {name: told[name] for name in random_weights.VAE} == random_weights.VAE
     for module, published in clips:
         named: Any = prefixed(meta(module))
         told = single_file_config.clip_config(named, published["hidden_act"])

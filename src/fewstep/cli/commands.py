@@ -15,6 +15,7 @@ from functools import partial
 import fewstep
 from fewstep.cli.arguments import Parser, parse_words
 from fewstep.cli.batch import add_batch
+from fewstep.cli.bench import add_bench
 from fewstep.cli.compare import add_compare
 from fewstep.cli.evaluate import add_evaluate
 from fewstep.cli.generate import add_generate
@@ -28,7 +29,7 @@ from fewstep.cli.train import add_train
 
 COMMANDS = (
     add_generate, add_batch, add_refinements, add_compare, add_modes, add_models, add_replay, add_inspections,
-    add_train, add_evaluate,
+    add_train, add_evaluate, add_bench,
 )  # fmt: skip
 
 
