@@ -37,7 +37,7 @@ def options_of(number: int, image: Image.Image) -> dict[str, Any]:
 
 
 def draw_together_and_alone(engine: Engine, image: Image.Image, each: int) -> tuple[list[bytes], list[bytes]]:
-    """Return the pictures of 8 threads, so many each, and the same drawn one after the other."""
+    """Return the pictures of 8 threads, so many each, and the same drawn one after the other, exactly."""
     barrier = threading.Barrier(THREADS)
 
     def work(thread: int) -> list[bytes]:
@@ -45,7 +45,7 @@ def draw_together_and_alone(engine: Engine, image: Image.Image, each: int) -> tu
         return [draw(number) for number in range(thread * each, (thread + 1) * each)]
 
     def draw(number: int) -> bytes:
-        return engine.generate(**options_of(number, image))[0].tobytes()
+        return engine.generate(**options_of(number, image), reproducible=True)[0].tobytes()
 
     with ThreadPoolExecutor(THREADS) as pool:
         together = [picture for pictures in pool.map(work, range(THREADS)) for picture in pictures]

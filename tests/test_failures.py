@@ -44,14 +44,14 @@ def fresh(sdxl_folder: Path) -> Callable[..., Engine]:
 # Numbers: 36 injections.
 
 
-def spoil(module: torch.nn.Module, call: int, value: float, where: int) -> Callable[[], None]:
-    """Put `value` at one place of what the `call`-th call of `module` returns; returns the undo."""
+def spoil(module: torch.nn.Module, call: int, value: float, where: int, row: int = 0) -> Callable[[], None]:
+    """Put `value` at one place of a row that the `call`-th call of `module` returns; returns the undo."""
     calls = itertools.count()
 
     def hook(_module: Any, _inputs: Any, output: Any) -> None:
         if next(calls) == call:
             first = output[0] if isinstance(output, tuple) else output
-            first.view(-1)[where] = value
+            first[row, 0, where, where] = value
 
     return module.register_forward_hook(hook).remove
 
@@ -70,8 +70,8 @@ def test_a_number_that_is_none_is_caught(
     """36: in either network, in the first or last step or pixel, in each picture, three values."""
     loaded = engine("turbo")
     parts = loaded.parts
-    if stage == "UNet":  # called once a step for each picture
-        undo = spoil(parts.unet, 3 * turn + picture, VALUES[value], 5)
+    if stage == "UNet":  # called once a step, for all pictures
+        undo = spoil(parts.unet, turn, VALUES[value], 5, row=picture)
     else:
         undo = spoil(parts.vae.decoder, picture, VALUES[value], turn)
     try:

@@ -64,6 +64,7 @@ def generate(  # noqa: PLR0913  the public call names every choice
     sampler: str | None = None,
     eta: float | None = None,
     timesteps: Sequence[int] | None = None,
+    reproducible: bool = False,
     loras: Sequence[File | tuple[File, float]] = (),
     control: Sequence[Guide] = (),
     reference: Sequence[Guide] = (),
@@ -111,6 +112,8 @@ def generate(  # noqa: PLR0913  the public call names every choice
     strength: in (0, 1], with `image`: the noise level to start from, 0.6 by default; never changes `steps`.
     scheduler, sampler, eta: other noise levels, another step rule, its share of fresh noise.
     timesteps: exactly these levels, falling, in [0, 999].
+    reproducible: True gives a picture the same bits whatever is drawn beside it, in this call or another:
+        one by one, which takes longer. Otherwise they may differ by 1 of 255.
     loras: LoRA files or hub ids, or "fx" for "tiny", each alone or with its weight; the mode has a usual
         one.
     control: (ControlNet, picture, scale) each: the pictures' edges, depths or poses are followed.

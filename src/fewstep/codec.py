@@ -56,13 +56,13 @@ class Codec:
         """
         with self._lock:
             decoded = self._run_or_tile(self._vae, lambda vae: self._decode_raw(vae, latents), say)
-            if not is_finite(decoded) and self._placement.vae_dtype != torch.float32:
+            if not decoded.isfinite().all() and self._placement.vae_dtype != torch.float32:
                 # SDXL's own VAE overflows in fp16, on some pictures.
                 say("the VAE gave numbers that are not finite, and decoded once more in fp32")
                 with raise_as_memory_error("beside the VAE, for its copy in fp32"):
                     precise = self._in_fp32()
                 decoded = self._run_or_tile(precise, lambda vae: self._decode_raw(vae, latents), say)
-        if not is_finite(decoded):
+        if not decoded.isfinite().all():
             raise FloatingPointError("the VAE gave numbers that are not finite")
         return to_pixels(decoded)[0].cpu()
 
@@ -154,11 +154,6 @@ def with_tiles(vae: Any) -> Any:
     side = max(64, trained // 2 // 32 * 32)  # overlaps are quarters of 8 pixels
     twin.use_tiling, twin.tile_sample_min_size, twin.tile_latent_min_size = True, side, side // 8
     return twin
-
-
-def is_finite(x: Tensor) -> bool:
-    """Return whether every element is a number."""
-    return bool(x.isfinite().all())
 
 
 def to_pixels(pictures: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class Network(Protocol):
 
     x (B, 4, h, w), timestep (B,), the conditioning and the embedded guidance (B, E) or None, in the
     network's dtype except `timestep` and the size ids; returns the prediction (B, 4, h, w). A network
-    takes rows of one length only: `fewstep.runtimes.shared_network` sees to that.
+    takes rows of one length only: `fewstep.runtimes.batching` sees to that.
     """
 
     def __call__(

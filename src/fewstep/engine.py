@@ -47,6 +47,7 @@ from fewstep.request.engine_choice import EngineChoice, features_of_call, licenc
 from fewstep.request.schema import EngineKey
 from fewstep.result import Result
 from fewstep.runtimes import load_runtime
+from fewstep.runtimes.batching import Turns
 from fewstep.torch_state import FreshTorchState
 
 _log = logging.getLogger("fewstep")
@@ -173,11 +174,13 @@ class Engine(EngineBase[Step]):
         if job.control or job.reference:
             with raise_as_memory_error("while ControlNets or IP-Adapters were loaded"):
                 controls, references = loaded.addons.controls(job), loaded.addons.references(job)
+        active = loaded.loras.read(loras) if loras else ()
         call = Call(
             job=job,
             recipe=self.choice.recipe,
             token=_NEVER if cancel is None else cancel,
-            apply_loras=partial(loaded.loras.apply, loaded.loras.read(loras) if loras else ()),
+            loras=active,
+            apply_loras=partial(loaded.loras.apply, active),
             restore=loaded.loras.restore,
             notify=notify,
             controls=controls,
@@ -278,6 +281,7 @@ def _networks_on(info: RuntimeInfo, parts: Parts, placement: Placement) -> Netwo
         process=parts.process,
         guidance_width=parts.guidance_width,
         placement=placement,
+        turns=Turns(parts.lock),
         lock=parts.lock,
     )
 

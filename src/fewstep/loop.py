@@ -20,7 +20,7 @@ from fewstep.addons.controlnet import Control, with_controlnets
 from fewstep.addons.ip_adapter import Reference, with_ip_adapters
 from fewstep.architectures.text import PromptLike, TextEncoder
 from fewstep.cancel import CancelToken
-from fewstep.codec import Codec, is_finite
+from fewstep.codec import Codec
 from fewstep.denoiser import Cfg, Denoiser, Network, guidance_embedding
 from fewstep.devices import Placement
 from fewstep.errors import BackendError, DeviceMemoryError, Failure
@@ -29,7 +29,7 @@ from fewstep.noise_process import NoiseProcess, signal_of
 from fewstep.progress import Notify
 from fewstep.recipe import Recipe
 from fewstep.request import Job
-from fewstep.runtimes.shared_network import SharedNetwork
+from fewstep.runtimes.batching import SharedNetwork, Turns
 from fewstep.samplers import Denoise
 from fewstep.tiles import anchored_denoiser, tiled_denoiser
 from fewstep.torch_state import FreshTorchState
@@ -63,6 +63,7 @@ class Networks:
     process: NoiseProcess
     guidance_width: int  # of LCM's guidance embedding; 0 is none
     placement: Placement
+    turns: Turns  # of the calls that run at once
     lock: AbstractContextManager[Any]  # held while one of them runs
 
 
@@ -73,7 +74,8 @@ class Call:
     job: Job
     recipe: Recipe
     token: CancelToken
-    apply_loras: Callable[[], object]  # puts this call's LoRAs on the networks, under their lock
+    loras: object  # those on the networks during this call; calls with equal ones can share network calls
+    apply_loras: Callable[[], object]  # puts them on, under the networks' lock
     restore: Callable[[], object]  # leaves the networks as they are to be found after it
     notify: Notify  # takes what had to be done to get through, for the result's warnings
     controls: tuple[Control, ...] = ()
@@ -133,7 +135,7 @@ def decode_pictures(networks: Networks, call: Call, latents: Tensor) -> list[Ima
     pictures: list[Image.Image | Failure] = []
     for index, (latent, seed) in enumerate(zip(latents.split(1), call.job.request.seeds, strict=True)):
         call.token.check()
-        if not is_finite(latent):
+        if not latent.isfinite().all():
             reason = "the UNet gave numbers that are not finite"
             pictures.append(Failure(picture=index, seed=seed, stage="UNet", reason=reason))
             continue
@@ -188,7 +190,12 @@ def _make_denoiser(networks: Networks, call: Call) -> Denoiser:
     if call.controls:
         network = with_controlnets(network, call.controls)
     shared = SharedNetwork(
-        network, limit=placement.batch, lock=networks.lock, before=call.take_turn, notify=call.notify
+        network,
+        limit=1 if request.reproducible else placement.batch,
+        turns=networks.turns,
+        before=call.take_turn,
+        notify=call.notify,
+        kind=None if request.reproducible else call.loras,
     )
     return Denoiser(shared, conditioning, process=networks.process, cfg=cfg, embedding=embedding)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fewstep.architectures.text import TextEncoder
 from fewstep.denoiser import Cfg, Conditioning, Denoiser, Network
+from fewstep.runtimes.batching import SharedNetwork, group_rows
 from fewstep.runtimes.eager import eager_network
-from fewstep.runtimes.shared_network import SharedNetwork, group_rows
 from tests.architectures.sentences import LONG, SIZE, foxes
 
 SAID = ["a red fox", LONG, "an owl in the snow", foxes(160), "", "the sun", foxes(76)]

@@ -173,8 +173,6 @@ def test_half_the_memory_is_offered_on_a_cpu() -> None:
 def test_small_models(probe: Probe, dtype: torch.dtype) -> None:
     made = place(probe, TINY)
     assert (made.dtype, made.offload, made.tiling) == (dtype, "none", False)
-    assert not made.channels_last
-    assert made.memory_format == torch.contiguous_format
 
 
 @pytest.mark.parametrize(("need", "small"), [(TINY, True), (SDXL, False), (replace(TINY, text=10**8), False)])
@@ -183,11 +181,17 @@ def test_what_is_small(need: ModelSize, small: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("probe", "batch", "channels_last"),
-    [(machine(AMPERE), 0, True), (machine(mps=apple(64)), 1, False), (machine(), 1, True)],
+    ("probe", "need", "batch", "channels_last"),
+    [
+        (machine(AMPERE), SDXL, 0, True),
+        (machine(mps=apple(64)), SDXL, 1, False),
+        (machine(mps=apple(64)), TINY, 1, False),
+        (machine(), SDXL, 1, True),
+        (machine(), TINY, 16, True),
+    ],
 )
-def test_batch_and_layout(probe: Probe, batch: int, channels_last: bool) -> None:
-    made = place(probe, SDXL)
+def test_batch_and_layout(probe: Probe, need: ModelSize, batch: int, channels_last: bool) -> None:
+    made = place(probe, need)
     assert (made.batch, made.channels_last) == (batch, channels_last)
     assert made.memory_format == (torch.channels_last if channels_last else torch.contiguous_format)
 

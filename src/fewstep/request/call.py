@@ -17,7 +17,7 @@ _PARENT_FACTS = ("model", "mode", "steps", "strength", "seeds", "prompts")
 # Fields of a request that are options by the same name.
 _FIELDS = (
     "steps", "mode", "long_prompt", "guidance", "guidance_rescale", "width", "height", "scheduler", "sampler",
-    "eta", "only_masked", "padding", "tiles",
+    "eta", "only_masked", "padding", "tiles", "reproducible",
 )  # fmt: skip
 _PER_PICTURE = ("prompt", "prompt_2", "seed", "image", "mask", "strength", "steps")
 

@@ -132,6 +132,13 @@ class PictureOptions(TypedDict, total=False):
             allowed="give whole numbers, for example [999, 749, 499, 249]",
         ),
     ]
+    reproducible: Annotated[
+        bool,
+        Option(
+            help="the same bits in any batch: pictures are drawn one by one", default=False,
+            allowed="give True or False",
+        ),
+    ]  # fmt: skip
     loras: Annotated[
         Sequence[File | tuple[File, float]],
         Option(help="a LoRA beside the model; may be given several times", default=(), flag="lora"),

@@ -57,6 +57,7 @@ class Request(BaseModel):
     sampler: str
     eta: float = bounded("eta")
     timesteps: tuple[int, ...] = ()  # instead of the scheduler's, where given
+    reproducible: bool = False  # whether pictures are drawn one by one
     loras: tuple[tuple[str, float], ...] = ()  # file, weight
     control: tuple[tuple[str, float], ...] = ()  # model, scale
     reference: tuple[tuple[str, float], ...] = ()  # adapter, scale

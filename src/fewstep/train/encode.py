@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.architectures.text import Size
-from fewstep.codec import Codec, is_finite
+from fewstep.codec import Codec
 from fewstep.errors import FewstepError
 from fewstep.train import outputs
 from fewstep.train.loop import Draw
@@ -66,7 +66,7 @@ def encode_pictures(
         generator = torch.Generator("cpu").manual_seed(index)
         noise = torch.randn(1, 4, cells, cells, generator=generator, dtype=torch.float32, device="cpu")
         latents = codec.encode(picture.tensor(side, noted), noise)
-        if not is_finite(latents):
+        if not latents.isfinite().all():
             raise FewstepError(f"{picture.name}: the VAE gave numbers that are not finite; leave it out")
         values[index] = latents[0].cpu()
         yield EncodingProgress(index + 1, len(pictures))
