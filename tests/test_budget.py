@@ -16,6 +16,7 @@ import fewstep
 from fewstep import RequestError, api, cli
 from fewstep.budget import Cost, CostStore, costs, quality
 from fewstep.catalog.models import describe_model
+from fewstep.engine_cache import EngineCache, load_engine
 from fewstep.modes import find_recipe
 from fewstep.request.engine_choice import EngineChoice
 from fewstep.testing import FakeEngine
@@ -170,8 +171,8 @@ def test_costs_of_real_engines_are_of_the_users_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     costs.kept_costs.cache_clear()
     try:
-        assert api._Engines(api._load_engine).costs() is costs.kept_costs()
-        assert api._Engines(load).costs() is not costs.kept_costs()
+        assert EngineCache(load_engine, fewstep.generate).costs() is costs.kept_costs()
+        assert EngineCache(load, fewstep.generate).costs() is not costs.kept_costs()
     finally:
         costs.kept_costs.cache_clear()
 
@@ -209,7 +210,7 @@ def test_a_model_of_ones_own(sdxl_folder: Path) -> None:
 
 
 def test_real_engines_are_measured(sdxl_folder: Path) -> None:
-    with api.engines_from(lambda choice: api._load_engine(choice)):
+    with api.engines_from(lambda choice: load_engine(choice)):
         place: Any = {"model": sdxl_folder, "device": "cpu", "precision": "fp32", "seed": 1}
         result = fewstep.generate("a fox", mode="turbo", budget_ms=1e6, **place)
         assert (result.plan.request.steps, len(result)) == (4, 1)

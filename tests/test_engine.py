@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageChops
 
 import fewstep
-from fewstep import Engine, FewstepError, GenerationError, RequestError, api
+from fewstep import Engine, FewstepError, GenerationError, RequestError, api, engine_cache
 
 PROMPTS = ["a red fox", "an owl", "", "a bright sun, 3d style", "a red fox"]
 Load = Callable[..., Engine]
@@ -202,7 +202,7 @@ def nothing_resident() -> Iterator[None]:
 def test_generate_keeps_one_engine_where_memory_is_short(
     sdxl_folder: Path, engine: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "KEPT_SHARE", 0.0)
+    monkeypatch.setattr(engine_cache, "KEPT_SHARE", 0.0)
     where: Call = {"model": sdxl_folder, "device": "cpu", "precision": "fp32"}
     first = fewstep.generate("a red fox", 2, "turbo", seed=1, **where)
     (kept,) = api._engines.loaded.values()
@@ -220,7 +220,7 @@ def test_generate_keeps_one_engine_where_memory_is_short(
 @pytest.mark.usefixtures("nothing_resident")
 def test_small_engines_stay_beside_each_other(sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those used last, and as many as there is memory for: refining in another mode loads nothing again."""
-    monkeypatch.setattr(api, "MOST_KEPT", 2)
+    monkeypatch.setattr(engine_cache, "MOST_KEPT", 2)
     where: Call = {"model": sdxl_folder, "device": "cpu", "precision": "fp32"}
     drafts = fewstep.generate("a red fox", 1, "turbo", seed=1, **where)
     (turbo,) = api._engines.loaded.values()

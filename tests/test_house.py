@@ -25,8 +25,8 @@ FLOORS = (
     "catalog", "modes", "inspection", "request",  # words
     "torch_state", "devices", "denoiser", "tiles", "architectures",  # matter, torch
     "runtimes", "codec", "loading", "addons",
-    "upscaling", "metadata", "workflow", "result", "saved", "loop", "engine_base", "engine", "budget", "api",
-    "reproduction",  # running
+    "upscaling", "metadata", "workflow", "result", "saved", "loop", "engine_base", "engine", "budget",
+    "engine_cache", "api", "reproduction",  # running
     "testing", "checking", "batch", "comparison", "notebook", "__init__", "bench",  # doors
     "train", "evaluation",  # annexes
     "cli", "__main__",
@@ -34,7 +34,7 @@ FLOORS = (
 ANNEXES = {"train", "evaluation"}
 WITHOUT_TORCH = (
     *FLOORS[: FLOORS.index("torch_state")], "checking", "metadata", "workflow", "result", "saved", "testing",
-    "engine_base", "api", "batch", "budget", "comparison", "notebook",
+    "engine_base", "engine_cache", "api", "batch", "budget", "comparison", "notebook",
 )  # fmt: skip
 FORBIDDEN_CALLS = {"eval", "exec", "print", "input", "breakpoint"}
 FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}

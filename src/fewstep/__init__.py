@@ -64,8 +64,8 @@ _HOMES = {
 }  # fmt: skip
 # Modules that are used as such: `fewstep.metadata.read` works after `import fewstep` alone.
 _MODULES = (
-    "batch", "catalog", "devices", "errors", "evaluation", "metadata", "modes", "notebook", "recipe", "samplers",
-    "schedulers", "testing", "train",
+    "batch", "catalog", "devices", "errors", "evaluation", "metadata", "modes", "notebook", "recipe",
+    "samplers", "schedulers", "testing", "train",
 )  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

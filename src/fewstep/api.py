@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from fewstep import values
 from fewstep.cancel import CancelToken, run_in_thread
-from fewstep.engine_base import only_job
+from fewstep.engine_cache import EngineCache, load_engine
 from fewstep.request import File, Job, Plan, Prompts, limits
 from fewstep.request.engine_choice import (
     EngineChoice,
     choose_engine,
     count_steps,
+    only_job,
     resolve_call,
     split_options,
 )
-from fewstep.request.options import OPTIONS, EngineOptions, GenerateOptions, Guide, Pictures
-from fewstep.request.schema import EngineKey
+from fewstep.request.options import OPTIONS, GenerateOptions, Guide, Pictures
 from fewstep.streaming import Stream, stream_in_thread
 
 if TYPE_CHECKING:
-    from fewstep.budget import CostStore
     from fewstep.engine import Engine
     from fewstep.loop import Step
     from fewstep.progress import Progress
     from fewstep.prompts import Embedding
     from fewstep.result import Result
-
-KEPT_SHARE = 0.25  # of the memory that was free: what engines kept beside each other may take
-MOST_KEPT = 4
 
 
 def generate(  # noqa: PLR0913  the public call names every choice
@@ -186,9 +179,9 @@ def stream(
     **options: Unpack[GenerateOptions],
 ) -> Stream[Step, Result]:
     """Yield each step as it happens, as `Engine.stream`, with the arguments of `generate` and its engine."""
-    ready, job = _prepare(prompt, steps, mode, options)
+    ready, jobs = _prepare(prompt, steps, mode, options)
     engine, notes = ready()
-    return Stream(_with_notes(engine.stream_job(job, cancel), notes))
+    return Stream(_with_notes(engine.stream_job(only_job(jobs), cancel), notes))
 
 
 def astream(
@@ -206,7 +199,7 @@ def astream(
     def start(token: CancelToken) -> Generator[Step, None, Result]:
         ready, jobs = prepared or _prepare(prompt, steps, mode, options)
         engine, notes = ready()
-        return _with_notes(engine.stream_job(job, token), notes)
+        return _with_notes(engine.stream_job(only_job(jobs), token), notes)
 
     return stream_in_thread(start, cancel)
 
@@ -280,109 +273,14 @@ def engines_from(load: Callable[[EngineChoice], Any]) -> Iterator[None]:
     `load` gives an `EngineBase` for a choice: the seam for tests of apps, and for engines of one's own.
     """
     global _engines
-    previous, _engines = _engines, _Engines(load)
+    previous, _engines = _engines, EngineCache(load, generate)
     try:
         yield
     finally:
         _engines = previous
 
 
-class _Engines:
-    """The engines that `generate` keeps loaded for its next calls: small ones beside each other.
-
-    Together they take at most `KEPT_SHARE` of the memory that was free when they came; those that were not
-    used for longest go first. One alone is kept whatever it takes.
-    """
-
-    def __init__(self, load: Callable[[EngineChoice], Any]):
-        self.load, self.loaded = load, dict[EngineKey, Any]()
-        self._choices = dict[tuple[object, ...], EngineChoice]()  # what was asked of the loaded one, decided
-        self._evicted: set[EngineKey] | None = set()  # None once it is said that they come back
-        self.lock = threading.Lock()
-        self._costs: CostStore | None = None
-
-    def costs(self) -> CostStore:
-        """Return what calls cost here: kept with the user's files, but for engines of one's own."""
-        from fewstep.budget import CostStore, kept_costs
-
-        if self._costs is None:
-            self._costs = kept_costs() if self.load is _load_engine else CostStore()
-        return self._costs
-
-    def choose(self, mode: str | None, steps: int | None, options: EngineOptions) -> EngineChoice:
-        """Return the engine for these options; while it is loaded, no name or file is looked at again."""
-        arguments = (mode, steps, *options.values())
-        hashable = (
-            value if isinstance(value, str | Path | int | None) else repr(value) for value in arguments
-        )
-        key = (*options, *hashable)
-        choice = self._choices.get(key)
-        if choice is None or choice.key not in self.loaded:
-            choice = self._choices[key] = choose_engine(mode, steps, options)
-        return choice
-
-    def engine(self, choice: EngineChoice) -> tuple[Any, tuple[str, ...]]:
-        """Return the loaded engine, or a new one in its place; and what is to be said of that."""
-        notes: tuple[str, ...] = ()
-        with self.lock:
-            if choice.key not in self.loaded:
-                notes = self._make_room(choice.key)
-                self.loaded[choice.key] = self.load(choice)
-                self.loaded[choice.key].door = generate
-            engine = self.loaded[choice.key] = self.loaded.pop(choice.key)  # the last one was used last
-            return engine, notes
-
-    def _make_room(self, new: EngineKey) -> tuple[str, ...]:
-        """Let go of engines until another like them has its place; returns what is to be said of that."""
-        notes: tuple[str, ...] = ()
-        while self.loaded:
-            sizes = [engine.weight_bytes for engine in self.loaded.values()]
-            room = KEPT_SHARE * max(engine.free_bytes for engine in self.loaded.values())
-            if len(sizes) < MOST_KEPT and sum(sizes) + max(sizes) < room:
-                break
-            oldest = next(iter(self.loaded))
-            notes = self._note_change(oldest, new) or notes
-            del self.loaded[oldest]  # a call still running on it keeps it until it ends
-        kept = {new, *self.loaded}
-        self._choices = {key: cached for key, cached in self._choices.items() if cached.key in kept}
-        gc.collect()
-        return notes
-
-    def unload(self) -> None:
-        """Let go of the loaded one, and have its memory back."""
-        with self.lock:
-            self.loaded.clear()
-            self._choices.clear()
-        gc.collect()
-        if "torch" in sys.modules:
-            from fewstep.devices.memory import free_memory
-
-            free_memory()
-
-    def _note_change(self, current: EngineKey, key: EngineKey) -> tuple[str, ...]:
-        """Return a sentence, once, where an engine comes back that another had put out."""
-        if self._evicted is None:
-            return ()
-        self._evicted.add(current)
-        if key not in self._evicted:
-            return ()
-        self._evicted = None
-        first, second = (
-            f"mode={engine_key.mode!r} of model={engine_key.file('model')!r}" for engine_key in (current, key)
-        )
-        return (
-            f"generate has not the memory to keep {first} and {second}, and loads again at each change: "
-            "keep both by fewstep.load(), which takes the memory of both",
-        )
-
-
-def _load_engine(choice: EngineChoice) -> Engine:
-    from fewstep.engine import load_engine
-
-    return load_engine(choice)
-
-
-_engines = _Engines(_load_engine)
+_engines = EngineCache(load_engine, generate)
 
 
 def _renew_lock() -> None:
@@ -416,13 +314,15 @@ def _prepare(
     choice = engines.choose(mode, step_count, engine_options)
     jobs = resolve_call(choice, prompt, steps, picture_options, engine_options.get("commercial", False))
     if reason:
-        jobs = tuple(replace(job, plan=replace(job.plan, warnings=(*job.plan.warnings, reason))) for job in jobs)
+        jobs = tuple(
+            replace(job, plan=replace(job.plan, warnings=(*job.plan.warnings, reason))) for job in jobs
+        )
     return lambda: engines.engine(choice), jobs
 
 
 def _within_budget(
     budget: object,
-    call: tuple[Prompts, int | Sequence[int] | None, str | None],
+    call: tuple[Prompts, Any, str | None],
     options: Mapping[str, Any],
     measure: bool,
 ) -> tuple[int, str, dict[str, Any], str]:

@@ -53,7 +53,16 @@ from fewstep.torch_state import FreshTorchState
 _log = logging.getLogger("fewstep")
 _run_steps = FreshTorchState()(loop.run_steps)
 _decode_pictures = FreshTorchState()(loop.decode_pictures)
-_NEVER = CancelToken()  # of calls that nobody stops
+
+
+class _Never(CancelToken):
+    """Of calls that nobody stops."""
+
+    def check(self) -> None:
+        """Do nothing."""
+
+
+_NEVER = _Never()
 
 
 @dataclass(frozen=True, kw_only=True)

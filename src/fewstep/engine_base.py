@@ -13,7 +13,7 @@ from fewstep import values
 from fewstep.cancel import CancelToken, run_in_thread
 from fewstep.errors import GenerationError, RequestError
 from fewstep.request import Job, PictureOptions, Plan, Prompts
-from fewstep.request.engine_choice import EngineChoice, resolve_call, split_options
+from fewstep.request.engine_choice import EngineChoice, only_job, resolve_call, split_options
 from fewstep.result import Result, join_results
 from fewstep.streaming import Stream, stream_in_thread
 
@@ -165,16 +165,6 @@ class EngineBase(ABC, Generic[S]):
         listed = values.members(steps) or [steps]
         other_weights = any(number in recipe.steps.also for number in listed)
         return not (self.closed or commercial or other_weights) and same and mode in (None, recipe.mode)
-
-
-def only_job(jobs: Sequence[Job]) -> Job:
-    """Return the job of a call; raises `RequestError` where lists of options make several."""
-    if len(jobs) > 1:
-        raise RequestError(
-            "steps, strength or sizes that differ from picture to picture make several plans: ask for one at "
-            "a time, or type generate(...), whose result has them as .plans"
-        )
-    return jobs[0]
 
 
 def _as_key(value: Any) -> Any:

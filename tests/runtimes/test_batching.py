@@ -26,7 +26,10 @@ class Doubler:
         self.rows: list[int] = []
         self._turns, self._others = turns, others
 
-    def __call__(self, x: Tensor, timestep: Tensor, conditioning: Conditioning, _: Tensor | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, timestep: Tensor, conditioning: Conditioning, embedding: Tensor | None
+    ) -> Tensor:
+        assert embedding is None
         if not self.rows:
             with self._turns._changed:
                 assert self._turns._changed.wait_for(lambda: len(self._turns._waiting) >= self._others, 10)

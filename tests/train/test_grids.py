@@ -10,6 +10,7 @@ from PIL import Image
 import fewstep
 from fewstep.codec import Codec
 from fewstep.loop import Networks
+from fewstep.runtimes.batching import Turns
 from fewstep.runtimes.eager import eager_network
 from fewstep.train import grids
 from fewstep.train.grids import GridSettings
@@ -25,7 +26,7 @@ def test_a_grid_is_what_generate_draws(stage: str, mode: str) -> None:
             text=parts.text, network=eager_network(parts.unet), codec=Codec(parts.vae, engine.placement),
             runtime="eager",
             process=parts.process, guidance_width=parts.guidance_width, placement=engine.placement,
-            lock=parts.lock,
+            turns=Turns(parts.lock), lock=parts.lock,
         )  # fmt: skip
         sitting = GridSettings(
             networks=networks,

@@ -15,7 +15,7 @@ from fewstep.batch.rows import BadLine, Line, Row
 from fewstep.batch.settings import Settings
 from fewstep.errors import FewstepError, RequestError, describe_error
 from fewstep.request import Job
-from fewstep.request.engine_choice import EngineChoice, choose_engine, resolve_call, split_options
+from fewstep.request.engine_choice import EngineChoice, choose_engine, only_job, resolve_call, split_options
 from fewstep.request.options import OPTIONS
 
 MAX_EXPANDED = 100_000  # pictures of one line
@@ -190,7 +190,9 @@ def resolve_picture(choice: EngineChoice, options: Mapping[str, Any], commercial
         raise RequestError(f"{unknown[0]!r:.80} is not an option")
     _, picture_options = split_options({k: v for k, v in options.items() if k not in names_here})
     asked = options.get("commercial", False) if commercial is None else commercial
-    return resolve_call(choice, options["prompt"], options.get("steps"), picture_options, bool(asked))
+    return only_job(
+        resolve_call(choice, options["prompt"], options.get("steps"), picture_options, bool(asked))
+    )
 
 
 def group_pictures(pictures: Iterable[Outline], batch: int) -> Iterator[list[Outline]]:

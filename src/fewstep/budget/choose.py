@@ -16,6 +16,7 @@ from fewstep.request.engine_choice import (
     EngineChoice,
     choose_engine,
     count_steps,
+    only_job,
     resolve_call,
     split_options,
 )
@@ -50,7 +51,7 @@ class _Call:
     def __init__(self, prompt: Any, steps: int | None, mode: str | None, options: Mapping[str, Any]):
         self.engine_options, self.picture_options = split_options(options)
         self.prompt, self.mode = prompt, mode
-        self.steps = count_steps(self.picture_options) if steps is None else values.whole(steps)
+        self.steps = count_steps(None, self.picture_options) if steps is None else values.whole(steps)
         self.model = describe_model(options.get("model", OPTIONS["model"].default))
 
     def ways(self) -> dict[tuple[str, str], _Way]:
@@ -73,9 +74,8 @@ class _Call:
         engine_options: Any = {**self.engine_options, "vae": vae}
         choice = choose_engine(mode, self.steps, engine_options)
         commercial = engine_options.get("commercial", False)
-        return _Way(
-            choice=choice, job=resolve_call(choice, self.prompt, self.steps, self.picture_options, commercial)
-        )
+        jobs = resolve_call(choice, self.prompt, self.steps, self.picture_options, commercial)
+        return _Way(choice=choice, job=only_job(jobs))
 
     def cost(self, way: _Way, costs: CostStore, load: Load | None) -> Cost:
         """Return what a way costs, measured now where it never was; `RequestError` where it may not be."""
@@ -101,7 +101,7 @@ class _Call:
         """Return the job of one picture with these options, in so many steps."""
         left_out = ("count", "seed", "prompt_2", "timesteps")
         options: Any = {k: v for k, v in self.picture_options.items() if k not in left_out} | {"seed": 0}
-        return resolve_call(way.choice, prompt, steps, options, commercial=False)
+        return only_job(resolve_call(way.choice, prompt, steps, options, commercial=False))
 
     def candidates(self, costs: CostStore, load: Load | None) -> dict[Candidate, float]:
         """Return all there is to choose from, with its milliseconds."""

@@ -18,6 +18,7 @@ from fewstep.request.engine_choice import (
     EngineChoice,
     choose_engine,
     count_steps,
+    only_job,
     resolve_call,
     split_options,
 )
@@ -74,8 +75,9 @@ def plan_cells(
 def _plan(options: dict[str, Any]) -> dict[str, Any]:
     prompt, steps, mode = (options.pop(name, None) for name in ("prompt", "steps", "mode"))
     engine_options, picture_options = split_options(options)
-    choice = choose_engine(mode, count_steps(picture_options) if steps is None else steps, engine_options)
-    job = resolve_call(choice, prompt, steps, picture_options, engine_options.get("commercial", False))
+    choice = choose_engine(mode, count_steps(steps, picture_options), engine_options)
+    commercial = engine_options.get("commercial", False)
+    job = only_job(resolve_call(choice, prompt, steps, picture_options, commercial))
     if len(job.prompts) != 1:
         raise RequestError("each cell is one picture: leave count out, and give seeds, seed=[1, 2, 3]")
     return {"choice": choice, "job": job}

@@ -129,6 +129,16 @@ def _check_features(features: Sequence[str], model: Model) -> None:
             )
 
 
+def only_job(jobs: Sequence[Job]) -> Job:
+    """Return the job of a call; raises `RequestError` where lists of options make several."""
+    if len(jobs) > 1:
+        raise RequestError(
+            "steps, strength or sizes that differ from picture to picture make several plans: ask for one at "
+            "a time, or type generate(...), whose result has them as .plans"
+        )
+    return jobs[0]
+
+
 def licences_of_call(request: Request) -> dict[str, str]:
     """Return what a call puts beside an engine's weights → its licence."""
     loras = mode_weights.licences_of_files([source for source, _ in request.loras])

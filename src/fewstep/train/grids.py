@@ -77,7 +77,7 @@ def _draw_grid_picture(settings: GridSettings, prompt: str, seed: int) -> Image.
     """A call of the product's loop on networks that are in training."""
     call = Call(
         job=_grid_job(settings, prompt, seed), recipe=settings.recipe, token=CancelToken(),
-        apply_loras=_do_nothing, restore=_do_nothing, notify=_log.warning,
+        loras=(), apply_loras=_do_nothing, restore=_do_nothing, notify=_log.warning,
     )  # fmt: skip
     *_, last = loop.run_steps(settings.networks, call)
     (picture,) = loop.decode_pictures(settings.networks, call, last.latents)

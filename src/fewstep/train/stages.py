@@ -17,6 +17,7 @@ from fewstep.devices import Placement
 from fewstep.errors import RequestError
 from fewstep.loading.parts import Parts
 from fewstep.loop import Networks
+from fewstep.runtimes.batching import Turns
 from fewstep.runtimes.eager import eager_network
 from fewstep.train import add, base, grids, lcm, lora
 from fewstep.train.bundled import export
@@ -67,7 +68,7 @@ def unet_run(config: TrainConfig, parts: Parts, source: Source, place: Placement
         task, unet, width = make_task(config, parts, source)
     networks = Networks(
         text=parts.text, network=unet, codec=Codec(parts.vae, place), runtime="eager", process=parts.process,
-        guidance_width=width, placement=place, lock=parts.lock,
+        guidance_width=width, placement=place, turns=Turns(parts.lock), lock=parts.lock,
     )  # fmt: skip
     settings = _grid_settings(config, networks, source)
     _frozen_to_bf16(config, parts)
