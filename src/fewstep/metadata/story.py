@@ -42,14 +42,20 @@ def encode(
         return write_container(image, Payload(edited=edited), encoding)
     payload = Payload(
         facts=dump_story(facts, prompts=encoding.prompts),
-        parameters=write_parameters(
-            facts if encoding.prompts else {**facts, "prompts": [], "negative_prompt": ""},
-            __version__,
-        ),
+        parameters=_parameters(facts, encoding),
         edited=edited,
         given=given,
     )
     return write_container(image, payload, encoding)
+
+
+def _parameters(facts: Mapping[str, Any], encoding: Encoding) -> str:
+    """Return the web UIs' text; "" for a sheet of several pictures, of which they know none."""
+    if "model" not in facts:
+        return ""
+    return write_parameters(
+        facts if encoding.prompts else {**facts, "prompts": [], "negative_prompt": ""}, __version__
+    )
 
 
 def dump_story(facts: Mapping[str, Any], *, prompts: bool = True) -> str:
