@@ -47,7 +47,7 @@ def _load_upscaler(file: str) -> Any:
         raise ModelNotFoundError(f"upscaler={file!r}: there is no such file")
     try:
         from spandrel import ImageModelDescriptor, ModelLoader
-    except ImportError as error:
+    except Exception as error:  # torchvision, which it needs, fails in its own ways beside another torch
         raise RequestError(f"{INSTALL} ({describe_error(error)})") from error
     try:
         model = ModelLoader(device="cpu").load_from_file(path)

@@ -140,7 +140,7 @@ class Workflow(Sequence[Image.Image], Generic[R]):
 
         only_masked: draws the masked area, with `padding` pixels around it, as large as the model's own
             pictures, and puts it back: for faces, hands and other small things.
-        feather: pixels from the mask's edge inwards over which old turns into new; a 64th of the longer
+        feather: pixels from the mask's edge inwards over which old turns into new; a 32nd of the longer
             side where left out, 0 for none. options: any others of `fewstep.generate`; strength is 1.
         """
         call = changed_call(self.call(), self.engine_key, prompt=prompt)
@@ -176,7 +176,7 @@ class Workflow(Sequence[Image.Image], Generic[R]):
         borders = _checked_borders(left, top, right, bottom)
         call = changed_call(self.call(), self.engine_key, prompt=prompt)
         feather = options.pop("feather", None)
-        overlaps = [4 * usual_feather(image.size) if feather is None else feather for image in self.images]
+        overlaps = [2 * usual_feather(image.size) if feather is None else feather for image in self.images]
         call |= {
             "image": self._with_parents([widen_picture(image, borders) for image in self.images]),
             "mask": [

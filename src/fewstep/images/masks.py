@@ -13,11 +13,11 @@ from fewstep.images.opening import open_mask
 Borders = tuple[int, int, int, int]  # left, top, right, bottom; pixels
 
 MOST_FEATHER = 1024  # pixels
-_FEATHER_SHARE = 64  # of a picture's longer side, as its usual feather
+_FEATHER_SHARE = 32  # of a picture's longer side, as its usual feather
 
 
 def usual_feather(size: tuple[int, int]) -> int:
-    """Return how many pixels a mask's edge is softened by where nobody says: a 64th of the longer side."""
+    """Return how many pixels a mask's edge is softened by where nobody says: a 32nd of the longer side."""
     return max(1, round(max(size) / _FEATHER_SHARE))
 
 
