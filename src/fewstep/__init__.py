@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fewstep.loop import Step
     from fewstep.prompts import Embedding
     from fewstep.recipe import Guidance, Recipe, Steps, Weights
+    from fewstep.reproduction import Replay, replay
     from fewstep.request import Plan, Request
     from fewstep.result import Result
     from fewstep.schedulers import Schedule
@@ -57,6 +58,7 @@ _HOMES = {
     "fewstep.loop": ("Step",),
     "fewstep.prompts": ("Embedding",),
     "fewstep.recipe": ("Guidance", "Recipe", "Steps", "Weights"),
+    "fewstep.reproduction": ("Replay", "replay"),
     "fewstep.request": ("Plan", "Request"),
     "fewstep.result": ("Result",),
     "fewstep.schedulers": ("Schedule",),
@@ -90,6 +92,7 @@ __all__ = [
     "OutputError",
     "Plan",
     "Recipe",
+    "Replay",
     "Report",
     "Request",
     "RequestError",
@@ -107,6 +110,7 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "replay",
     "stream",
     "unload",
 ]

@@ -1,6 +1,6 @@
 """A saved picture drawn again from its own file, and whether it is the same."""
 
 from fewstep.reproduction.comparison import Compared, Difference
-from fewstep.reproduction.replay import Replay, replay
+from fewstep.reproduction.replaying import Replay, replay
 
 __all__ = ["Compared", "Difference", "Replay", "replay"]

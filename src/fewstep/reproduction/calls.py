@@ -91,7 +91,7 @@ def _scalars(facts: Mapping[str, Any]) -> dict[str, Any]:
     if facts.get("timesteps"):
         call["timesteps"] = facts["timesteps"]
     elif "image" in facts.get("sources", ()):
-        call["strength"] = facts["strength"]
+        call["strength"] = facts.get("strength")
     if facts.get("precision") in PRECISIONS:
         call["precision"] = PRECISIONS[facts["precision"]]
     if facts.get("runtime") in runtimes.NAMES:
