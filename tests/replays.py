@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
     name: str
     call: dict[str, Any]
-    index: int = 0
+    place: int = 0  # in its call
 
 
 def picture(shift: int = 0, side: int = 128) -> Image.Image:
@@ -166,7 +166,7 @@ def save_all(cases: Sequence[Case], folder: Path) -> list[Path]:
     for number, case in enumerate(cases):
         result = fewstep.generate(**case.call, **PLACE)
         path = folder / f"{number:02} {case.name}.{FORMATS[number % 3]}"
-        path.write_bytes(result.bytes(case.index, FORMATS[number % 3]))
+        path.write_bytes(result.bytes(case.place, FORMATS[number % 3]))
         paths.append(path)
     return paths
 
@@ -248,15 +248,15 @@ def edit_given(path: Path, option: str, change: Callable[[Image.Image], Image.Im
     import io
 
     payload = read_container(path.read_bytes())
-    given = {
+    pictures: dict[str, list[Image.Image]] = {
         name: [Image.open(io.BytesIO(file)) for file in files]
         for name, files in unpack_pictures(payload.given).items()
     }
-    given[option][0] = change(given[option][0])
+    pictures[option][0] = change(pictures[option][0])
     with Image.open(path) as image:
         image.load()
     content = write_container(
-        image, replace(payload, given=pack_pictures(given)), Encoding(format=ENDINGS[path.suffix])
+        image, replace(payload, given=pack_pictures(pictures)), Encoding(format=ENDINGS[path.suffix])
     )
     path.write_bytes(content)
 

@@ -128,7 +128,7 @@ class Result(Workflow["Result"]):
         """Return a picture with its facts in `.info`, as JSON: written when it is first taken out."""
         image = self.images[index]
         if FACTS_KEY not in image.info:
-            image.info[FACTS_KEY] = json.dumps(self.facts(index), ensure_ascii=False)
+            image.info[FACTS_KEY] = json.dumps(self.facts(index, weights=False), ensure_ascii=False)
         return image
 
     def __repr__(self) -> str:
@@ -222,13 +222,15 @@ class Result(Workflow["Result"]):
             }
         return pack_pictures(pictures, MAX_EMBEDDED if embed is None else None)
 
-    def facts(self, index: int = 0) -> dict[str, object]:
+    def facts(self, index: int = 0, *, weights: bool = True) -> dict[str, object]:
         """Return how picture `index` was made, as plain data that equals its own JSON.
 
         All that was typed is in it, LoRAs with their weights too; of given pictures (`sources`) the SHA-256,
         which tells whether one in hand is the same, and where they were (`pictures`); of files their places,
         and the SHA-256 of `weights`, a second for a gigabyte where nobody asked before;
         `versions`, `processor` and `threads` of what computed; of the picture itself (`pixels`) the SHA-256.
+
+        weights: False leaves them out, so that nothing is hashed.
         """
         job, options = self.job_of(index), self.engine_key.options
         return {
@@ -246,7 +248,7 @@ class Result(Workflow["Result"]):
             "sources": job.source_hashes(),
             "parents": parent_facts(job),
             "pictures": _picture_paths(job),
-            "weights": [weights.to_dict() for weights in self.weights],
+            **({"weights": [used.to_dict() for used in self.weights]} if weights else {}),
             "pixels": fingerprint(self.images[index]),
             "processor": self.processor,
             "threads": self.threads,

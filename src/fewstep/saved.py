@@ -32,7 +32,7 @@ class SavedPicture(Workflow[Result]):
     def seeds(self) -> tuple[int, ...]:
         return tuple(self.recorded.get("seeds", ()))
 
-    def facts(self, index: int = 0) -> dict[str, Any]:  # noqa: ARG002
+    def facts(self, index: int = 0, *, weights: bool = True) -> dict[str, Any]:  # noqa: ARG002
         """Return how it was made."""
         return dict(self.recorded)
 

@@ -12,14 +12,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fewstep.catalog import runtimes
 from fewstep.errors import RequestError
 from fewstep.reproduction.places import Places, missing_message
+from fewstep.request.call import keywords_of_facts
 
 PRECISIONS: MappingProxyType[str, str] = MappingProxyType(
     {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 )
-_SAME = (  # facts that are options by the same name
-    "mode", "steps", "negative_prompt", "long_prompt", "guidance", "guidance_rescale", "width", "height",
-    "scheduler", "sampler", "eta", "accelerator_weight", "prediction",
-)  # fmt: skip
 _FILES = ("model", "accelerator", "vae")  # options that are one file, folder or name
 _EMBEDDED_PROMPT = "<embedding "  # how a request records an `Embedding`
 
@@ -72,14 +69,11 @@ def call_of_facts(facts: Mapping[str, Any], places: Places, options: Mapping[str
     Raises `RequestError` that names everything that is missing, and where it was looked for.
     """
     missing: list[str] = []
-    call = {name: facts[name] for name in _SAME if name in facts} | _scalars(facts)
-    for name, values in (("prompt", "prompts"), ("prompt_2", "prompts_2"), ("seed", "seeds")):
-        if facts.get(values):
-            call[name] = facts[values][0]
+    call = keywords_of_facts(facts) | _scalars(facts)
     call |= _weights(facts, places, options, missing)
     call |= _pictures(facts, places, options, missing)
     call |= options
-    missing += _missing_words(call, facts, options)
+    missing += _missing_words(call)
     if missing:
         raise RequestError(missing_message(places.path, missing))
     return call
@@ -88,9 +82,7 @@ def call_of_facts(facts: Mapping[str, Any], places: Places, options: Mapping[str
 def _scalars(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what depends on other facts: levels, strength, place and runtime."""
     call: dict[str, Any] = {}
-    if facts.get("timesteps"):
-        call["timesteps"] = facts["timesteps"]
-    elif "image" in facts.get("sources", ()):
+    if not facts.get("timesteps") and "image" in facts.get("sources", ()):
         call["strength"] = facts.get("strength")
     if facts.get("precision") in PRECISIONS:
         call["precision"] = PRECISIONS[facts["precision"]]
@@ -99,17 +91,14 @@ def _scalars(facts: Mapping[str, Any]) -> dict[str, Any]:
     return call
 
 
-def _missing_words(
-    call: Mapping[str, Any], facts: Mapping[str, Any], options: Mapping[str, Any]
-) -> list[str]:
+def _missing_words(call: Mapping[str, Any]) -> list[str]:
     """Return what a call cannot do without, and the file does not say."""
     lacking = [
         f"{name} is not in the file: type {name}=..."
-        for name in ("prompt", "mode", "steps", "seed")
+        for name in ("mode", "steps", "seed")
         if name not in call
     ]
-    if "prompts" not in facts and "prompt" not in options and "prompt" not in call:
-        lacking = [line for line in lacking if not line.startswith("prompt ")]
+    if "prompt" not in call:
         lacking.append("its prompt was left out when it was saved: type prompt=...")
     for name in ("prompt", "negative_prompt"):
         if isinstance(call.get(name), str) and _EMBEDDED_PROMPT in call[name]:

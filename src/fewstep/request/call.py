@@ -91,7 +91,7 @@ def parent_facts(job: Job, index: int = 0) -> list[dict[str, Any]]:
     if not job.images:
         return []
     parent = job.parents[index] if job.parents else None
-    facts = _facts_in(job.images[index].info) if parent is None else parent.facts()
+    facts = _facts_in(job.images[index].info) if parent is None else parent.facts(weights=False)
     if not facts:
         return []
     picture = job.images[index] if parent is None else parent.images[0]
