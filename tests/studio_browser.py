@@ -135,7 +135,7 @@ class Studio:
 
     def __init__(self, page: Page, out: Path):
         self.page, self.out, self.root = page, out, page.locator(".fewstep")
-        self.cells = self.root.get_by_role("option")
+        self.cells = self.root.locator(".gallery").get_by_role("option")
 
     def button(self, name: str) -> Locator:
         return self.root.get_by_role("button", name=name, exact=True)
