@@ -13,7 +13,7 @@ from PIL import Image
 from fewstep import metadata
 from fewstep.errors import RequestError
 from fewstep.images import open_image
-from fewstep.request.call import keywords_of_facts
+from fewstep.request.facts import check_facts, keywords_of_facts
 from fewstep.request.schema import EngineKey
 from fewstep.result import Result
 from fewstep.workflow import Workflow
@@ -67,6 +67,7 @@ def open_saved(path: str | os.PathLike[str], redraw: Callable[..., Result]) -> S
             f"{name!r} does not say how fewstep made it: type generate(..., image={name!r}), or "
             "fewstep generate --image"
         )
+    check_facts(facts, path)
     image = open_image(Path(path), "picture").image
     key = EngineKey.of(str(facts["mode"]), model=str(facts["model"]))
     return SavedPicture(images=(image,), recorded=facts, engine_key=key, redraw=redraw)

@@ -2,65 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from fewstep.catalog import runtimes
 from fewstep.errors import RequestError
 from fewstep.reproduction.places import Places, missing_message
-from fewstep.request.call import keywords_of_facts
+from fewstep.request.facts import keywords_of_facts
 
 PRECISIONS: MappingProxyType[str, str] = MappingProxyType(
     {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 )
 _FILES = ("model", "accelerator", "vae")  # options that are one file, folder or name
 _EMBEDDED_PROMPT = "<embedding "  # how a request records an `Embedding`
-
-
-class _Weights(BaseModel):
-    option: str
-    source: str
-    files: dict[str, str]
-
-
-class _Facts(BaseModel):
-    """The shape of the facts that replaying looks into; `fewstep.generate` checks what is passed on to it."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    prompts: list[str] = []
-    prompts_2: list[str] = []
-    negative_prompt: str = ""
-    seeds: list[int] = []
-    model: str
-    accelerator: str = ""
-    vae: str = ""
-    embeddings: list[str] = []
-    loras: list[tuple[str, float]] = []
-    control: list[tuple[str, float]] = []
-    reference: list[tuple[str, float]] = []
-    sources: dict[str, list[str]] = {}
-    pictures: dict[str, list[str]] = {}
-    weights: list[_Weights] = []
-    versions: dict[str, str] = {}
-    pixels: str = ""
-    strength: float = 1.0
-    revision: str = ""
-
-
-def check_facts(facts: Mapping[str, Any], path: object) -> None:
-    """Check that facts have the shape of ours; raises `RequestError`."""
-    try:
-        _Facts.model_validate_json(json.dumps(facts))  # from JSON a list is a tuple
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise RequestError(
-            f"{str(path)!r} does not say how it was made: {place} is of another kind"
-        ) from None
 
 
 def call_of_facts(facts: Mapping[str, Any], places: Places, options: Mapping[str, Any]) -> dict[str, Any]:

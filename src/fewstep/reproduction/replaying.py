@@ -13,11 +13,12 @@ from fewstep import api
 from fewstep.errors import RequestError
 from fewstep.images import open_image
 from fewstep.metadata import Record, read_record
-from fewstep.reproduction.calls import call_of_facts, check_facts
+from fewstep.reproduction.calls import call_of_facts
 from fewstep.reproduction.comparison import Compared, compare_pictures
 from fewstep.reproduction.foreign import call_of_foreign
 from fewstep.reproduction.places import Places
 from fewstep.request.engine_choice import split_options
+from fewstep.request.facts import check_facts
 from fewstep.result import Result
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import Any
 from fewstep.catalog.models import describe_model
 from fewstep.images import FACTS_KEY
 from fewstep.prompts import Embedding, Prompt
-from fewstep.request.options import OPTIONS, EngineOptions
+from fewstep.request.options import OPTIONS
 from fewstep.request.schema import EngineKey, Job, fingerprint
 
 MAX_PARENTS = 32  # of one picture, the nearest first
 _PARENT_FACTS = ("model", "mode", "steps", "strength", "seeds", "prompts")
 # Fields of a request that are options by the same name.
-_FIELDS = (
+FIELDS = (
     "steps", "mode", "long_prompt", "guidance", "guidance_rescale", "width", "height", "scheduler", "sampler",
     "eta", "only_masked", "padding", "tiles", "reproducible",
 )  # fmt: skip
@@ -35,32 +35,14 @@ def call_keywords(jobs: Sequence[Job], key: EngineKey) -> dict[str, Any]:
     if revision and revision == describe_model(key.file("model")).revision:  # nobody has to say it
         engine["revision"] = ""
     call |= {name: list(value) if isinstance(value, tuple) else value for name, value in engine.items()}
-    return {name: value for name, value in call.items() if not _is_default(name, value)}
-
-
-def keywords_of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords for the picture that these facts are of, but for pictures given to it."""
-    names = (*_FIELDS, "negative_prompt", *EngineOptions.__annotations__)
-    call = {name: facts[name] for name in names if name in facts}
-    singles = {"prompt": "prompts", "prompt_2": "prompts_2", "seed": "seeds"}
-    call |= {name: facts[field][0] for name, field in singles.items() if facts.get(field)}
-    call |= {"timesteps": facts.get("timesteps") or None}
-    call["loras"] = [(source, weight) for source, weight in facts.get("loras", ())]
-    for name in (
-        "device",
-        "precision",
-        "runtime",
-        "revision",
-    ):  # as it was run, which need not be chosen again
-        call.pop(name, None)
-    return {name: value for name, value in call.items() if not _is_default(name, value)}
+    return {name: value for name, value in call.items() if not is_default(name, value)}
 
 
 def _keywords_of_picture(job: Job, index: int) -> dict[str, Any]:
     """Return what a call says of one picture."""
     request, given = job.request, job.given_pictures(index)
     call: dict[str, Any] = {"prompt": _text(job.prompts[index])}
-    call |= {name: getattr(request, name) for name in _FIELDS}
+    call |= {name: getattr(request, name) for name in FIELDS}
     call |= {"negative_prompt": _text(job.negative), "seed": request.seeds[index]}
     if request.prompts_2:
         call["prompt_2"] = request.prompts_2[index]
@@ -80,7 +62,7 @@ def _text(prompt: Prompt | Embedding) -> str | Embedding:
     return prompt if isinstance(prompt, Embedding) else prompt.first
 
 
-def _is_default(name: str, value: Any) -> bool:
+def is_default(name: str, value: Any) -> bool:
     """Return whether a call that leaves this option out means the same."""
     default = OPTIONS[name].default if name in OPTIONS else None
     return value is None or value == ([] if default == () else default)
