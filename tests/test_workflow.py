@@ -87,9 +87,11 @@ def test_the_sheet_has_all_pictures_with_labels_that_can_be_read(drafts: Result)
 
 
 def test_refine_is_image_to_image_with_the_same_words(drafts: Result, engine: Load) -> None:
-    refined = drafts.pick(1, 3).refine(steps=2, strength=0.4)
+    refined = drafts.pick(1, 3).refine(steps=2, strength=0.4, reproducible=True)
     expected = [
-        engine("turbo").generate("a fox", 2, image=drafts.images[i], strength=0.4, seed=7 + i)[0]
+        engine("turbo").generate(
+            "a fox", 2, image=drafts.images[i], strength=0.4, seed=7 + i, reproducible=True
+        )[0]
         for i in (1, 3)
     ]
     assert bits(refined) == bits(expected)
@@ -126,6 +128,7 @@ def test_a_picture_taken_out_carries_its_facts(engine: Load) -> None:
     assert "fewstep" not in result.images[1].info
     picture = result[1]
     assert json.loads(picture.info["fewstep"]) == result.facts(1, weights=False)
+    assert result.facts(1).keys() - result.facts(1, weights=False).keys() == {"weights"}
     facts: Any = engine("turbo").generate("a fox", 1, image=picture, seed=1).facts()["parents"]
     assert [f["seeds"] for f in facts] == [[2]]
 
@@ -187,9 +190,8 @@ def test_enlarged_beyond_the_model_in_tiles(drafts: Result) -> None:
 def test_a_list_has_one_value_for_each_picture(engine: Load, drawing: Image.Image) -> None:
     loaded = engine("turbo")
     other = drawing.rotate(90)
-    result = loaded.generate(
-        "a fox", steps=[1, 2, 1], strength=[0.3, 0.5, 0.3], image=[drawing, other, other], seed=4
-    )
+    lists: dict[str, Any] = {"strength": [0.3, 0.5, 0.3], "image": [drawing, other, other]}
+    result = loaded.generate("a fox", [1, 2, 1], seed=4, reproducible=True, **lists)
     singles = [
         loaded.generate("a fox", s, strength=w, image=i, seed=4 + n)[0]
         for n, (s, w, i) in enumerate([(1, 0.3, drawing), (2, 0.5, other), (1, 0.3, other)])

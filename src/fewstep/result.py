@@ -116,7 +116,7 @@ class Result(Workflow["Result"]):
     @overload
     def __getitem__(self, index: slice) -> tuple[Image.Image, ...]: ...
     def __getitem__(self, index: int | slice) -> Image.Image | tuple[Image.Image, ...]:
-        """Return a picture, or some; what is taken out says in `.info["fewstep"]` how it was made."""
+        """Return a picture, or some; what is taken out has its facts in `.info["fewstep"]`."""
         if isinstance(index, slice):
             return tuple(self._with_info(i) for i in range(len(self))[index])
         return self._with_info(range(len(self))[index])
@@ -227,7 +227,7 @@ class Result(Workflow["Result"]):
 
         All that was typed is in it, LoRAs with their weights too; of given pictures (`sources`) the SHA-256,
         which tells whether one in hand is the same, and where they were (`pictures`); of files their places,
-        and the SHA-256 of `weights`, a second for a gigabyte where nobody asked before;
+        and the SHA-256 of `weights`, a second for a gigabyte where nobody asked before, False leaves them out;
         `versions`, `processor` and `threads` of what computed; of the picture itself (`pixels`) the SHA-256.
 
         weights: False leaves them out, so that nothing is hashed.
