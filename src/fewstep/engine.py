@@ -235,10 +235,11 @@ def _finish(drawing: _Drawing, latents: Tensor, seconds: float) -> Result:
     failures = [picture for picture in pictures if isinstance(picture, Failure)]
     images = {i: picture for i, picture in enumerate(pictures) if isinstance(picture, Image.Image)}
     parts, job, placement = drawing.parts, drawing.call.job, drawing.placement
-    licence, weights = parts.licence, parts.weights
+    licence, weights, count = parts.licence, parts.weights, len(job.prompts)
     if job.request.loras or job.control or job.reference:
         licence = join_licences((licence, *licences_of_call(job.request).values()))
         weights = (*weights, *weights_of_call(job.request))
+    job = replace(job, rows=tuple(range(count)), batch=count)
     result = Result(
         images=tuple(images.values()),
         jobs=(job.only([*images]) if failures else job,),

@@ -227,8 +227,8 @@ class Result(Workflow["Result"]):
 
         All that was typed is in it, LoRAs with their weights too; of given pictures (`sources`) the SHA-256,
         which tells whether one in hand is the same, and where they were (`pictures`); of files their places,
-        and the SHA-256 of `weights`, a second for a gigabyte where nobody asked before, False leaves them out;
-        `versions`, `processor` and `threads` of what computed; of the picture itself (`pixels`) the SHA-256.
+        and the SHA-256 of `weights`, a second for a gigabyte where nobody asked before; `versions`,
+        `processor`, `threads` and `batch` of what computed; of the picture itself (`pixels`) the SHA-256.
 
         weights: False leaves them out, so that nothing is hashed.
         """
@@ -250,6 +250,7 @@ class Result(Workflow["Result"]):
             "pictures": _picture_paths(job),
             **({"weights": [used.to_dict() for used in self.weights]} if weights else {}),
             "pixels": fingerprint(self.images[index]),
+            "batch": {"pictures": job.batch, "row": job.rows[0]} if job.rows else {},
             "processor": self.processor,
             "threads": self.threads,
             "versions": _versions(),

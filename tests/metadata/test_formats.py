@@ -176,7 +176,7 @@ def test_hashes_of_the_hub_are_its_files_names(tmp_path: Path) -> None:
 
 
 def test_hashes_of_large_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("fewstep.files.checksums.LARGE", 2)
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"weights")
@@ -187,7 +187,7 @@ def test_hashes_of_large_files_are_kept(tmp_path: Path, monkeypatch: pytest.Monk
     stale = UsedFile(name="", path=path, bytes=stat.st_size, written=stat.st_mtime_ns)
     assert sha256_of(stale) == digest
     for broken in ("", "[5]", '[["a"]]', "{", "[" * 100_000):
-        (tmp_path / "cache" / "fewstep" / "sha256.json").write_text(broken)
+        (tmp_path / "cache" / "hashes" / "sha256.json").write_text(broken)
         monkeypatch.setattr("fewstep.files.checksums._known", {})
         assert used_file(path).sha256 != digest
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import OutputError
+from fewstep.files.cache import cache_folder
 from fewstep.files.output import write_file
 
 LARGE = 2**26  # bytes: hashes of larger files are kept on disk
@@ -136,8 +137,7 @@ def combined_hash(files: Mapping[str, str]) -> str:
 
 
 def _cache_file() -> Path:
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(folder) / "fewstep" / "sha256.json"
+    return cache_folder("hashes") / "sha256.json"
 
 
 def _read_kept() -> dict[tuple[str, int, int], str]:

@@ -41,6 +41,8 @@ class _Facts(BaseModel):
     versions: dict[str, str] = {}
     pixels: str = ""
     strength: float = 1.0
+    batch: dict[str, int] = {}
+    reproducible: bool = False
     revision: str = ""
 
 

@@ -104,6 +104,8 @@ class Job:
     control: tuple[Image, ...] = ()  # at the request's size, one for each of the request's `control`
     reference: tuple[Image, ...] = ()  # of any size, one for each of the request's `reference`
     places: tuple[int, ...] = ()  # of its pictures in the call, where lists of options make several jobs
+    rows: tuple[int, ...] = ()  # of its pictures in the batch that they were drawn in
+    batch: int = 0  # pictures of that batch; 0 is not drawn yet
     commercial: bool = False  # whether licences had to allow that
 
     request = cast(Request, property(attrgetter("plan.request")))
@@ -116,6 +118,7 @@ class Job:
             "masks": self.masks,
             "parents": self.parents,
             "places": self.places,
+            "rows": self.rows,
         }
         selected: dict[str, Any] = {
             name: tuple(items[i] for i in pictures) for name, items in lists.items() if items
