@@ -16,7 +16,6 @@ from fewstep.request.engine_choice import (
     EngineChoice,
     choose_engine,
     count_steps,
-    only_job,
     resolve_call,
     split_options,
 )
@@ -48,10 +47,12 @@ class _Way:
 class _Call:
     """A call that has a budget in the place of a mode, of steps, of a VAE, or of all three."""
 
-    def __init__(self, prompt: Any, steps: int | None, mode: str | None, options: Mapping[str, Any]):
+    def __init__(self, prompt: Any, steps: Any, mode: str | None, options: Mapping[str, Any]):
         self.engine_options, self.picture_options = split_options(options)
         self.prompt, self.mode = prompt, mode
-        self.steps = count_steps(None, self.picture_options) if steps is None else values.whole(steps)
+        if values.members(steps) is not None:
+            raise RequestError(f"{NAME} chooses one number of steps: leave steps={values.shown(steps)} out")
+        self.steps = count_steps(values.whole(steps), self.picture_options)
         self.model = describe_model(options.get("model", OPTIONS["model"].default))
 
     def ways(self) -> dict[tuple[str, str], _Way]:
@@ -75,7 +76,7 @@ class _Call:
         choice = choose_engine(mode, self.steps, engine_options)
         commercial = engine_options.get("commercial", False)
         jobs = resolve_call(choice, self.prompt, self.steps, self.picture_options, commercial)
-        return _Way(choice=choice, job=only_job(jobs))
+        return _Way(choice=choice, job=jobs[0])
 
     def cost(self, way: _Way, costs: CostStore, load: Load | None) -> Cost:
         """Return what a way costs, measured now where it never was; `RequestError` where it may not be."""
@@ -99,9 +100,13 @@ class _Call:
 
     def _measured_job(self, way: _Way, prompt: str, steps: int) -> Job:
         """Return the job of one picture with these options, in so many steps."""
-        left_out = ("count", "seed", "prompt_2", "timesteps")
+        left_out = ("count", "seed", "prompt_2", "timesteps", "image", "mask", "strength")
         options: Any = {k: v for k, v in self.picture_options.items() if k not in left_out} | {"seed": 0}
-        return only_job(resolve_call(way.choice, prompt, steps, options, commercial=False))
+        if way.job.images:
+            options |= {"image": way.job.images[0], "strength": way.job.request.strength}
+        if way.job.masks:
+            options["mask"] = way.job.masks[0]
+        return resolve_call(way.choice, prompt, steps, options, commercial=False)[0]
 
     def candidates(self, costs: CostStore, load: Load | None) -> dict[Candidate, float]:
         """Return all there is to choose from, with its milliseconds."""
@@ -119,7 +124,7 @@ class _Call:
 
 
 def choose(
-    budget: object, call: tuple[Any, int | None, str | None], options: Mapping[str, Any], costs: CostStore,
+    budget: object, call: tuple[Any, Any, str | None], options: Mapping[str, Any], costs: CostStore,
     load: Load | None,
 ) -> Choice:  # fmt: skip
     """Return the best mode, steps and VAE whose measured time is within the budget; what is given is kept.
