@@ -217,6 +217,8 @@ def test_what_is_saved(tmp_path: Path) -> None:
         with pytest.raises(fewstep.OutputError, match="exists"):
             comparison.save(tmp_path / name.replace("fox.csv", "other.png"))
     comparison.save(tmp_path / "fox.png", overwrite=True)
+    with pytest.raises(fewstep.OutputError, match="sheets are saved as PNG"):
+        comparison.save(tmp_path / "fox.jpg")
 
 
 @pytest.mark.usefixtures("drawn")

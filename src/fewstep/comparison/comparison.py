@@ -145,9 +145,7 @@ class Comparison:
         png, table = self.paths(path, overwrite=overwrite)
         facts = [cell.result.facts() for cell in self.cells if cell.result is not None]
         edited = any(cell.result is not None and cell.result.edited for cell in self.cells)
-        write_file(
-            png, metadata.encode(self.sheet(), {"comparison": facts}, edited=edited), overwrite=overwrite
-        )
+        write_file(png, metadata.encode(self.sheet(), {"comparison": facts}, edited=edited), overwrite=overwrite)
         write_file(table, self.table(against).csv().encode(), overwrite=overwrite)
         return [png, table]
 
@@ -155,6 +153,10 @@ class Comparison:
     def paths(path: str | os.PathLike[str], *, overwrite: bool = False) -> tuple[Path, Path]:
         """Return where `save` writes sheet and table; raises `OutputError` where it cannot."""
         (png,) = metadata.output_paths(path, (), overwrite=overwrite)
+        if png.suffix.lower() != ".png":
+            raise OutputError(
+                f"{str(path)!r}: sheets are saved as PNG; type {str(png.with_suffix('.png'))!r}"
+            )
         table = png.with_suffix(".csv")
         if os.path.lexists(table) and not overwrite:
             raise OutputError(f"{str(table)!r} exists: choose another name, or overwrite=True (--overwrite)")
