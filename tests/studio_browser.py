@@ -10,6 +10,7 @@ system's by --chromium PATH. Takes screenshots, and ends with the first check th
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import socket
@@ -25,6 +26,7 @@ from typing import Any
 
 import nbformat
 from jupyter_client.blocking.client import BlockingKernelClient
+from PIL import Image
 from playwright.sync_api import Locator, Page, ViewportSize, sync_playwright
 
 SIZE: ViewportSize = {"width": 1280, "height": 1080}
@@ -155,6 +157,13 @@ class Studio:
         self.page.wait_for_timeout(400)  # transitions end
         self.page.screenshot(path=self.out / f"{name}.png")
 
+    def portrait(self, name: str) -> None:
+        """Take a picture of the widget alone, of few colours: docs/studio.png."""
+        picture = Image.open(io.BytesIO(self.root.screenshot()))
+        picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT).save(
+            self.out / f"{name}.png", optimize=True
+        )
+
     def theme(self, name: str) -> None:
         self.page.evaluate(
             f"jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {name}'}})"
@@ -208,6 +217,7 @@ def by_mouse(studio: Studio, kernel: Kernel) -> None:
     studio.brush((0.3, 0.35), (0.5, 0.3), (0.7, 0.35), (0.6, 0.42), (0.4, 0.42))
     root.get_by_placeholder("what is to be there").fill("sunglasses, 3d style")
     studio.shoot("6-masked")
+    studio.portrait("studio")
     with studio.draws("inpainted"):
         studio.button("Inpaint").click()
     studio.shoot("7-inpainted")
