@@ -159,10 +159,8 @@ class Studio:
 
     def portrait(self, name: str) -> None:
         """Take a picture of the widget alone, of few colours: docs/studio.png."""
-        picture = Image.open(io.BytesIO(self.root.screenshot()))
-        picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT).save(
-            self.out / f"{name}.png", optimize=True
-        )
+        picture = Image.open(io.BytesIO(self.root.screenshot())).convert("RGB")
+        picture.quantize(256, Image.Quantize.MEDIANCUT).save(self.out / f"{name}.png", optimize=True)
 
     def theme(self, name: str) -> None:
         self.page.evaluate(
