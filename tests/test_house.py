@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import ModuleType
@@ -74,6 +75,7 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@cache
 def graph() -> Mapping[str, set[str]]:
     """Each module of the package → those that it imports."""
     found: dict[str, set[str]] = {}
@@ -85,9 +87,6 @@ def graph() -> Mapping[str, set[str]]:
     return found
 
 
-GRAPH = graph()
-
-
 def test_every_file_has_a_floor() -> None:
     assert {name.split(".")[0] for name in MODULES} == set(FLOORS)
 
@@ -95,7 +94,7 @@ def test_every_file_has_a_floor() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_down_only(name: str) -> None:
     own = FLOORS.index(name.split(".")[0])
-    above = {target for target in GRAPH[name] if FLOORS.index(target.split(".")[0]) > own}
+    above = {target for target in graph()[name] if FLOORS.index(target.split(".")[0]) > own}
     assert not above
 
 
@@ -103,13 +102,13 @@ def test_imports_go_down_only(name: str) -> None:
     "name", [name for name in MODULES if name.split(".")[0] not in {*ANNEXES, "cli", "__main__"}]
 )
 def test_only_the_command_leads_to_the_annexes(name: str) -> None:
-    assert not {target for target in GRAPH[name] if target.split(".")[0] in ANNEXES}
+    assert not {target for target in graph()[name] if target.split(".")[0] in ANNEXES}
 
 
 def test_no_circles() -> None:
     """Within a folder too, and counting what is imported for types alone."""
     try:
-        TopologicalSorter(GRAPH).prepare()
+        TopologicalSorter(graph()).prepare()
     except CycleError as error:
         pytest.fail(f"these import each other: {error.args[1]}")
 

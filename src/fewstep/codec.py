@@ -17,6 +17,7 @@ from fewstep.devices.memory import free_memory
 from fewstep.errors import is_out_of_memory, raise_as_memory_error
 from fewstep.progress import Notify, ignore
 from fewstep.runtimes import Runtime, eager
+from fewstep.torch_state import OnMeta
 
 SMALL_VAE = 5_000_000  # parameters: decoding by such a VAE costs less than a step
 
@@ -121,7 +122,7 @@ class Codec:
 
     def _in_fp32(self) -> Any:
         """A copy of the VAE in fp32; the VAE itself is shared by calls and stays as it is."""
-        with torch.device("meta"):  # no random weights are drawn for it
+        with OnMeta():  # no random weights are drawn for it
             precise = type(self._vae).from_config(self._vae.config)
         weights = self._vae.state_dict().items()
         exact = {name: weight.to(self._placement.device, torch.float32) for name, weight in weights}

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fewstep.errors import FewstepError
@@ -31,6 +32,12 @@ _OF_SIZE = frozenset(
 _OF_CONTENT = frozenset(
     (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, torch.full, torch.arange)
 )
+_FIRST_VALUES = frozenset(
+    (
+        torch.Tensor.normal_, torch.Tensor.uniform_,
+        nn.init.constant_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_,
+    )
+)  # fmt: skip
 _FACTORIES = _OF_SIZE | _OF_CONTENT | {torch.randint, torch.randperm}
 
 _process = 0  # the one whose torch has worked here
@@ -95,6 +102,38 @@ class _PlainFactories(TorchFunctionMode):
         if by_default and result.is_floating_point():
             return func(*args, **{**keywords, "dtype": torch.float32})
         return result
+
+
+class OnMeta(TorchFunctionMode):
+    """A context in which modules are made on no memory, their random first values left out.
+
+    Those values cost a module on `torch.device("meta")` the import of torch's compiler, and are never there.
+    """
+
+    def __enter__(self) -> Any:
+        self._device = torch.device("meta")
+        self._device.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._device.__exit__(*error)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        keywords = kwargs or {}
+        if func in _FIRST_VALUES:
+            return args[0] if args else keywords["tensor"]
+        if (
+            func is torch.arange
+        ):  # places of tokens: of it too, the shape alone would cost an import, of sympy
+            keywords = {"device": "cpu", **keywords}
+        return func(*args, **keywords)
 
 
 def _require_own_process() -> None:

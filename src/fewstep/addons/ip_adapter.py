@@ -25,6 +25,7 @@ from fewstep.files.untrusted import raise_as_corrupt, read_config
 from fewstep.images import image_to_tensor
 from fewstep.loading.build import build_network
 from fewstep.loading.folder import read_network
+from fewstep.torch_state import OnMeta
 
 # OpenAI's CLIP, `clip.py`: mean and standard deviation of its pictures, in [0, 1].
 CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -121,7 +122,7 @@ def _make_attention_processor(layers: Sequence[IpAdapterLayer], references: Sequ
 
     width, context = layers[0].key.out_features, layers[0].key.in_features
     scales = [reference.scale for reference in references]
-    with torch.device("meta"):
+    with OnMeta():
         processor: Any = IPAdapterAttnProcessor2_0(width, context, num_tokens=[0] * len(scales), scale=scales)
     processor.to_k_ip = nn.ModuleList(layer.key for layer in layers)
     processor.to_v_ip = nn.ModuleList(layer.value for layer in layers)
@@ -212,7 +213,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _make_linear(weight: Tensor, placement: Placement) -> nn.Linear:
-    with torch.device("meta"):
+    with OnMeta():
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = nn.Parameter(weight.to(placement.device, placement.dtype), requires_grad=False)
     return linear

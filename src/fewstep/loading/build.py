@@ -20,6 +20,8 @@ from fewstep.errors import CorruptModelError, ModelError, describe_error
 from fewstep.files.config import check_latent_scaling
 from fewstep.files.noise import Noise
 from fewstep.loading.lazy_tensors import LazyTensor, read_into
+from fewstep.loading.light_imports import light_imports
+from fewstep.torch_state import OnMeta
 
 # Every class that is ever built from a model's files; of transformers' the class of its configuration.
 NETWORK_CLASSES: MappingProxyType[str, str] = MappingProxyType(
@@ -101,7 +103,15 @@ def build_network(
     for name, tensor in filled.items():
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+    _without_peft(module)
     return module.requires_grad_(False).eval().to(place)
+
+
+def _without_peft(module: nn.Module) -> None:
+    """Have the forward that diffusers wraps to scale peft's LoRAs without the wrapper, which imports peft."""
+    forward = type(module).forward
+    if forward.__globals__["__name__"] == "diffusers.utils.peft_utils":
+        vars(module)["forward"] = forward.__wrapped__.__get__(module)
 
 
 def require_buildable(blueprint: Blueprint) -> tuple[Any, dict[str, nn.Parameter], dict[str, LazyTensor]]:
@@ -182,7 +192,7 @@ def _build_on_meta(blueprint: Blueprint) -> Any:
     """Return the network without weights; raises `CorruptModelError`."""
     config = network_config(blueprint)
     try:
-        with torch.device("meta"):
+        with OnMeta():
             module = _of_class(blueprint.kind, config)
     except Exception as error:
         _require_buildable(blueprint.kind)
@@ -209,7 +219,7 @@ def _require_buildable(kind: str) -> None:
     """Check that a class can be built here at all, by a right configuration; raises `ModelError`."""
     sizes = {"addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}  # SDXL's
     try:
-        with torch.device("meta"):
+        with OnMeta():
             _of_class(kind, sizes if kind == "ControlNetUnionModel" else {})  # the rest have right defaults
     except Exception as error:
         raise ModelError(
@@ -220,8 +230,9 @@ def _require_buildable(kind: str) -> None:
 def import_libraries() -> None:
     """Import what every model is built by; raises `ModelError` where that fails, before a file is read."""
     try:
-        from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
-        from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+        with light_imports():
+            from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
+            from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
     except Exception as error:  # diffusers raises RuntimeError
         remedy = "install them again"
         if sys.flags.optimize > 1:
