@@ -111,7 +111,7 @@ class OnMeta(TorchFunctionMode):
     """
 
     def __enter__(self) -> Any:
-        self._device = torch.device("meta")
+        self._device: Any = torch.device("meta")
         self._device.__enter__()
         return super().__enter__()
 

@@ -152,7 +152,7 @@ def test_a_compilers_decorators_do_nothing_without_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     stand_in: Any = light_imports._StandIn(COMPILER, light_imports._Hold((COMPILER,)))
 
-    @stand_in.disable()
+    @stand_in.disable()  # type: ignore[untyped-decorator]
     def double(number: int) -> int:
         """Twice."""
         return 2 * number

@@ -145,7 +145,9 @@ class Comparison:
         png, table = self.paths(path, overwrite=overwrite)
         facts = [cell.result.facts() for cell in self.cells if cell.result is not None]
         edited = any(cell.result is not None and cell.result.edited for cell in self.cells)
-        write_file(png, metadata.encode(self.sheet(), {"comparison": facts}, edited=edited), overwrite=overwrite)
+        write_file(
+            png, metadata.encode(self.sheet(), {"comparison": facts}, edited=edited), overwrite=overwrite
+        )
         write_file(table, self.table(against).csv().encode(), overwrite=overwrite)
         return [png, table]
 

@@ -109,7 +109,7 @@ def build_network(
 
 def _without_peft(module: nn.Module) -> None:
     """Have the forward that diffusers wraps to scale peft's LoRAs without the wrapper, which imports peft."""
-    forward = type(module).forward
+    forward: Any = type(module).forward
     if forward.__globals__["__name__"] == "diffusers.utils.peft_utils":
         vars(module)["forward"] = forward.__wrapped__.__get__(module)
 

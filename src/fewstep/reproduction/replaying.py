@@ -102,7 +102,9 @@ def _as_batch(call: dict[str, Any], pictures: int) -> dict[str, Any]:
 def _draw(call: dict[str, Any], engine: EngineBase[Any] | None) -> Result:
     if engine is None:
         return api.generate(**call)
-    return engine.generate(**{name: v for name, v in split_options(call)[1].items() if name != "mode"})
+    options: dict[str, Any] = {**split_options(call)[1]}
+    options.pop("mode", None)
+    return engine.generate(**options)
 
 
 def _device(record: Record, options: dict[str, Any]) -> dict[str, Any]:
