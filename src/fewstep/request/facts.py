@@ -44,8 +44,6 @@ class _Facts(BaseModel):
     batch: dict[str, int] = {}
     reproducible: bool = False
     revision: str = ""
-    reproducible: bool = False
-    batch: dict[str, int] = {}
 
 
 def check_facts(facts: Mapping[str, Any], path: object) -> None:
