@@ -113,10 +113,10 @@ class OnMeta(TorchFunctionMode):
     def __enter__(self) -> Any:
         self._device: Any = torch.device("meta")
         self._device.__enter__()
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._device.__exit__(*error)
 
     def __torch_function__(
