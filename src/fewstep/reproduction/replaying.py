@@ -102,9 +102,9 @@ def _as_batch(call: dict[str, Any], pictures: int) -> dict[str, Any]:
 def _draw(call: dict[str, Any], engine: EngineBase[Any] | None) -> Result:
     if engine is None:
         return api.generate(**call)
-    options: dict[str, Any] = {**split_options(call)[1]}
-    options.pop("mode", None)
-    return engine.generate(**options)
+    picture_options: dict[str, Any] = {**split_options(call)[1]}
+    picture_options.pop("mode", None)  # the engine's own
+    return engine.generate(**picture_options)
 
 
 def _device(record: Record, options: dict[str, Any]) -> dict[str, Any]:
