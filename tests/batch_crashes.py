@@ -16,6 +16,7 @@ import random
 import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +26,11 @@ from pathlib import Path
 
 from fewstep import batch, testing
 from fewstep.batch import points
+from fewstep.batch.manifest import read_pictures
 from fewstep.errors import FewstepError, JobLockedError
 
 LOCKED = 75
+PICTURES = 13  # of the jobs; set by --lines
 Bytes = dict[str, str]  # file → hash
 
 
@@ -57,10 +60,13 @@ def hashes(out: Path) -> Bytes:
     }
 
 
-def draw(rows: list[dict[str, object]], out: Path, *, real: bool, batch_size: int = 4) -> None:
+TARS = 0  # pictures of a shard; set by --tars
+
+
+def draw(rows: list[dict[str, object]], out: Path, *, real: bool) -> None:
     """Run a batch to its end."""
     with nullcontext() if real else testing.fake(delay=0.001):
-        for _ in batch.run(rows, out, batch=batch_size):
+        for _ in batch.run(rows, out, batch=4, tars=TARS):
             pass
 
 
@@ -116,12 +122,25 @@ def count_points(rows: list[dict[str, object]], out: Path, *, real: bool) -> dic
     return counted
 
 
+def member_names(path: Path) -> list[str]:
+    """Return the names in a shard."""
+    with tarfile.open(path) as shard:
+        return shard.getnames()
+
+
 def check(out: Path, reference: Bytes) -> None:
     """Check that a folder holds the pictures, each once, recorded once, and nothing else."""
     assert hashes(out) == reference, set(hashes(out).items()) ^ set(reference.items())
-    listed = [json.loads(line)["file_name"] for line in (out / "metadata.jsonl").read_text().splitlines()]
-    assert sorted(listed) == sorted(name for name in reference if name.endswith(".png"))
-    assert len(set(listed)) == len(listed)
+    records = list(read_pictures(out / ".batch"))
+    assert len({record["key"] for record in records}) == PICTURES
+    if TARS:
+        names = [name for path in sorted(out.glob("*.tar")) for name in member_names(path)]
+        assert len(names) == len(set(names)) == 3 * PICTURES
+        assert not list((out / ".batch" / "parts").iterdir())
+    else:
+        listed = [json.loads(line)["file_name"] for line in (out / "metadata.jsonl").read_text().splitlines()]
+        assert sorted(listed) == sorted(name for name in reference if name.endswith(".png"))
+        assert len(set(listed)) == len(listed) == PICTURES
     assert not list((out / ".batch" / "partial-1-of-1").iterdir())
 
 
@@ -205,8 +224,10 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=14)
     parser.add_argument("--middle", action="store_true", help="kill at each point once, not three times")
     parser.add_argument("--real", action="store_true", help="draw with the bundled model")
+    parser.add_argument("--tars", type=int, default=0, help="write shards of so many pictures")
     arguments = parser.parse_args()
-    rows = jobs(arguments.lines)
+    global PICTURES, TARS
+    rows, PICTURES, TARS = jobs(arguments.lines), arguments.lines - 1, arguments.tars
     work = Path(tempfile.mkdtemp(prefix="batch-crashes-"))
     try:
         if arguments.real:
@@ -225,8 +246,7 @@ def main() -> None:
             print(done, flush=True)
         for done in races(rows, work, reference, arguments.races) if not arguments.real else ():
             print(done, flush=True)
-        pictures = sum(name.endswith(".png") for name in reference)
-        print(f"each time {pictures} files, {pictures} records, equal bytes")
+        print(f"each time {PICTURES} files, {PICTURES} records, equal bytes")
     finally:
         shutil.rmtree(work)
 

@@ -115,7 +115,7 @@ def _arrange(index: Index, settings: Settings, out: Path | None) -> tuple[Counte
     """Put this runner's pictures into calls; returns calls by engine, pictures there, and pixels needed."""
     calls, kept, pixels = Counter[int](), 0, 0.0
     groups: Iterable[list[Outline]] = group_pictures(index.outline(), settings.batch)
-    for number, group in enumerate(share_groups(groups, index.total_cost(), settings.shard)):
+    for number, (_, group) in enumerate(share_groups(groups, index.total_cost(), settings)):
         needed = [picture for picture in group if out is None or not _is_there(index, picture, out)]
         for picture in group:
             index.assign(picture.position, number, needed=picture in needed)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 _TABLES = """
 CREATE TABLE pictures (position INTEGER PRIMARY KEY, line INT, number INT, engine INT, call TEXT, key TEXT,
                        request TEXT, name TEXT, pixels INT, cost REAL, options TEXT, extra TEXT);
-CREATE TABLE plan (position INTEGER PRIMARY KEY, call_number INT, needed INT);
+CREATE TABLE plan (position INTEGER PRIMARY KEY, call_number INT, shard INT, needed INT, kept INT);
 CREATE TABLE keys (key TEXT PRIMARY KEY, request TEXT, line INT) WITHOUT ROWID;
 CREATE TABLE names (folded TEXT PRIMARY KEY, line INT) WITHOUT ROWID;
 CREATE TABLE repeats (content TEXT PRIMARY KEY, count INT) WITHOUT ROWID;
@@ -30,7 +30,12 @@ FROM pictures ORDER BY first_of_engine, engine, first_of_call, call, position
 """
 _PENDING = """
 SELECT pictures.*, call_number, needed FROM plan JOIN pictures USING (position)
-WHERE call_number IN (SELECT call_number FROM plan WHERE needed) ORDER BY call_number, position
+WHERE call_number IN (SELECT call_number FROM plan WHERE needed AND shard = ?)
+ORDER BY call_number, position
+"""
+_MEMBERS = """
+SELECT key, request, name FROM plan JOIN pictures USING (position) WHERE shard = ?
+ORDER BY call_number, position
 """
 _LEFT = "SELECT COUNT(*), TOTAL(cost) FROM plan JOIN pictures USING (position) WHERE needed"
 
@@ -115,27 +120,37 @@ class Index:
         """Return the cost of all pictures."""
         return float(self._database.execute("SELECT TOTAL(cost) FROM pictures").fetchone()[0])
 
-    def assign(self, position: int, call: int, *, needed: bool) -> None:
-        """Say in which call a picture is drawn, and whether it is still needed."""
-        self._database.execute("INSERT INTO plan VALUES (?, ?, ?)", (position, call, needed))
+    def assign(self, position: int, call: int, shard: int = 0, *, needed: bool, kept: bool = False) -> None:
+        """Say in which call a picture is drawn, for which tar, whether it is to be drawn, or recorded."""
+        row = (position, call, shard, needed, kept)
+        self._database.execute("INSERT INTO plan VALUES (?, ?, ?, ?, ?)", row)
+
+    def open_shards(self) -> list[int]:
+        """Return the numbers of shards with pictures that are not recorded; of a folder it is 0."""
+        return [row[0] for row in self._rows("SELECT DISTINCT shard FROM plan WHERE NOT kept ORDER BY shard")]
+
+    def members(self, shard: int) -> list[tuple[str, str, str]]:
+        """Return key, request and name of all pictures of a shard."""
+        return [tuple(row) for row in self._rows(_MEMBERS, shard)]
 
     def left(self) -> tuple[int, float]:
         """Return how many pictures are needed, and their cost."""
         count, cost = self._database.execute(_LEFT).fetchone()
         return count, cost
 
-    def pending_calls(self) -> Iterator[tuple[list[Picture], set[int]]]:
+    def pending_calls(self, shard: int = 0) -> Iterator[tuple[list[Picture], set[int]]]:
         """Yield the pictures of each call of which any is needed, and the positions of those that are."""
-        for _, rows in itertools.groupby(self._rows(_PENDING), key=lambda row: row["call_number"]):
+        rows_of_shard = self._rows(_PENDING, shard)
+        for _, rows in itertools.groupby(rows_of_shard, key=lambda row: row["call_number"]):
             pictures, needed = list[Picture](), set[int]()
             for row in rows:
                 pictures.append(self._picture(row))
                 needed |= {row["position"]} if row["needed"] else set()
             yield pictures, needed
 
-    def _rows(self, query: str) -> Iterator[sqlite3.Row]:
+    def _rows(self, query: str, *values: int) -> Iterator[sqlite3.Row]:
         with closing(self._database.cursor()) as cursor:
-            yield from cursor.execute(query)
+            yield from cursor.execute(query, values)
 
     def _picture(self, row: sqlite3.Row) -> Picture:
         position = row["position"]

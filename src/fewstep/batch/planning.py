@@ -13,6 +13,7 @@ from fewstep.batch.index import Index, Outline, Picture
 from fewstep.batch.outcome import Outcome
 from fewstep.batch.rows import BadLine, Line, Row
 from fewstep.batch.settings import Settings
+from fewstep.batch.tars import member_name
 from fewstep.errors import FewstepError, RequestError, describe_error
 from fewstep.request import Job
 from fewstep.request.engine_choice import EngineChoice, choose_engine, only_job, resolve_call, split_options
@@ -133,6 +134,8 @@ class Planner:
                 "height": request.height, "line": labels.line, "number": labels.number,
             }  # fmt: skip
             name = names.fill_template(self._settings.name, fields)
+        if self._settings.tars:
+            name = member_name(name)
         names.check_name(name)
         line = self._index.claim_name(names.fold_name(name), labels.line)
         if line is not None:
@@ -212,17 +215,34 @@ def group_pictures(pictures: Iterable[Outline], batch: int) -> Iterator[list[Out
 
 
 def share_groups(
-    groups: Iterable[list[Outline]], total: float, shard: tuple[int, int]
-) -> Iterator[list[Outline]]:
-    """Yield the groups of runner i of n: neighbours, so that each loads few engines, of about equal cost."""
-    index, count = shard
-    begun = 0.0
-    for group in groups:
-        cost = sum(picture.cost for picture in group)
+    groups: Iterable[list[Outline]], total: float, settings: Settings, first_shard: int = 1
+) -> Iterator[tuple[int, list[Outline]]]:
+    """Yield the groups of runner i of n, each with the number of the tar it goes to; 0 is a folder.
+
+    A runner has neighbours, so that it loads few engines, of about equal cost; a tar is never split.
+    """
+    index, count = settings.shard
+    begun, shard = 0.0, first_shard if settings.tars else 0
+    for unit in _units(groups, settings.tars):
+        cost = sum(picture.cost for group in unit for picture in group)
         runner = min(count, 1 + int(count * (begun + cost / 2) / total)) if total else 1
         begun += cost
         if runner == index:
-            yield group
+            yield from ((shard, group) for group in unit)
+        shard += bool(settings.tars)
+
+
+def _units(groups: Iterable[list[Outline]], least: int) -> Iterator[list[list[Outline]]]:
+    """Yield groups together that have at least so many pictures, whole ones; 0: each group alone."""
+    unit, pictures = list[list[Outline]](), 0
+    for group in groups:
+        unit.append(group)
+        pictures += len(group)
+        if pictures >= least:
+            yield unit
+            unit, pictures = [], 0
+    if unit:
+        yield unit
 
 
 def _usual_batch(pixels: int) -> int:

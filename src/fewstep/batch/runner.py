@@ -18,10 +18,12 @@ from fewstep.batch.index import Index, Outline, Picture
 from fewstep.batch.lock import lock_job
 from fewstep.batch.manifest import Manifest, read_manifests, state_folder
 from fewstep.batch.outcome import Outcome, State, Totals, write_totals
+from fewstep.batch.page import check_sheet
 from fewstep.batch.planning import Planner, group_pictures, share_groups
 from fewstep.batch.settings import STREAM_WINDOW, BatchOptions, Settings, make_settings
 from fewstep.batch.sources import Jobs, Source, open_source
-from fewstep.batch.summary import FailedLines, write_summary
+from fewstep.batch.summary import FailedLines, write_sheet_of, write_summary
+from fewstep.batch.tars import Member, Shard, has_part
 from fewstep.batch.writer import Writer
 from fewstep.cancel import CancelToken
 from fewstep.errors import FewstepError, OutputError
@@ -69,6 +71,9 @@ class Batch:
         self.source, self.out, self.settings = source, out, settings
         self.totals = Totals()
         self._cancel = cancel
+        self._shards = 0  # tars of the windows so far
+        if settings.sheet:
+            check_sheet(settings.sheet, out)
 
     def __iter__(self) -> Generator[Outcome, None, None]:
         state = state_folder(self.out)
@@ -78,7 +83,9 @@ class Batch:
             index = stack.enter_context(Index())
             index.remember(read_manifests(state))
             folder = OutputFolder(self.out, self.settings.runner)
-            writer = Writer(folder=folder, manifest=manifest, quality=self.settings.quality)
+            writer = Writer(
+                folder=folder, manifest=manifest, quality=self.settings.quality, tars=bool(self.settings.tars)
+            )
             artist = Artist(self._cancel)
             stack.callback(artist.close)
             planner = Planner(self.settings, index)
@@ -105,7 +112,9 @@ class Batch:
 
     def _sum_up(self, *, ended: bool) -> None:
         write_totals(self.out, self.settings.runner, self.totals, ended=ended)
-        write_summary(self.out)
+        write_summary(self.out, self.source.name, pages=not self.settings.tars)
+        if ended and self.settings.sheet:
+            write_sheet_of(self.out, self.settings.sheet)
 
     def _run(self, parts: _Parts) -> Iterator[Outcome]:
         """Plan and draw, window after window."""
@@ -127,27 +136,40 @@ class Batch:
         self.totals.add_planned(*parts.index.left())
         write_totals(self.out, self.settings.runner, self.totals, ended=False)
         with ThreadPoolExecutor(1, "fewstep batch") as ahead:
-            current: tuple[list[Picture], set[int], Future[Job | Exception]] | None = None
-            for pictures, needed in parts.index.pending_calls():
-                engine = parts.planner.engines[pictures[0].engine]
-                following = (pictures, needed, ahead.submit(prepare, pictures, engine))
-                if current is not None:
-                    yield from self._draw(parts, *current)
-                current = following
+            for shard in parts.index.open_shards():
+                yield from self._draw_calls(parts, shard, ahead)
+                if self.settings.tars:
+                    members = [Member(*member) for member in parts.index.members(shard)]
+                    parts.writer.put(Shard(shard - 1, members))
+        parts.index.forget_pictures()
+
+    def _draw_calls(self, parts: _Parts, shard: int, ahead: ThreadPoolExecutor) -> Iterator[Outcome]:
+        """Draw the pictures of a folder, or of one shard."""
+        current: tuple[list[Picture], set[int], Future[Job | Exception]] | None = None
+        for pictures, needed in parts.index.pending_calls(shard):
+            engine = parts.planner.engines[pictures[0].engine]
+            following = (pictures, needed, ahead.submit(prepare, pictures, engine))
             if current is not None:
                 yield from self._draw(parts, *current)
-        parts.index.forget_pictures()
+            current = following
+        if current is not None:
+            yield from self._draw(parts, *current)
 
     def _arrange(self, parts: _Parts) -> Iterator[Outcome]:
         """Put this runner's pictures into calls; yields an outcome for each that is there already."""
         groups = group_pictures(parts.index.outline(), self.settings.batch)
         total = parts.index.total_cost()
-        for number, group in enumerate(share_groups(groups, total, self.settings.shard)):
+        shares = share_groups(groups, total, self.settings, self._shards + 1)
+        for number, (shard, group) in enumerate(shares):
             for picture in group:
                 outcome = self._earlier(parts, picture)
-                parts.index.assign(picture.position, number, needed=outcome is None)
+                kept = outcome is not None
+                waits = bool(shard) and not kept and has_part(parts.folder, picture.key, picture.request)
+                needed = not kept and not waits
+                parts.index.assign(picture.position, number, shard, needed=needed, kept=kept)
                 if outcome is not None:
                     yield outcome
+            self._shards = max(self._shards, shard)
 
     def _earlier(self, parts: _Parts, picture: Outline) -> Outcome | None:
         """Return the outcome of a picture that an earlier run has drawn, if it is still there."""

@@ -36,6 +36,7 @@ class BatchOptions(TypedDict, total=False):
     strict: bool
     tars: int
     quality: int
+    sheet: str | Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class Settings:
     strict: bool = False  # the first line that cannot be done ends it
     tars: int = 0  # pictures of a webdataset shard; 0: a folder of pictures
     quality: int = 90  # of JPEG and WebP
+    sheet: str | Path = ""  # contact sheet to write, .png or .jpg, beside the output folder
 
     def __post_init__(self) -> None:
         for name, low, high in (

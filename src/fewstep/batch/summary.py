@@ -1,4 +1,4 @@
-"""What lists the pictures of a batch: metadata.jsonl for data sets, timings.csv, failed.jsonl."""
+"""What lists the pictures of a batch: metadata.jsonl for data sets, index.html, timings.csv, failed.jsonl."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import io
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -17,40 +17,54 @@ from fewstep.batch import points
 from fewstep.batch.lock import lock_summary
 from fewstep.batch.manifest import STATE, read_pictures
 from fewstep.batch.outcome import Outcome
+from fewstep.batch.page import render_pages, write_sheets
 from fewstep.errors import OutputError
 
 METADATA = "metadata.jsonl"
 TIMINGS = "timings.csv"
+_TABLE = "CREATE TABLE pictures (key PRIMARY KEY, line INT, number INT, record TEXT) WITHOUT ROWID"
 _COLUMNS = (
     "file", "line", "seconds", "batch", "mode", "model", "steps", "width", "height", "seed", "size",
 )  # fmt: skip
 
 
-def write_summary(out: Path) -> None:
+def write_summary(out: Path, title: str, *, pages: bool) -> None:
     """List every picture that is recorded and there, in the order of lines; raises `OutputError`.
 
     metadata.jsonl is as Hugging Face's imagefolder reads it, and may be given as a job file again.
+    pages: whether it and index.html are written, as for a folder of pictures.
     """
-    state = out / STATE
-    with lock_summary(state), closing(sqlite3.connect("")) as database:
-        database.execute(
-            "CREATE TABLE pictures (key PRIMARY KEY, line INT, number INT, record TEXT) WITHOUT ROWID"
-        )
-        for record in read_pictures(state):
-            row = (record["key"], record["line"], record["number"], json.dumps(record))
-            database.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?)", row)
+    with lock_summary(out / STATE), _sorted_records(out) as (records, count):
+        if pages:
+            lines = (json.dumps(metadata_of(record), ensure_ascii=False) + "\n" for record in records())
+            _replace(out / METADATA, lines)
+            points.reached("data set written")
+            for name, text in render_pages(title, records(), count):
+                _replace(out / name, text)
+        _replace(out / TIMINGS, _timing_lines(records()))
+
+
+def write_sheet_of(out: Path, sheet: str | Path) -> list[Path]:
+    """Write contact sheets of all pictures that are recorded and there; returns their paths."""
+    with _sorted_records(out) as (records, _):
+        return write_sheets(sheet, out, records())
+
+
+@contextmanager
+def _sorted_records(out: Path) -> Iterator[tuple[Callable[[], Iterator[dict[str, Any]]], int]]:
+    """Give what yields the records of pictures that are there, by line, and how many they are."""
+    with closing(sqlite3.connect("")) as database:
+        database.execute(_TABLE)
+        for record in read_pictures(out / STATE):
+            if os.path.lexists(out / record["file"]):
+                row = (record["key"], record["line"], record["number"], json.dumps(record))
+                database.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?)", row)
 
         def records() -> Iterator[dict[str, Any]]:
             for (text,) in database.execute("SELECT record FROM pictures ORDER BY line, number, key"):
-                record = json.loads(text)
-                if os.path.lexists(out / record["file"]):
-                    yield record
+                yield json.loads(text)
 
-        _replace(
-            out / METADATA, (json.dumps(metadata_of(record), ensure_ascii=False) for record in records())
-        )
-        points.reached("data set written")
-        _replace(out / TIMINGS, _timing_lines(records()))
+        yield records, database.execute("SELECT COUNT(*) FROM pictures").fetchone()[0]
 
 
 def metadata_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -60,11 +74,11 @@ def metadata_of(record: dict[str, Any]) -> dict[str, Any]:
 
 def _timing_lines(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of timings.csv; a text that a spreadsheet would run as a formula is marked as text."""
-    yield ",".join(_COLUMNS)
+    yield ",".join(_COLUMNS) + "\n"
     for record in records:
         cells = {**record["options"], **record}
         line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow([_as_cell(cells.get(name, "")) for name in _COLUMNS])
+        csv.writer(line, lineterminator="\n").writerow([_as_cell(cells.get(name, "")) for name in _COLUMNS])
         yield line.getvalue()
 
 
@@ -73,22 +87,18 @@ def _as_cell(value: Any) -> Any:
 
 
 def _replace(path: Path, lines: Iterable[str]) -> None:
-    """Write a file line by line beside its old self, and put it in its place."""
+    """Write a file piece by piece beside its old self, and put it in its place."""
     scratch = path.parent / STATE / f"{path.name}.partial"
     try:
         with scratch.open("wb") as file:
-            _write_lines(file, lines)
+            for line in lines:
+                file.write(line.encode("utf-8", "backslashreplace"))
             file.flush()
             points.reached("data set half written")
             os.fsync(file.fileno())
         scratch.replace(path)
     except OSError as error:
         raise OutputError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
-
-
-def _write_lines(file: BinaryIO, lines: Iterable[str]) -> None:
-    for line in lines:
-        file.write(line.encode("utf-8", "backslashreplace") + b"\n")
 
 
 class FailedLines:

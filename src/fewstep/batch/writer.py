@@ -17,6 +17,7 @@ from fewstep.batch.index import Picture
 from fewstep.batch.manifest import Manifest
 from fewstep.batch.names import format_of
 from fewstep.batch.outcome import Outcome
+from fewstep.batch.tars import Shard, pack_shard, remove_parts, write_part
 from fewstep.errors import FewstepError, OutputError, describe_error
 from fewstep.result import Result
 
@@ -51,7 +52,8 @@ class Writer:
     folder: OutputFolder
     manifest: Manifest
     quality: int
-    _groups: queue.Queue[Group | None] = field(default_factory=lambda: queue.Queue(QUEUED))
+    tars: bool = False  # whether pictures are kept as parts, and packed when a `Shard` comes
+    _work_queue: queue.Queue[Group | Shard | None] = field(default_factory=lambda: queue.Queue(QUEUED))
     _outcomes: deque[Outcome] = field(default_factory=deque)
     _error: BaseException | None = None
 
@@ -59,12 +61,12 @@ class Writer:
         self._thread = threading.Thread(target=self._work, name="fewstep batch writer", daemon=True)
         self._thread.start()
 
-    def put(self, group: Group) -> None:
-        """Hand over a group; raises `OutputError` where one before it could not be written."""
+    def put(self, group: Group | Shard) -> None:
+        """Hand over a group, or a shard to pack; raises `OutputError` where one before failed."""
         while True:
             self._check()
             try:
-                self._groups.put(group, timeout=0.2)
+                self._work_queue.put(group, timeout=0.2)
                 return
             except queue.Full:
                 continue
@@ -80,7 +82,7 @@ class Writer:
         """Wait until all is written; returns the last outcomes. Call `check` afterwards."""
         while self._thread.is_alive():
             try:
-                self._groups.put(None, timeout=0.2)
+                self._work_queue.put(None, timeout=0.2)
                 break
             except queue.Full:
                 continue
@@ -96,9 +98,12 @@ class Writer:
             raise self._error
 
     def _work(self) -> None:
-        while (group := self._groups.get()) is not None:
+        while (group := self._work_queue.get()) is not None:
             try:
-                self._outcomes.extend(self._write(group))
+                if isinstance(group, Shard):
+                    self._pack(group)
+                else:
+                    self._outcomes.extend(self._keep(group) if self.tars else self._write(group))
             except BaseException as error:
                 self._error = error
                 return
@@ -125,6 +130,22 @@ class Writer:
             self.manifest.append(records)
             points.reached("group recorded")
         return outcomes
+
+    def _keep(self, group: Group) -> list[Outcome]:
+        """Return the outcomes of a group whose pictures are on disk, as parts of a shard."""
+        outcomes = list(group.failed)
+        for drawn in group.drawn:
+            content = encode(drawn.result, drawn.index, drawn.picture.name, self.quality)
+            write_part(self.folder, make_record(drawn, content), content)
+            outcomes.append(success(drawn))
+        return outcomes
+
+    def _pack(self, shard: Shard) -> None:
+        """Write a shard, record its pictures, and remove their parts."""
+        records = pack_shard(self.folder, shard)
+        self.manifest.append(records)
+        points.reached("tar recorded")
+        remove_parts(self.folder, shard)
 
 
 def encode(result: Result, index: int, name: str, quality: int) -> bytes:

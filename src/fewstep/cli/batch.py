@@ -57,7 +57,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "shard": {"type": _shard, "metavar": "I/N", "help": "be the I-th of N runners, as in a SLURM array"},
     "strict": {"action": "store_true", "help": "stop at the first line that cannot be done"},
+    "tars": {"type": whole_number, "metavar": "N", "help": "write webdataset shards of N pictures or more"},
     "quality": {"type": whole_number, "help": "of JPEG and WebP (90)"},
+    "sheet": {"type": Path, "metavar": "FILE", "help": "write a contact sheet, .png or .jpg, beside OUT"},
 }  # fmt: skip
 
 
