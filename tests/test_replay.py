@@ -97,8 +97,8 @@ def test_what_was_tampered_with_is_named(
     path = picture(call, tmp_path / "x.png", image=drawing)
     content = path.read_bytes()
     changes: dict[str, Callable[[], Any]] = {
-        "prompts was changed in the file": lambda: replays.set_fact("prompts", ["a cat"])(path, path),
-        "seeds was changed": lambda: replays.set_fact("seeds", [8])(path, path),
+        "'prompts' was changed in the file": lambda: replays.set_fact("prompts", ["a cat"])(path, path),
+        "'seeds' was changed": lambda: replays.set_fact("seeds", [8])(path, path),
         "image is another picture": lambda: replays.edit_given(path, "image", lambda i: i.rotate(90)),
         "the file's pixels are not": lambda: replays.edit_pixels(path),
         "torch was 2.0.1, and is": lambda: replays.restate_facts(path, versions={"torch": "2.0.1"}),
@@ -111,7 +111,9 @@ def test_what_was_tampered_with_is_named(
     for words, change in changes.items():
         path.write_bytes(content)
         change()
-        assert words in str(fewstep.replay(path).compared), words
+        compared = fewstep.replay(path).compared
+        assert words in str(compared), words
+        assert compared.same == (compared.within == 0)
 
 
 def test_files_that_are_others_or_gone(
@@ -279,7 +281,7 @@ def test_the_command_says_of_each_whether_it_is_the_same(
     assert [line.get("same") for line in lines] == [False, None, None]
     assert lines[0]["differences"][0] == {
         "kind": "seeds",
-        "message": "seeds was changed in the file after it was saved",
+        "message": "'seeds' was changed in the file after it was saved",
     }
     assert "does not say how it was made" in lines[1]["error"]
     assert "there is no such file" in lines[2]["error"]

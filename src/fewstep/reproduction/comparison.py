@@ -42,12 +42,15 @@ class Compared:
 
     @property
     def same(self) -> bool:
-        """Return whether it is the same picture: every bit as it was drawn then, or as the file has it."""
-        return self.same_bits or (self.lossless and self.within == 0)
+        """Return whether every bit is as the file has it or, where that lost some, as it was drawn then."""
+        return self.within == 0 if self.lossless else self.same_bits
 
     def __str__(self) -> str:
-        if self.same_bits:
-            verdict = "the same bits" if self.lossless else f"the same bits as were drawn (the {self._loss})"
+        if self.same_bits and self.same and self.lossless:
+            verdict = "the same bits"
+        elif self.same_bits:
+            lost = "" if self.lossless else ", which lost some,"
+            verdict = f"the same bits as were drawn (the file{lost} is within {self.within}/255)"
         elif self.within < 0:
             verdict = "another size"
         else:
@@ -56,10 +59,6 @@ class Compared:
             )
         notes = [*map(str, self.differences), *self.doubts]
         return f"{verdict}; {'; '.join(notes)}" if notes else verdict
-
-    @property
-    def _loss(self) -> str:
-        return f"file, which lost some, is within {self.within}/255"
 
 
 def compare_pictures(
@@ -94,7 +93,7 @@ def find_differences(record: Record, now: Mapping[str, Any]) -> Iterator[Differe
     """Yield what is not as it was: facts that somebody changed, inputs, weights, versions, conditions."""
     then = record.facts
     for name in record.changed:
-        message = f"{name} was changed in the file after it was saved"
+        message = f"{name!r} was changed in the file after it was saved"
         yield Difference(kind={"prompts": "prompt"}.get(name, name), message=message)
     yield from _inputs(then, now)
     yield from _weights(then, now)
@@ -138,4 +137,9 @@ def _weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Differ
 
 
 def _short(digests: list[str]) -> str:
-    return ", ".join(f"{digest:.12}…" if digest else "not known" for digest in digests) or "none"
+    return (
+        ", ".join(
+            f"{digest:.12}…" if digest else "not known, or changed since it was read" for digest in digests
+        )
+        or "none"
+    )
