@@ -105,11 +105,13 @@ def test_another_mode_brings_its_own_choices() -> None:
         drafts = fewstep.generate("a fox", 1, "turbo", model="sdxl", seed=3, precision="fp16")
         drafts.refine(mode="lcm-lora", strength=0.5).refine(mode="base", steps=20, prompt="an owl")
         drafts.refine(model="ssd-1b")
+        drafts.vary(mode="base", count=1, seed=3)
     modes = [(r.model, r.mode, r.steps, r.sampler, r.prompts) for r in asked.requests]
     assert modes[1:] == [
         ("sdxl", "lcm-lora", 4, "lcm", ("a fox",)),
         ("sdxl", "base", 20, "euler", ("an owl",)),
         ("ssd-1b", "base", modes[3][2], "euler", ("a fox",)),
+        ("sdxl", "base", modes[3][2], "euler", ("a fox",)),
     ]
     assert {r.seeds for r in asked.requests} == {(3,)}
 
@@ -168,6 +170,8 @@ def test_outpainting_goes_on_from_the_picture(drafts: Result) -> None:
     assert wide.parents[0].seeds == (7,)
     with pytest.raises(RequestError, match="by how much"):
         drafts.outpaint()
+    with pytest.raises(RequestError, match="feather='x': give pixels"):
+        drafts.outpaint(left=8, feather="x")
 
 
 # --- enlarging

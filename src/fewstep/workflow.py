@@ -12,7 +12,14 @@ from PIL import Image
 
 from fewstep import values
 from fewstep.errors import RequestError
-from fewstep.images.masks import Borders, border_mask, open_feathered, usual_feather, widen_picture
+from fewstep.images.masks import (
+    Borders,
+    border_mask,
+    checked_feather,
+    open_feathered,
+    usual_feather,
+    widen_picture,
+)
 from fewstep.images.sheet import contact_sheet
 from fewstep.request.options import File, Picture, Prompts
 from fewstep.request.pictures import MOST, Given
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")  # what is drawn: a `Result`
 
 MOST_SCALE = 8.0  # at one go
+OUTPAINTED_STRENGTH = 0.85  # the edges' colours shine through, so that old and new are of one tone
 SCALED_STRENGTH = 0.2  # where a picture is enlarged: details are drawn, the picture stays
 # Where they are left out they are the mode's own, and another mode has others.
 _OF_MODE = frozenset(
@@ -122,7 +130,7 @@ class Workflow(Sequence[Image.Image], Generic[R]):
 
     def vary(self, strength: float | Sequence[float] = 0.5, count: int = 4, **options: Any) -> R:
         """Return `count` pictures like each: drawn over from `strength`, with new seeds."""
-        call = changed_call(self.call(), self.engine_key)
+        call = self._call_over(options)
         del call["seed"]
         return self._draw(call | {"image": self, "count": count}, {"strength": strength, **options})
 
@@ -143,7 +151,7 @@ class Workflow(Sequence[Image.Image], Generic[R]):
         feather: pixels from the mask's edge inwards over which old turns into new; a 32nd of the longer
             side where left out, 0 for none. options: any others of `fewstep.generate`; strength is 1.
         """
-        call = changed_call(self.call(), self.engine_key, prompt=prompt)
+        call = self._call_over(options, prompt)
         masks = mask if isinstance(mask, Sequence) and not isinstance(mask, str | bytes) else [mask]
         if len(masks) not in (1, len(self)):
             raise RequestError(f"mask lists {len(masks)} for {len(self)} pictures: give one, or as many")
@@ -171,21 +179,29 @@ class Workflow(Sequence[Image.Image], Generic[R]):
         """Return the pictures made larger by so many pixels, where new is drawn that goes on from the old.
 
         The old stays as it is, but for a band along the new, a 16th of the longer side (`feather=` in
-        pixels), over which old turns into new. options: any others of `fewstep.generate`; strength is 1.
+        pixels), over which old turns into new. options: any others of `fewstep.generate`; strength is 0.85.
         """
         borders = _checked_borders(left, top, right, bottom)
-        call = changed_call(self.call(), self.engine_key, prompt=prompt)
+        call = self._call_over(options, prompt)
         feather = options.pop("feather", None)
-        overlaps = [2 * usual_feather(image.size) if feather is None else feather for image in self.images]
+        overlaps = [
+            2 * usual_feather(image.size) if feather is None else checked_feather(feather)
+            for image in self.images
+        ]
         call |= {
             "image": self._with_parents([widen_picture(image, borders) for image in self.images]),
             "mask": [
                 border_mask(image.size, borders, overlap)
                 for image, overlap in zip(self.images, overlaps, strict=True)
             ],
-            "strength": 1.0,
+            "strength": OUTPAINTED_STRENGTH,
         }
         return self._draw(call, options)
+
+    def _call_over(self, options: dict[str, Any], prompt: Prompts | None = None) -> dict[str, Any]:
+        """Return the keywords for drawing over these pictures; takes what changes them out of `options`."""
+        changes = {name: options.pop(name, None) for name in ("steps", "mode", "model")}
+        return changed_call(self.call(), self.engine_key, prompt=prompt, **changes)
 
     def _with_parents(self, images: Sequence[Image.Image]) -> list[Given]:
         """Return pictures made of these, one of each, as `image=` takes them."""

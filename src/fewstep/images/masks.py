@@ -21,13 +21,19 @@ def usual_feather(size: tuple[int, int]) -> int:
     return max(1, round(max(size) / _FEATHER_SHARE))
 
 
-def open_feathered(mask: object, size: tuple[int, int], feather: int | None) -> Image.Image:
-    """Return a mask at a picture's size, its edge softened by `feather` pixels; raises `RequestError`."""
-    width = usual_feather(size) if feather is None else values.whole(feather)
+def checked_feather(feather: object) -> int:
+    """Return how many pixels an edge is softened by; raises `RequestError`."""
+    width = values.whole(feather)
     if type(width) is not int or not 0 <= width <= MOST_FEATHER:
         raise RequestError(
             f"feather={values.shown(feather)}: give pixels, a whole number from 0 to {MOST_FEATHER}"
         )
+    return width
+
+
+def open_feathered(mask: object, size: tuple[int, int], feather: int | None) -> Image.Image:
+    """Return a mask at a picture's size, its edge softened by `feather` pixels; raises `RequestError`."""
+    width = usual_feather(size) if feather is None else checked_feather(feather)
     opened = open_mask(mask, "mask").image
     return feather_inwards(fit_image(opened, size, "mask", "the picture"), width)
 
