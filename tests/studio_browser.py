@@ -35,7 +35,7 @@ CELL = """import json
 
 import fewstep
 
-studio = fewstep.notebook.Studio(steps=1, mode="turbo", seed=7)
+studio = fewstep.notebook.Studio(steps=1, mode="turbo", vae="tiny", seed=7)
 studio"""
 SAME = """
 names = {}
@@ -186,9 +186,9 @@ def by_mouse(studio: Studio, kernel: Kernel) -> None:
     page, root = studio.page, studio.root
     studio.shoot("1-empty")
     root.get_by_role("textbox", name="Prompt").first.click()
-    page.keyboard.type("a smiling cat", delay=40)
+    page.keyboard.type("a smiling", delay=40)
     page.wait_for_timeout(500)  # drafts begin
-    page.keyboard.type(" face, 3d style", delay=40)  # and are stopped for newer ones
+    page.keyboard.type(" cat face, 3d style", delay=40)  # and are stopped for newer ones
     studio.root.locator("code").get_by_text("a smiling cat face, 3d style").wait_for(
         state="attached", timeout=WAIT
     )
@@ -212,7 +212,7 @@ def by_mouse(studio: Studio, kernel: Kernel) -> None:
     studio.shoot("5-refined")
 
     studio.cells.nth(1).click()
-    studio.brush((0.3, 0.35), (0.5, 0.3), (0.7, 0.35), (0.6, 0.42), (0.4, 0.42))
+    studio.brush((0.25, 0.55), (0.75, 0.52), (0.75, 0.62), (0.25, 0.65))
     root.get_by_placeholder("what is to be there").fill("sunglasses, 3d style")
     studio.shoot("6-masked")
     studio.portrait("studio")

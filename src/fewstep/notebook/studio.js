@@ -471,7 +471,7 @@ function render({ model, el }) {
       gallery.lastChild.remove();
     }
     while (gallery.children.length < expected) gallery.append(makeCell(gallery.children.length));
-    gallery.classList.toggle("few", expected <= 2);
+    gallery.classList.toggle("few", expected <= 3);
     gallery.classList.toggle("busy", busy());
     nothing.hidden = expected > 0;
     [...gallery.children].forEach((cell, number) => {
