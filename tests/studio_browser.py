@@ -35,7 +35,7 @@ CELL = """import json
 
 import fewstep
 
-studio = fewstep.notebook.Studio(steps=1, mode="turbo", vae="tiny", seed=7)
+studio = fewstep.notebook.Studio(steps=1, mode="turbo", seed=7)
 studio"""
 SAME = """
 names = {}
@@ -57,6 +57,7 @@ FOCUSED = """(() => {
   const element = document.activeElement;
   return element.ariaLabel || element.labels?.[0]?.textContent || element.textContent;
 })()"""
+EYES = ((0.25, 0.55), (0.75, 0.52), (0.75, 0.62), (0.25, 0.65))  # of the cat, in [0, 1] of the picture
 COLOURS = ("red", "green", "blue", "yellow")
 
 
@@ -158,9 +159,12 @@ class Studio:
         self.page.screenshot(path=self.out / f"{name}.png")
 
     def portrait(self, name: str) -> None:
-        """Take a picture of the widget alone, of few colours: docs/studio.png."""
+        """Take a picture of the widget alone, of 256 colours: docs/studio.png."""
+        self.page.set_viewport_size({"width": 1180, "height": 1400})
+        self.page.wait_for_timeout(400)
         picture = Image.open(io.BytesIO(self.root.screenshot())).convert("RGB")
-        picture.quantize(256, Image.Quantize.MEDIANCUT).save(self.out / f"{name}.png", optimize=True)
+        picture.quantize(palette=picture.quantize(256)).save(self.out / f"{name}.png", optimize=True)
+        self.page.set_viewport_size(SIZE)
 
     def theme(self, name: str) -> None:
         self.page.evaluate(
@@ -207,15 +211,17 @@ def by_mouse(studio: Studio, kernel: Kernel) -> None:
         studio.cells.nth(number).click()
     assert kernel.run("print(studio.picked)") == [1, 4, 6]
     studio.shoot("4-picked")
+    studio.brush(*EYES)
+    root.get_by_placeholder("what is to be there").fill("sunglasses, 3d style")
+    studio.portrait("studio")
+    studio.button("Clear").click()
     with studio.draws("3 refined"):
         studio.button("Refine 3").click()
     studio.shoot("5-refined")
 
     studio.cells.nth(1).click()
-    studio.brush((0.25, 0.55), (0.75, 0.52), (0.75, 0.62), (0.25, 0.65))
-    root.get_by_placeholder("what is to be there").fill("sunglasses, 3d style")
+    studio.brush(*EYES)
     studio.shoot("6-masked")
-    studio.portrait("studio")
     with studio.draws("inpainted"):
         studio.button("Inpaint").click()
     studio.shoot("7-inpainted")
@@ -228,12 +234,14 @@ def by_mouse(studio: Studio, kernel: Kernel) -> None:
         studio.button("Vary").click()
     root.get_by_text("Code", exact=True).click()
     studio.shoot("8-varied-dark")
+    root.locator("pre").scroll_into_view_if_needed()
+    studio.shoot("9-code-dark")
     root.get_by_text("Code", exact=True).click()
     root.locator(".trail button").first.click()
     root.locator(".trail [aria-current=step]").get_by_text("8 drafts").wait_for(timeout=WAIT)
     studio.theme("Light")
     page.set_viewport_size({"width": 560, "height": 1500})
-    studio.shoot("9-narrow")
+    studio.shoot("10-narrow")
     page.set_viewport_size(SIZE)
 
 
@@ -271,7 +279,7 @@ def by_keyboard(studio: Studio, kernel: Kernel) -> None:
         keys.press(key)
     assert kernel.run("print(studio.picked)") == [4, 5]
     assert page.locator(".jp-Cell").count() == cells_before
-    studio.shoot("10-keyboard-picked")
+    studio.shoot("11-keyboard-picked")
     tab_to("Refine 2")
     with studio.draws("2 refined"):
         keys.press("Enter")
@@ -279,7 +287,7 @@ def by_keyboard(studio: Studio, kernel: Kernel) -> None:
     strokes = [*["Shift+ArrowLeft"] * 5, "Space", "x", "Shift+ArrowRight", "x", "+"]  # x erases, and paints
     for key in (*["ArrowUp"] * 4, *strokes):
         keys.press(key)
-    studio.shoot("11-keyboard-masked")
+    studio.shoot("12-keyboard-masked")
     tab_to("Prompt")
     with studio.draws("inpainted"):
         write("a green leaf")
@@ -317,7 +325,7 @@ def click_for(minutes: float, studio: Studio, kernel: Kernel) -> None:
         with studio.draws("8 varied"):
             studio.button("Vary").click()
         with studio.draws("8 drafts"):
-            studio.button("New seeds: other pictures of the same prompt").click()
+            studio.button("New seeds").click()
         rounds += 1
         session.send("HeapProfiler.collectGarbage")
         heap = {m["name"]: m["value"] for m in session.send("Performance.getMetrics")["metrics"]}[

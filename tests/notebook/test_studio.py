@@ -251,7 +251,7 @@ def test_it_has_a_short_name(studio: Studio) -> None:
 
 def test_closing_lets_go(studio: Studio) -> None:
     studio.close()
-    assert studio.result is None
+    assert (studio.result, studio.code()) == (None, "")
 
 
 @pytest.mark.parametrize(

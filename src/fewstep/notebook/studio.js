@@ -500,11 +500,14 @@ function render({ model, el }) {
     save.hidden = !full;
     if (full) Object.assign(save, { href: large.url, download: full.name });
   }
+  function fitPrompt() {
+    prompt.style.height = "auto";
+    prompt.style.height = `${prompt.scrollHeight + 2}px`;
+  }
   function refreshControls() {
     const [count, ready] = [numbers().length, !busy() && get("cells").length > 0];
     if (document.activeElement !== prompt) prompt.value = get("prompt");
-    prompt.style.height = "auto";
-    prompt.style.height = `${prompt.scrollHeight}px`;
+    fitPrompt();
     mode.value = get("mode");
     Object.assign(stepsSlider, { max: steps(get("mode")).length - 1, value: steps(get("mode")).indexOf(get("steps")) });
     Object.assign(countSlider, { max: get("most"), value: get("count") });
@@ -577,12 +580,15 @@ function render({ model, el }) {
   }
   themes.observe(document.body, { attributes: true });
   colours.addEventListener("change", theme);
+  const sizes = new ResizeObserver(fitPrompt);
+  sizes.observe(el);
   requestAnimationFrame(theme);
   Object.values(rows).forEach((row) => row());
 
   return () => {
     for (const [name, row] of Object.entries(rows)) model.off(`change:${name}`, row);
     themes.disconnect();
+    sizes.disconnect();
     colours.removeEventListener("change", theme);
     clearTimeout(typing);
     clearTimeout(waiting);

@@ -107,8 +107,8 @@ class Studio(anywidget.AnyWidget):
         self._moves: list[Move] = []
         self._results: OrderedDict[int, Result] = OrderedDict()  # by the move's place in `_moves`
         check_plain(options)
-        if not 1 <= count <= MOST_PICTURES:
-            raise RequestError(f"count={count}: give a whole number from 1 to {MOST_PICTURES}")
+        if type(count) is not int or not 1 <= count <= MOST_PICTURES:
+            raise RequestError(f"count={count!r}: give a whole number from 1 to {MOST_PICTURES}")
         request = api.plan(prompt, steps, mode, count=count, seed=seed, **options).request
         self._options: dict[str, Any] = dict(options)
         self._preview_after = 0.0  # of time.perf_counter
@@ -149,6 +149,7 @@ class Studio(anywidget.AnyWidget):
     def close(self) -> None:
         """Stop, and let go of all pictures."""
         self.stop()
+        self.here = -1
         self._moves.clear()
         self._results.clear()
         super().close()
