@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,7 @@ def test_a_picture_that_fails_fails_alone(tmp_path: Path, monkeypatch: pytest.Mo
         if bad:
             failures = [Failure(picture=place, seed=1, stage="VAE", reason="not finite") for place in bad]
             kept = [place for place in range(len(result)) if place not in bad]
-            survivors = fewstep.Result(**{
-                **result.__dict__, "images": tuple(result.images[place] for place in kept),
-                "plan": job.plan.only(kept), "places": tuple(kept),
-            })  # fmt: skip
+            survivors = replace(result.only(kept), places=tuple(kept))
             raise GenerationError("some", failures, survivors if kept else None)
         return result
 
@@ -228,7 +226,7 @@ def test_a_stream_is_drawn_before_its_end(fake: FakeEngine, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "change",
     [
-        lambda: {"batch": -1}, lambda: {"window": True}, lambda: {"shard": (3, 2)}, lambda: {"quality": 0},
+        lambda: {"batch": -1}, lambda: {"window": True}, lambda: {"shard": (3, 2)}, lambda: {"quality": 101},
         lambda: {"name": "{nope}.png"}, lambda: {"set": {"stepz": 1}}, lambda: {"sweep": {"seed": []}},
         lambda: {"sweep": {"id": ["a"]}}, lambda: {"keep": ["prompt"]}, lambda: {"read_as": "xml"},
         lambda: {"dynamic": -1}, lambda: {"bach": 1},

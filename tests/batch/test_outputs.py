@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from fewstep import OutputError, RequestError, batch, testing
+from fewstep import OutputError, RequestError, batch, metadata, testing
 from fewstep.batch import page
 from fewstep.batch.expand import PromptMaker, read_assignment, read_sweep
 from fewstep.testing import FakeEngine
@@ -165,6 +165,14 @@ def test_dynamic_prompts_are_the_same_every_time(tmp_path: Path) -> None:
         PromptMaker("all").make({"prompt": "{a|b|c|d|e|f|g|h|i|j}" * 5})
     with pytest.raises(RequestError, match="no folder"):
         PromptMaker(1, tmp_path / "nowhere")
+
+
+def test_formats(tmp_path: Path) -> None:
+    for ending, kind in (("jpg", "JPEG"), ("webp", "WEBP")):
+        draw(ROWS[:2], tmp_path / ending, keep=["label"], name=f"{{id}}.{ending}", quality=80)
+        paths = sorted((tmp_path / ending).glob(f"*.{ending}"))
+        assert [Image.open(path).format for path in paths] == [kind, kind]
+        assert metadata.read(paths[0])["prompts"][0] in ("a cat 0", "a cat 1")
 
 
 def test_sweeps_are_read() -> None:

@@ -153,7 +153,7 @@ def _measure_calls(index: Index, planner: Planner, calls: int) -> _Measured:
                     continue
                 started = time.perf_counter()
                 try:
-                    size = len(encode(*made, picture.name, 90))
+                    size = len(encode(*made, picture.name, 0))
                 except OutputError:
                     continue
                 encoding = time.perf_counter() - started

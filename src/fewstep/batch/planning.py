@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from fewstep.batch import keys, names
 from fewstep.batch.expand import PromptMaker, expand_row
@@ -19,6 +19,7 @@ from fewstep.request import Job
 from fewstep.request.engine_choice import EngineChoice, choose_engine, only_job, resolve_call, split_options
 from fewstep.request.options import OPTIONS
 
+P = TypeVar("P", Outline, Picture)
 MAX_EXPANDED = 100_000  # pictures of one line
 DECODE = 2  # steps that decoding a picture takes the time of, about
 _CACHED = 512  # ways to name an engine that are remembered
@@ -81,42 +82,43 @@ class Planner:
 
     def _add_picture(self, options: dict[str, Any], labels: _Labels) -> Outcome | None:
         """Plan one picture; returns an outcome where another line asks for the same."""
-        engine = self.engine(options)
-        drawn_seed = options.get("seed") is None
-        job = resolve_picture(engine.choice, {**options, "seed": 0} if drawn_seed else options)
-        if len(job.request.seeds) != 1:
-            raise RequestError("it asks for several pictures at once: write a line, or count, for them")
-        shared = keys.describe_call(job, engine.description)
-        call, prompt = keys.digest_of(shared), keys.describe_prompt(job)
-        content = keys.digest_of([call, prompt])
-        identity = labels.identity
-        if drawn_seed:
-            repeat = identity or self._index.repeat(content)
-            options["seed"] = keys.derive_seed(content, repeat)
-        seed = options["seed"] if drawn_seed else job.request.seeds[0]
-        request = keys.digest_of([content, seed])
-        key = identity or request
-        taken = self._index.claim_key(key, request, labels.line)
+        planned = self._plan(options, labels.identity, self._index.repeat)
+        key = planned.key
+        taken = self._index.claim_key(key, planned.request, labels.line)
         if taken is not None:
-            if taken[1] != request:
-                raise RequestError(f"id={identity!r} is that of line {taken[0]} too: give each its own")
+            if taken[1] != planned.request:
+                raise RequestError(f"id={key!r} is that of line {taken[0]} too: give each its own")
             reason = f"the same picture as that of line {taken[0]}"
             return Outcome(state="repeated", line=labels.line, number=labels.number, key=key, reason=reason)
         try:
-            name = self._name(labels, job, key, seed)
+            name = self._name(labels, planned.job, key, planned.options["seed"])
         except RequestError:
             self._index.release_key(key)
             raise
-        bundle = [call, bool(job.request.prompts_2), job.plan.warnings]
-        self._index.add(
-            Picture(
-                position=self._index.count, line=labels.line, number=labels.number, engine=engine.number,
-                call=keys.digest_of(bundle), key=key, request=request, name=name,
-                pixels=job.canvas.size[0] * job.canvas.size[1], cost=_cost(job), options=options,
-                extra=labels.extra,
-            )
-        )  # fmt: skip
+        self._index.add(planned.picture(self._index.count, labels, name))
         return None
+
+    def plan_alone(self, options: dict[str, Any], place: int) -> Picture:
+        """Return one picture planned, of no file; equal ones without a seed are the same."""
+        planned = self._plan(options, "", lambda _: 0)
+        return planned.picture(place, _Labels(place + 1, 0, 1, None, None, {}), "")
+
+    def _plan(self, options: dict[str, Any], identity: str, repeat: Callable[[str], int]) -> _Planned:
+        """Return what a picture is made from, its seed filled in; raises what `fewstep.plan` would."""
+        engine = self.engine(options)
+        seedless = options.get("seed") is None
+        job = resolve_picture(engine.choice, {**options, "seed": 0} if seedless else options)
+        if len(job.request.seeds) != 1:
+            raise RequestError("it asks for several pictures at once: write a line, or count, for them")
+        call = keys.digest_of(keys.describe_call(job, engine.description))
+        content = keys.digest_of([call, keys.describe_prompt(job)])
+        seed = job.request.seeds[0]
+        if seedless:
+            seed = keys.derive_seed(content, identity or repeat(content))
+        request = keys.digest_of([content, seed])
+        filled = {**options, "seed": seed}
+        bundle = keys.digest_of([call, bool(job.request.prompts_2), job.plan.warnings])
+        return _Planned(engine.number, job, bundle, request, identity or request, filled)
 
     def _name(self, labels: _Labels, job: Job, key: str, seed: int) -> str:
         """Return the picture's file name, safe and its own; raises `RequestError`."""
@@ -185,6 +187,26 @@ class _Labels:
         return str(self.id) if self.count == 1 else f"{self.id}-{self.number}"
 
 
+class _Planned(NamedTuple):
+    """A picture before it has a place and a name."""
+
+    engine: int
+    job: Job
+    call: str
+    request: str
+    key: str
+    options: dict[str, Any]
+
+    def picture(self, position: int, labels: _Labels, name: str) -> Picture:
+        """Return it with both."""
+        width, height = self.job.canvas.size
+        return Picture(
+            position=position, line=labels.line, number=labels.number, engine=self.engine, call=self.call,
+            key=self.key, request=self.request, name=name, pixels=width * height, cost=_cost(self.job),
+            options=self.options, extra=labels.extra,
+        )  # fmt: skip
+
+
 def resolve_picture(choice: EngineChoice, options: Mapping[str, Any], commercial: bool | None = None) -> Job:
     """Return the job of options that may hold lists of prompts and seeds; raises `RequestError`."""
     names_here = {"prompt", "steps", "mode"}
@@ -198,13 +220,13 @@ def resolve_picture(choice: EngineChoice, options: Mapping[str, Any], commercial
     )
 
 
-def group_pictures(pictures: Iterable[Outline], batch: int) -> Iterator[list[Outline]]:
+def group_pictures(pictures: Iterable[P], batch: int) -> Iterator[list[P]]:
     """Yield pictures that are drawn in one call, in order: same engine and options, as many as `batch`.
 
     batch: 0 is as many as have 16 times 512 x 512 pixels, at most 16. Which pictures are together depends
     on the job alone, never on what is done already.
     """
-    group = list[Outline]()
+    group = list[P]()
     for picture in pictures:
         if group and (picture.call != group[0].call or len(group) >= (batch or _usual_batch(picture.pixels))):
             yield group

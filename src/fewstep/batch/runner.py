@@ -54,7 +54,7 @@ def run(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Parts:
+class Parts:
     """What a batch under way works with."""
 
     index: Index
@@ -89,7 +89,7 @@ class Batch:
             artist = Artist(self._cancel)
             stack.callback(artist.close)
             planner = Planner(self.settings, index)
-            parts = _Parts(index=index, planner=planner, folder=folder, writer=writer, artist=artist)
+            parts = Parts(index=index, planner=planner, folder=folder, writer=writer, artist=artist)
             with FailedLines(self.out, self.settings.runner) as failed:
                 for outcome in self._summed_up(parts):
                     self.totals.count(outcome)
@@ -99,7 +99,7 @@ class Batch:
                             raise FewstepError(f"line {outcome.line}: {outcome.reason}")
                     yield outcome
 
-    def _summed_up(self, parts: _Parts) -> Iterator[Outcome]:
+    def _summed_up(self, parts: Parts) -> Iterator[Outcome]:
         """Run, and list what is there however it ends."""
         try:
             yield from self._run(parts)
@@ -116,7 +116,7 @@ class Batch:
         if ended and self.settings.sheet:
             write_sheet_of(self.out, self.settings.sheet)
 
-    def _run(self, parts: _Parts) -> Iterator[Outcome]:
+    def _run(self, parts: Parts) -> Iterator[Outcome]:
         """Plan and draw, window after window."""
         lines = self.source.lines()
         window = self.settings.window or (STREAM_WINDOW if self.source.streamed else None)
@@ -130,7 +130,7 @@ class Batch:
         yield from parts.writer.finish()
         parts.writer.check()
 
-    def _draw_window(self, parts: _Parts) -> Iterator[Outcome]:
+    def _draw_window(self, parts: Parts) -> Iterator[Outcome]:
         """Draw what was planned and is not there; the next call is prepared while one is drawn."""
         yield from self._arrange(parts)
         self.totals.add_planned(*parts.index.left())
@@ -143,7 +143,7 @@ class Batch:
                     parts.writer.put(Shard(shard - 1, members))
         parts.index.forget_pictures()
 
-    def _draw_calls(self, parts: _Parts, shard: int, ahead: ThreadPoolExecutor) -> Iterator[Outcome]:
+    def _draw_calls(self, parts: Parts, shard: int, ahead: ThreadPoolExecutor) -> Iterator[Outcome]:
         """Draw the pictures of a folder, or of one shard."""
         current: tuple[list[Picture], set[int], Future[Job | Exception]] | None = None
         for pictures, needed in parts.index.pending_calls(shard):
@@ -155,7 +155,7 @@ class Batch:
         if current is not None:
             yield from self._draw(parts, *current)
 
-    def _arrange(self, parts: _Parts) -> Iterator[Outcome]:
+    def _arrange(self, parts: Parts) -> Iterator[Outcome]:
         """Put this runner's pictures into calls; yields an outcome for each that is there already."""
         groups = group_pictures(parts.index.outline(), self.settings.batch)
         total = parts.index.total_cost()
@@ -171,7 +171,7 @@ class Batch:
                     yield outcome
             self._shards = max(self._shards, shard)
 
-    def _earlier(self, parts: _Parts, picture: Outline) -> Outcome | None:
+    def _earlier(self, parts: Parts, picture: Outline) -> Outcome | None:
         """Return the outcome of a picture that an earlier run has drawn, if it is still there."""
         record = parts.index.record(picture.key)
         if record is None or parts.folder.size(record.file) < 0:
@@ -190,7 +190,7 @@ class Batch:
         )  # fmt: skip
 
     def _draw(
-        self, parts: _Parts, pictures: list[Picture], needed: set[int], job: Future[Job | Exception]
+        self, parts: Parts, pictures: list[Picture], needed: set[int], job: Future[Job | Exception]
     ) -> Iterator[Outcome]:
         """Draw the pictures of a call, hand those that are needed over, and yield what is recorded by now."""
         engine = parts.planner.engines[pictures[0].engine]

@@ -57,12 +57,12 @@ class Settings:
     shard: tuple[int, int] = (1, 1)  # (i, n): the i-th of n runners
     strict: bool = False  # the first line that cannot be done ends it
     tars: int = 0  # pictures of a webdataset shard; 0: a folder of pictures
-    quality: int = 90  # of JPEG and WebP
+    quality: int = 0  # of JPEG and WebP, from 1 to 100; 0: as `Result.save` has it
     sheet: str | Path = ""  # contact sheet to write, .png or .jpg, beside the output folder
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("batch", 0, MAX_BATCH), ("window", 0, 10**9), ("tars", 0, 10**6), ("quality", 1, 100),
+            ("batch", 0, MAX_BATCH), ("window", 0, 10**9), ("tars", 0, 10**6), ("quality", 0, 100),
         ):  # fmt: skip
             number = getattr(self, name)
             if type(number) is not int or not low <= number <= high:

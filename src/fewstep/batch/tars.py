@@ -12,7 +12,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,10 +61,10 @@ def has_part(folder: OutputFolder, key: str, request: str) -> bool:
     return folder.size(f"{part_name(key, request)}.picture") >= 0
 
 
-def write_part(folder: OutputFolder, record: dict[str, Any], content: bytes) -> None:
+def write_part(folder: OutputFolder, record: Mapping[str, Any], content: bytes) -> None:
     """Keep a picture, on disk when this returns; raises `OutputError`."""
     part = part_name(record["key"], record["request"])
-    folder.write(f"{part}.json", json.dumps(record).encode(), replace=True)
+    folder.write(f"{part}.json", json.dumps(dict(record)).encode(), replace=True)
     folder.write(f"{part}.picture", content, replace=True)  # with it, the part is there
     folder.sync([part])
 

@@ -7,8 +7,8 @@ import json
 import queue
 import threading
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fewstep.batch import points
@@ -18,7 +18,7 @@ from fewstep.batch.manifest import Manifest
 from fewstep.batch.names import format_of
 from fewstep.batch.outcome import Outcome
 from fewstep.batch.tars import Shard, pack_shard, remove_parts, write_part
-from fewstep.errors import FewstepError, OutputError, describe_error
+from fewstep.errors import FewstepError, describe_error
 from fewstep.result import Result
 
 QUEUED = 2  # groups drawn that wait to be written: memory stays flat where the disk is slow
@@ -38,10 +38,21 @@ class Drawn:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A picture's file, ready to be written and recorded."""
+
+    name: str
+    content: bytes
+    record: Mapping[str, Any]
+    outcome: Outcome
+    replace: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """What became of pictures of one call."""
 
-    drawn: Sequence[Drawn] = ()
+    drawn: Sequence[Drawn | Finished] = ()
     failed: Sequence[Outcome] = ()
 
 
@@ -110,20 +121,19 @@ class Writer:
 
     def _write(self, group: Group) -> list[Outcome]:
         """Return the outcomes of a group that is on disk and recorded."""
-        outcomes, records = list(group.failed), list[dict[str, Any]]()
-        names = [drawn.picture.name for drawn in group.drawn]
-        if names:
-            self.manifest.append([{"writing": names}])
+        outcomes, records = list(group.failed), list[Mapping[str, Any]]()
+        finished = [finish(drawn, self.quality) for drawn in group.drawn]
+        if finished:
+            self.manifest.append([{"writing": [picture.name for picture in finished]}])
             points.reached("names recorded")
-        for drawn in group.drawn:
-            content = encode(drawn.result, drawn.index, drawn.picture.name, self.quality)
+        for picture in finished:
             try:
-                self.folder.write(drawn.picture.name, content, replace=drawn.replace)
+                self.folder.write(picture.name, picture.content, replace=picture.replace)
             except NameTakenError as error:
-                outcomes.append(failure(drawn.picture, error))
+                outcomes.append(replace(picture.outcome, state="failed", file="", reason=str(error)))
                 continue
-            records.append(make_record(drawn, content))
-            outcomes.append(success(drawn))
+            records.append(picture.record)
+            outcomes.append(picture.outcome)
         if records:
             self.folder.sync([record["file"] for record in records])
             points.reached("files in place")
@@ -135,9 +145,9 @@ class Writer:
         """Return the outcomes of a group whose pictures are on disk, as parts of a shard."""
         outcomes = list(group.failed)
         for drawn in group.drawn:
-            content = encode(drawn.result, drawn.index, drawn.picture.name, self.quality)
-            write_part(self.folder, make_record(drawn, content), content)
-            outcomes.append(success(drawn))
+            picture = finish(drawn, self.quality)
+            write_part(self.folder, picture.record, picture.content)
+            outcomes.append(picture.outcome)
         return outcomes
 
     def _pack(self, shard: Shard) -> None:
@@ -150,9 +160,20 @@ class Writer:
 
 def encode(result: Result, index: int, name: str, quality: int) -> bytes:
     """Return a picture as a file of the format that its name says; nothing of the run is in it."""
-    if format_of(name) != "png":
-        raise OutputError(f"{name!r}: only PNG is written")
-    return result.png(index)
+    return result.bytes(
+        index, format_of(name), quality=quality if quality and format_of(name) != "png" else None
+    )
+
+
+def finish(drawn: Drawn | Finished, quality: int) -> Finished:
+    """Return a picture encoded."""
+    if isinstance(drawn, Finished):
+        return drawn
+    content = encode(drawn.result, drawn.index, drawn.picture.name, quality)
+    return Finished(
+        name=drawn.picture.name, content=content, record=make_record(drawn, content), outcome=success(drawn),
+        replace=drawn.replace,
+    )  # fmt: skip
 
 
 def make_record(drawn: Drawn, content: bytes) -> dict[str, Any]:
@@ -176,8 +197,8 @@ def make_record(drawn: Drawn, content: bytes) -> dict[str, Any]:
 
 def describe_picture(picture: Picture, result: Result, index: int) -> dict[str, Any]:
     """Return what a picture shows and how it was made, flat: lists as JSON text, as data sets need it."""
-    request = result.plan.request
-    described: dict[str, Any] = {"prompt": request.prompts[index], "seed": request.seeds[index]}
+    request = result.job_of(index).request
+    described: dict[str, Any] = {"prompt": request.prompts[0], "seed": request.seeds[0]}
     described |= {name: getattr(request, name) for name in SHOWN}
     for name, value in picture.options.items():
         if name in described:

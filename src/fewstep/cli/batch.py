@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fewstep.cli.arguments import NOT_GIVEN, add_command, whole_number
+from fewstep.cli.arguments import NOT_GIVEN, add_command, number, whole_number
 from fewstep.cli.batch_report import BatchReport, describe_estimate, describe_status
 from fewstep.cli.streams import report_of_work, tell
 from fewstep.errors import RequestError
@@ -58,7 +58,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "shard": {"type": _shard, "metavar": "I/N", "help": "be the I-th of N runners, as in a SLURM array"},
     "strict": {"action": "store_true", "help": "stop at the first line that cannot be done"},
     "tars": {"type": whole_number, "metavar": "N", "help": "write webdataset shards of N pictures or more"},
-    "quality": {"type": whole_number, "help": "of JPEG and WebP (90)"},
+    "quality": {"type": whole_number, "help": "of JPEG and WebP, 1 to 100"},
     "sheet": {"type": Path, "metavar": "FILE", "help": "write a contact sheet, .png or .jpg, beside OUT"},
 }  # fmt: skip
 
@@ -72,6 +72,16 @@ def add_batch(commands: Any) -> None:
     command.add_argument("-o", "--output", metavar="OUT", help="folder; what is in it already is kept")
     for name, keywords in _OPTIONS.items():
         command.add_argument(f"--{name}", default=NOT_GIVEN, **keywords)
+    command.add_argument(
+        "--ray", nargs="?", const="", default=None, metavar="ADDRESS",
+        help="draw by the workers of a Ray cluster; without ADDRESS of one started here",
+    )  # fmt: skip
+    command.add_argument(
+        "--workers", default=1, type=whole_number, metavar="N", help="with --ray: how many draw"
+    )
+    command.add_argument(
+        "--gpus", default=0.0, type=number, metavar="N", help="with --ray: GPUs of each worker (0)"
+    )
     command.add_argument("--plan", action="store_true", help="say what would be drawn; draw nothing")
     command.add_argument(
         "--measure", default=0, type=whole_number, metavar="N",
@@ -130,7 +140,15 @@ def _draw(arguments: argparse.Namespace, settings: Settings) -> int:
     from fewstep.batch.sources import open_source
 
     source = open_source(arguments.jobs, settings.read_as, tuple(settings.keep))
-    batch = Batch(source, Path(arguments.output), settings)
+    out = Path(arguments.output)
+    if arguments.ray is None:
+        batch = Batch(source, out, settings)
+    else:
+        from fewstep.batch.ray import Cluster, RayBatch
+
+        batch = RayBatch(
+            source, out, settings, Cluster(arguments.ray, arguments.workers, arguments.gpus)
+        )
     try:
         with (
             _sigterm_as_exit(),
