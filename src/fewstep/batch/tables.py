@@ -19,7 +19,7 @@ def csv_lines(
     """Yield the rows of a CSV file, whose first line names the columns; raises `RequestError` there."""
     physical = _PhysicalLines(numbered)
     header, delimiter = _read_header(physical, keep, notify)
-    reader = csv.reader(physical, delimiter=delimiter, strict=False)
+    reader = csv.reader(physical, delimiter=delimiter, strict=True)
     while True:
         line = physical.line + 1
         try:
@@ -27,16 +27,19 @@ def csv_lines(
         except StopIteration:
             return
         except csv.Error as error:
-            yield BadLine(line=line, reason=f"it is no CSV: {error}")
+            unclosed = "; a quote is never closed" if "end of data" in str(error) else ""
+            yield BadLine(line=line, reason=f"it is no CSV: {error}{unclosed}")
             continue
         if physical.fault:
             yield BadLine(line=line, reason=physical.take_fault())
+        elif not any(cell.strip() for cell in cells):
+            continue
         elif len(cells) > len(header):
             reason = (
                 f"it has {len(cells)} cells, and line 1 has {len(header)}: put cells with commas in quotes"
             )
             yield BadLine(line=line, reason=reason)
-        elif any(cell.strip() for cell in cells):
+        else:
             yield make_row(line, dict(zip(header, cells, strict=False)), keep, notify, text=True)
 
 
