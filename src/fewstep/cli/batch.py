@@ -146,9 +146,7 @@ def _draw(arguments: argparse.Namespace, settings: Settings) -> int:
     else:
         from fewstep.batch.ray import Cluster, RayBatch
 
-        batch = RayBatch(
-            source, out, settings, Cluster(arguments.ray, arguments.workers, arguments.gpus)
-        )
+        batch = RayBatch(source, out, settings, Cluster(arguments.ray, arguments.workers, arguments.gpus))
     try:
         with (
             _sigterm_as_exit(),
