@@ -21,7 +21,7 @@ from fewstep.tiles import blend_tiles
 from fewstep.torch_state import FreshTorchState
 
 TILE = 256  # pixels of a given picture's side that are enlarged at once
-INSTALL = "upscaler= needs spandrel: pip install 'fewstep[upscale]'"
+INSTALL = "upscaler= needs spandrel, pip install 'fewstep[upscale]', and torchvision from where torch is from"
 
 
 @FreshTorchState()
