@@ -17,8 +17,8 @@ from tests.evaluation.conftest import network_file
 ROW = Row(
     model="tiny", mode="base", steps=50, guidance=3.0, pictures=1500, prompts=500, name_1=0.91, name_5=0.97,
     style_1=0.9, seen_1=0.92, held_out_1=0.6, frechet=0.0123, rmse=0.0, feature_distance=0.0, diversity=0.2,
-    milliseconds=900.0, milliseconds_low=880.0, milliseconds_high=990.0, device="cpu", precision="float32",
-    processor="A, B", threads=2, torch="2", fewstep="1", loras="", key="a",
+    sharpness=0.01, milliseconds=900.0, milliseconds_low=880.0, milliseconds_high=990.0, device="cpu",
+    precision="float32", processor="A, B", threads=2, torch="2", fewstep="1", loras="", key="a",
 )  # fmt: skip
 ROWS = [ROW, replace(ROW, steps=4, milliseconds=80.0, milliseconds_low=79.0, milliseconds_high=85.0, key="b")]
 ROWS += [replace(row, mode="lcm", name_1=0.8, key=row.key * 2) for row in ROWS]

@@ -265,3 +265,14 @@ def test_held_out_pairs_are_those_of_training() -> None:
     assert 0 < len(held) < 60
     alone = evaluation.prompts(captions, 600, held_out_only=True)
     assert {(one.label, one.style) for one in alone} == held
+
+
+def test_prompts_of_ones_own_need_no_real_pictures(tmp_path: Path, settings: Settings) -> None:
+    own = replace(settings, texts=("a red fox", "a hat, flat style", "an owl"), seeds=2)
+    (row,) = evaluation.evaluate(tmp_path, own)
+    assert (row.pictures, row.prompts) == (4, 2)  # at most two prompts
+    assert all(map(math.isnan, (row.name_1, row.name_5, row.style_1, row.frechet)))
+    assert row.rmse > 0
+    assert row.feature_distance > 0
+    assert row.diversity > 0
+    assert row.sharpness > 0

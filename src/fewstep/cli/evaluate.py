@@ -8,7 +8,7 @@ from typing import Any
 
 from fewstep.cli.arguments import NOT_GIVEN, add_command, whole_number, with_weight
 from fewstep.cli.streams import report_of_work, tell
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, RequestError
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -33,6 +33,22 @@ def _by_mode(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r}: give a mode and a number, such as lcm=3") from None
 
 
+def _prompts(text: str) -> int | tuple[str, ...]:
+    """Return a number of prompts, or those of a file, a line each: the type of `500` and `prompts.txt`."""
+    if text.isdecimal():
+        return int(text)
+    try:
+        lines = Path(text).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give a number, or a text file of prompts ({error})"
+        ) from None
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise argparse.ArgumentTypeError(f"{text!r}: the file has no prompt: write one a line")
+    return prompts
+
+
 # Option → how the command line reads it; `fewstep.evaluation.Settings` has the defaults.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"help": "as in fewstep generate"},
@@ -42,7 +58,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": _by_mode, "action": "append", "metavar": "MODE=SCALE",
         "help": "other than a mode's default; several times",
     },
-    "prompts": {"type": whole_number, "help": "how many prompts at most (500)"},
+    "prompts": {"type": _prompts, "metavar": "N|FILE", "help": "how many at most (500), or a file of yours"},
     "seeds": {"type": whole_number, "help": "pictures of each prompt (3)"},
     "seed": {"type": whole_number, "help": "of the first picture (0)"},
     "style": {"help": "prompts of this style only"},
@@ -71,6 +87,13 @@ def add_evaluate(commands: Any) -> None:
     )  # fmt: skip
     for name, keywords in _OPTIONS.items():
         evaluation.add_argument(f"--{name}", default=NOT_GIVEN, **keywords)
+    evaluation.add_argument(
+        "--workflow", action="store_true",
+        help="instead: eight drafts in one step, the best refined, beside base in 50 steps",
+    )  # fmt: skip
+    evaluation.add_argument(
+        "--judge", type=Path, metavar="FILE", help="of --workflow: another feature network"
+    )
     evaluation.add_argument("--csv", type=Path, help="where rows are added (WORK/eval/rows.csv)")
     evaluation.add_argument("--plot", type=Path, help="PNG of quality against time to write")
 
@@ -86,6 +109,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     """Print progress while rows are measured, then the table; draw the plot."""
     from fewstep.evaluation import Row, Settings, plot, report, table, watch
 
+    if arguments.workflow:
+        return _measure_workflow(arguments)
     if arguments.plot is not None:
         report.check_plot(arguments.plot)
     rows = []
@@ -103,9 +128,25 @@ def _measure(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _measure_workflow(arguments: argparse.Namespace) -> int:
+    """Print what drafts, the best of them, and that refined come to."""
+    from fewstep.evaluation import Way, measure_workflow, workflow_table
+
+    given = {name: getattr(arguments, name) for name in ("prompts", "seed", "repeats", "features", "judge")
+             if getattr(arguments, name, None) is not None}  # fmt: skip
+    if not isinstance(given.get("prompts", 1), int):
+        raise RequestError("--workflow counts names, which prompts of your own have none of: give a number")
+    rows = measure_workflow(arguments.work, Way(**given))
+    with report_of_work():
+        print(workflow_table(rows))
+    return 0
+
+
 def _given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options that were given, as `Settings` takes them."""
     names = [keywords.get("dest", name.replace("-", "_")) for name, keywords in _OPTIONS.items()]
     settings = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+    if isinstance(settings.get("prompts"), tuple):
+        settings["texts"] = settings.pop("prompts")
     return settings | ({"guidance": dict(settings["guidance"])} if "guidance" in settings else {})

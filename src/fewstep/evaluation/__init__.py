@@ -10,6 +10,7 @@ from fewstep.evaluation.drawing import DrawingProgress
 from fewstep.evaluation.report import Row, plot, read, table
 from fewstep.evaluation.run import evaluate, watch
 from fewstep.evaluation.settings import DEFAULT_SETTINGS, MODES, STEPS, EvalPrompt, Settings, prompts
+from fewstep.evaluation.workflow import Way, WorkflowRow, measure_workflow, workflow_table
 
 __all__ = [
     "DEFAULT_SETTINGS",
@@ -19,10 +20,14 @@ __all__ = [
     "EvalPrompt",
     "Row",
     "Settings",
+    "Way",
+    "WorkflowRow",
     "evaluate",
+    "measure_workflow",
     "plot",
     "prompts",
     "read",
     "table",
     "watch",
+    "workflow_table",
 ]

@@ -19,7 +19,8 @@ _SHOWN = (  # columns of the table: heading, field, format
     ("mode", "mode", "10"), ("steps", "steps", "5"), ("cfg", "guidance", "4g"), ("name@1", "name_1", "7.1%"),
     ("name@5", "name_5", "7.1%"), ("style@1", "style_1", "7.1%"), ("seen@1", "seen_1", "7.1%"),
     ("held@1", "held_out_1", "7.1%"), ("fréchet", "frechet", "7.4f"), ("rmse", "rmse", "6.3f"),
-    ("apart", "feature_distance", "6.3f"), ("seeds", "diversity", "6.3f"), ("ms", "milliseconds", "7.1f"),
+    ("apart", "feature_distance", "6.3f"), ("seeds", "diversity", "6.3f"),
+    ("sharp", "sharpness", "6.4f"), ("ms", "milliseconds", "7.1f"),
 )  # fmt: skip
 
 
@@ -45,6 +46,7 @@ class Row:
     rmse: float  # to the base model's 50 steps from the same noise; colours in [0, 1]
     feature_distance: float  # to the same, as cosine distance of features
     diversity: float  # cosine distance between the pictures of one prompt
+    sharpness: float  # variance of the Laplacian of luminance, as colours in [0, 1]
     milliseconds: float  # one picture, prompt to PIL, warm: median
     milliseconds_low: float  # lower quartile
     milliseconds_high: float  # upper quartile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from fewstep.evaluation.settings import (
     check_settings,
     choose_prompts,
     eval_prompts,
+    own_prompts,
 )
 from fewstep.modes import choose_mode, find_recipe
 from fewstep.request import inputs
@@ -45,7 +47,8 @@ def evaluate(work: Path, settings: Settings = DEFAULT_SETTINGS, csv: Path | None
             print(row.mode, row.steps, row.name_1, row.milliseconds)
 
     work: the folder of `fewstep train data`, whose real pictures say what is right; what is made on
-        the way is kept in its folder `eval`.
+        the way is kept in its folder `eval`. With prompts of one's own (`Settings(texts=...)`) it may be
+        empty: what is measured of them needs no real pictures, and the rest is nan.
     csv: each row is appended to it at once ("work/eval/rows.csv" where None). Rows that it already
         holds, of the same weights, prompts and feature space, are yielded and not made again.
     """
@@ -119,18 +122,23 @@ class _Bench:
 
     def __init__(self, work: Path, settings: Settings):
         self.settings, self.cache = settings, work / "eval"
+        self.network: FeatureNetwork = read_features(settings.features)
+        self.references: References | None = None  # real pictures; prompts of one's own have none
+        self._teacher: _Teacher | None = None
+        prompts = own_prompts(settings) if settings.texts else self._prompts_of_real_pictures(work)
+        self.prompts: list[EvalPrompt] = [prompt for prompt in prompts for _ in range(settings.seeds)]
+
+    def _prompts_of_real_pictures(self, work: Path) -> list[EvalPrompt]:
+        """Read the real pictures; return what of them is asked for."""
+        settings = self.settings
         folders = settings.data or (work / "data",)
         references.check_folders(folders)
-        self.network: FeatureNetwork = read_features(settings.features)
         sets = [(folder, apart) for folder in folders for apart in _reference_sets(folder, settings.style)]
         parts = [
             references.load_references(self.network, folder, self.cache, apart) for folder, apart in sets
         ]
-        self.references: References = references.join_references(parts)
-        pool = [prompt for part in parts for prompt in eval_prompts(part.captions)]
-        prompts = choose_prompts(pool, settings)
-        self.prompts: list[EvalPrompt] = [prompt for prompt in prompts for _ in range(settings.seeds)]
-        self._teacher: _Teacher | None = None
+        self.references = references.join_references(parts)
+        return choose_prompts([p for part in parts for p in eval_prompts(part.captions)], settings)
 
     def cell(self, engine: Engine, steps: int) -> CellConfig:
         """Return the configuration of one row's pictures."""
@@ -146,7 +154,8 @@ class _Bench:
 
     def key(self, pictures: str) -> str:
         """Return the key of a row: what its pictures depend on, and what they are compared with."""
-        return hashlib.sha256(f"{pictures} {self.references.key}".encode()).hexdigest()
+        real = "" if self.references is None else self.references.key
+        return hashlib.sha256(f"{pictures} {real}".encode()).hexdigest()
 
     def row(self, engine: Engine, cell: CellConfig, key: str) -> Generator[DrawingProgress, None, Row]:
         """Time, draw and compare the pictures of one row, and return it."""
@@ -164,10 +173,13 @@ class _Bench:
             pictures=len(pictures),
             prompts=len(pictures) // self.settings.seeds,
             **self._retrieval_rates(features),
-            frechet=measures.frechet(features, self.references.features.flatten(0, 1)),
+            frechet=math.nan
+            if self.references is None
+            else measures.frechet(features, self.references.features.flatten(0, 1)),
             rmse=measures.rmse(pictures, teacher.pictures),
             feature_distance=measures.distance(features, teacher.features),
             diversity=measures.diversity(features, self.settings.seeds),
+            sharpness=float(measures.sharpness(pictures).mean()),
             milliseconds=middle,
             milliseconds_low=low,
             milliseconds_high=high,
@@ -177,7 +189,9 @@ class _Bench:
         )
 
     def _retrieval_rates(self, features: Tensor) -> dict[str, Any]:
-        """How often what was asked for is found, by name and by style."""
+        """How often what was asked for is found, by name and by style; nan where no real pictures are."""
+        if self.references is None:
+            return dict.fromkeys(("name_1", "name_5", "style_1", "seen_1", "held_out_1"), math.nan)
         real, held_out = self.references, torch.tensor([prompt.held for prompt in self.prompts])
         names, styles = [prompt.label for prompt in self.prompts], [prompt.style for prompt in self.prompts]
         hits = retrieval_hits(features, real.features, real.labels, names, nearest=1)

@@ -26,6 +26,7 @@ class Settings:
     steps: tuple[int, ...] = STEPS  # each mode takes those that it was made for
     guidance: Mapping[str, float] = field(default_factory=dict)  # by mode; others have their default
     prompts: int = 500  # at most
+    texts: tuple[str, ...] = ()  # prompts of one's own, in the place of those of the real pictures
     seeds: int = 3  # pictures of each prompt
     seed: int = 0  # of the first picture; picture i of prompt j has seed + seeds * j + i
     style: str = ""  # prompts of this style only; "": of all
@@ -51,7 +52,7 @@ class EvalPrompt:
 
     @property
     def text(self) -> str:
-        return f"{self.label}, {self.style} style"
+        return f"{self.label}, {self.style} style" if self.style else self.label
 
 
 def eval_prompts(captions: Sequence[Caption]) -> list[EvalPrompt]:
@@ -88,6 +89,11 @@ def choose_prompts(pool: Sequence[EvalPrompt], settings: Settings) -> list[EvalP
             "no pair of these pictures was held out of training: leave held_out (--held-out) out"
         )
     return sample_prompts(candidates, settings.prompts, settings.seed)
+
+
+def own_prompts(settings: Settings) -> list[EvalPrompt]:
+    """Return prompts of one's own, of which no real pictures are known."""
+    return [EvalPrompt(label=text, style="", held=False) for text in settings.texts[: settings.prompts]]
 
 
 def sample_prompts(pool: Sequence[EvalPrompt], count: int, seed: int) -> list[EvalPrompt]:
