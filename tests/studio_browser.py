@@ -307,6 +307,7 @@ def by_keyboard(studio: Studio, kernel: Kernel) -> None:
 def click_for(minutes: float, studio: Studio, kernel: Kernel) -> None:
     """Click all there is, round after round, and print what memory does."""
     session = studio.page.context.new_cdp_session(studio.page)
+    session.send("Performance.enable")
     end, rounds = time.monotonic() + 60 * minutes, 0
     figures: list[tuple[float, float]] = []
     while time.monotonic() < end or rounds < 3:

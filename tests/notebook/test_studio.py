@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import fewstep
-from fewstep import RequestError, testing
+from fewstep import Failure, RequestError, testing
 from fewstep.notebook import Studio
 from fewstep.notebook.studio import KEPT
 from fewstep.testing import FakeEngine
@@ -197,6 +197,22 @@ def test_survivors_are_shown_and_written_as_a_call(studio: Studio) -> None:
     assert studio.problem.startswith("picture 1 (seed 8)")
     assert [cell["seed"] for cell in studio.cells] == [7, 9]
     assert same_pictures(studio)
+
+
+def test_survivors_of_refining_too(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    say(studio, "refine", settings={"picked": [0, 2, 3]})
+    assert studio.result is not None
+    failure = Failure(picture=1, seed=9, stage="VAE", reason="overflow")
+    error = fewstep.GenerationError("picture 1 (seed 9): overflow", [failure], studio.result.only([0, 2]))
+    say(studio, "back", number=0)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(fewstep.Result, "refine", fail)
+    say(studio, "refine", settings={"picked": [0, 2, 3]})
+    assert [cell["seed"] for cell in studio.cells] == [7, 10]
+    assert "drafts.pick(0, 3).refine(" in studio.code()
 
 
 def test_modes_that_fit_are_offered(fake: FakeEngine) -> None:

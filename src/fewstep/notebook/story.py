@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,14 +45,13 @@ class Move:
         count: int = self.options.get("count", 1)
         return count * max(1, len(self.picked))
 
-    def only(self, survivors: Result) -> Move | None:
-        """Return the move that makes just these of its pictures; None where there is no such call."""
+    def without(self, failures: Collection[int], survivors: Result) -> Move | None:
+        """Return the move that makes the other pictures alone; None where no one call does."""
         if self.method == "generate":
             seeds = list(survivors.seeds)
             return replace(self, options={**self.options, "count": len(seeds), "seed": seeds})
-        if self.method == "refine":
-            return replace(self, picked=tuple(self.picked[place] for place in survivors.places))
-        return None
+        picked = tuple(number for place, number in enumerate(self.picked) if place not in failures)
+        return replace(self, picked=picked) if self.method == "refine" else None
 
     def draw(self, parent: Result | None, **options: Any) -> Result:
         """Make its pictures. `parent`: those of the move it follows; `options`: cancel and progress."""

@@ -291,7 +291,8 @@ class Studio(anywidget.AnyWidget):
 
     def _keep_survivors(self, move: Move, error: GenerationError) -> None:
         """Show what came out where some of the pictures did not, and why."""
-        survived = None if error.survivors is None else move.only(error.survivors)
+        failures = {failure.picture for failure in error.failures}
+        survived = None if error.survivors is None else move.without(failures, error.survivors)
         if survived is None:
             self._show_again(problem=str(error))
         else:
