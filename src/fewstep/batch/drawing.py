@@ -72,7 +72,7 @@ class Artist:
         if self._loaded is not engine:
             self.close()
             try:
-                self._engine = api.load(**engine.options)
+                self._engine = api.load_choice(engine.choice)
             except Exception as error:
                 self._broken[engine.number] = error
                 raise

@@ -54,8 +54,11 @@ class OutputFolder:
         try:
             _write_new(scratch, content)
             points.reached("file written")
-            with self._opened(folders) as folder:
-                _place(scratch, folder, file_name, replace=replace)
+            if _BY_FOLDER:
+                with self._opened(folders) as folder:
+                    _place(scratch, folder, file_name, replace=replace)
+            else:
+                self._place_by_path(scratch, name, replace=replace)
             points.reached("file in place")
         except OSError as error:
             if isinstance(error, OutputError):
@@ -81,11 +84,20 @@ class OutputFolder:
             return -1
         return status.st_size
 
+    def _place_by_path(self, scratch: Path, name: str, *, replace: bool) -> None:
+        """Give a finished file its name where folders cannot be opened, as on Windows."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not Path(os.path.realpath(target.parent)).is_relative_to(os.path.realpath(self.path)):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if replace:
+            scratch.replace(target)
+        else:
+            scratch.rename(target)  # on Windows it fails where there is one
+
     @contextmanager
     def _opened(self, folders: list[str]) -> Iterator[int]:
         """Open a folder below this one, made where it is not there; never through a link."""
-        if not _BY_FOLDER:
-            raise OutputError(f"{str(self.path)!r}: folders cannot be opened on this system")
         current = os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         try:
             for name in folders:

@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from fewstep.errors import JobLockedError, OutputError
 
+PATIENCE = 0.3  # seconds: `fewstep batch --status` holds a lock for a moment
+
 
 @contextmanager
 def lock_job(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
@@ -23,7 +25,7 @@ def lock_job(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
     index, count = shard
     lock = FileLock(folder / f"lock-{index}-of-{count}")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=PATIENCE)
     except Timeout:
         what = "another process" if count == 1 else f"another process as {index}/{count}"
         message = f"{str(folder.parent)!r} is being drawn by {what}: wait for it, or stop it"

@@ -32,7 +32,6 @@ class Engine:
     number: int
     choice: EngineChoice
     description: Mapping[str, Any]  # what of it changes its pictures
-    options: Mapping[str, Any]  # as the job says them, for `fewstep.load`
 
 
 class Planner:
@@ -149,6 +148,8 @@ class Planner:
     def engine(self, options: Mapping[str, Any]) -> Engine:
         """Return the engine that these options need; raises what `fewstep.load` would for bad names."""
         engine_options, picture_options = split_options(options)
+        if engine_options.get("budget_ms") is not None:
+            raise RequestError("budget_ms chooses by this machine's costs, which change: say mode and steps")
         steps = options.get("steps", len(picture_options.get("timesteps") or ()) or None)
         typed = repr((options.get("mode"), steps, sorted(engine_options.items())))
         number = self._engine_numbers.get(typed)
@@ -158,10 +159,7 @@ class Planner:
             same = [e.number for e in self.engines if e.choice.key == choice.key]
             number = same[0] if same else len(self.engines)
             if not same:
-                load_options = {**engine_options, "mode": choice.key.mode, "steps": choice.key.steps or None}
-                self.engines.append(
-                    Engine(number=number, choice=choice, description=described, options=load_options)
-                )
+                self.engines.append(Engine(number=number, choice=choice, description=described))
             if len(self._engine_numbers) >= _CACHED:
                 self._engine_numbers.clear()
             self._engine_numbers[typed] = number
