@@ -41,7 +41,7 @@ def _prompts(text: str) -> int | tuple[str, ...]:
         lines = Path(text).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: give a number, or a text file of prompts ({error})"
+            f"{text!r}: give a whole number, or a text file of prompts ({error})"
         ) from None
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
