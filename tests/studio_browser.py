@@ -125,11 +125,11 @@ def jupyter(folder: Path) -> Iterator[str]:
 def open_notebook(page: Page, address: str) -> None:
     """Open the notebook, and run its cell."""
     page.goto(address)
-    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=WAIT)
-    page.get_by_text("| Idle").wait_for(timeout=WAIT)
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    page.get_by_text("| Idle").wait_for()
     page.locator(".jp-CodeCell .cm-content").first.click()
     page.keyboard.press("Shift+Enter")
-    page.locator(".fewstep").wait_for(timeout=WAIT)
+    page.locator(".fewstep").wait_for()
     page.evaluate(COUNT)
 
 
@@ -148,9 +148,9 @@ class Studio:
         """Wait until what is asked for in here is drawn, and is where the trail says one is."""
         before = self.page.evaluate("drawn")
         yield
-        self.page.wait_for_function(f"drawn > {before} && {IDLE}", timeout=WAIT)
+        self.page.wait_for_function(f"drawn > {before} && {IDLE}")
         here = self.root.locator(".trail [aria-current=step]")
-        here.get_by_text(label, exact=True).wait_for(timeout=WAIT)
+        here.get_by_text(label, exact=True).wait_for()
         problem = self.root.get_by_role("alert")
         assert not problem.is_visible(), problem.inner_text()
 
@@ -196,14 +196,14 @@ def by_mouse(studio: Studio, kernel: Kernel) -> None:
     studio.root.locator("code").get_by_text("a smiling cat face, 3d style").wait_for(
         state="attached", timeout=WAIT
     )
-    page.wait_for_function(IDLE, timeout=WAIT)
+    page.wait_for_function(IDLE)
     studio.shoot("2-drafts")
 
     root.get_by_label("Mode").first.select_option("lcm")
-    page.get_by_text("Drawing: step 2 of 4").wait_for(timeout=WAIT)
+    page.get_by_text("Drawing: step 2 of 4").wait_for()
     studio.shoot("3-previews")
     studio.button("Stop").click()
-    page.get_by_text("Stopped").wait_for(timeout=WAIT)
+    page.get_by_text("Stopped").wait_for()
     with studio.draws("8 drafts"):
         root.get_by_label("Mode").first.select_option("turbo")
 
@@ -238,7 +238,7 @@ def by_mouse(studio: Studio, kernel: Kernel) -> None:
     studio.shoot("9-code-dark")
     root.get_by_text("Code", exact=True).click()
     root.locator(".trail button").first.click()
-    root.locator(".trail [aria-current=step]").get_by_text("8 drafts").wait_for(timeout=WAIT)
+    root.locator(".trail [aria-current=step]").get_by_text("8 drafts").wait_for()
     studio.theme("Light")
     page.set_viewport_size({"width": 560, "height": 1500})
     studio.shoot("10-narrow")
@@ -297,11 +297,11 @@ def by_keyboard(studio: Studio, kernel: Kernel) -> None:
     assert same == pictures == 1
     tab_to("8 drafts", back=True)
     keys.press("Enter")
-    studio.root.locator(".trail [aria-current=step]").get_by_text("8 drafts").wait_for(timeout=WAIT)
+    studio.root.locator(".trail [aria-current=step]").get_by_text("8 drafts").wait_for()
     studio.root.get_by_role("textbox", name="Prompt").first.focus()
     keys.press("Enter")
     keys.press("Escape")
-    page.wait_for_function(IDLE, timeout=WAIT)
+    page.wait_for_function(IDLE)
 
 
 def click_for(minutes: float, studio: Studio, kernel: Kernel) -> None:
@@ -359,6 +359,7 @@ def main() -> None:
         browser = browsers.chromium.launch(executable_path=chosen.chromium, args=["--no-sandbox"])
         # Without a GPU Chromium's animations would take the time of the drawing.
         page = browser.new_page(viewport=SIZE, reduced_motion="reduce")
+        page.set_default_timeout(WAIT)
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         requests: list[str] = []
