@@ -50,9 +50,9 @@ def draw(run: int) -> dict[str, str]:
     for batch in orders(rng):
         mode, steps, _ = batch[0]
         indices = [index for _, _, index in batch]
-        for index, image in zip(
-            indices, fewstep.generate([PROMPTS[i] for i in indices], steps, mode, seed=indices), strict=True
-        ):
+        prompts = [PROMPTS[i] for i in indices]
+        images = fewstep.generate(prompts, steps, mode, seed=indices, reproducible=True)
+        for index, image in zip(indices, images, strict=True):
             seen[f"{mode} {steps} {index}"] = hashlib.sha256(image.tobytes()).hexdigest()
     return seen
 

@@ -102,7 +102,7 @@ CALLS: dict[str, tuple[int, str, str]] = {
 # Words after `fewstep` → exit code, what was given, what to give.
 WORDS: dict[tuple[str, ...], tuple[int, str, str]] = {
     ("genrate", "a fox"): (2, "'genrate'", "did you mean generate?"),
-    ("a red fox",): (2, "'a red fox'", "choose one of generate, plan, refine, inpaint, modes"),
+    ("a red fox",): (2, "'a red fox'", "choose one of generate, plan, batch, refine, inpaint"),
     ("--steps", "4"): (2, "--steps", "goes after a command"),
     ("--versoin",): (2, "'--versoin'", "did you mean --version?"),
     ("generate",): (2, "the prompt is missing", 'type fewstep generate "a red fox"'),

@@ -293,7 +293,7 @@ def test_every_algorithm_leaves_no_bit(worn: Engine, tmp_path: Path) -> None:
     for number, kind in enumerate(("LoHa", "DoRA, by input", "full", "norms", "GLoRA", "LoKr, Tucker")):
         tensors, _ = lycoris_kinds.file_of(worn.parts.unet, kind, "LyCORIS")
         files.append(tmp_path / f"{number}.safetensors")
-        save_file(tensors, files[-1])
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, files[-1])
     before, plain = undressed(worn), picture(worn)
     alone = [picture(worn, [(path, 0.4)]) for path in files]
     assert len({plain, *alone}) == 1 + len(files)

@@ -112,7 +112,7 @@ def test_a_picture_can_be_made_again(tmp_path: Path) -> None:
     asked: dict[str, Any] = {"seed": 4, "device": "cpu"}
     made = fewstep.generate("a sun", 1, vae="tiny", **asked)
     assert (made.vae, made.licence) == ("tiny", "Apache-2.0")
-    assert [key.file("vae") for key in api._engines.loaded] == ["tiny"]
+    assert [*api._engines.loaded][-1].file("vae") == "tiny"
     facts = fewstep.metadata.read(made.save(tmp_path / "sun.png")[0])
     own = fewstep.generate("a sun", 1, **asked)
     assert (own.vae, own.facts()["vae"]) == ("", "")

@@ -8,6 +8,7 @@ import mmap
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -111,7 +112,16 @@ def _without_peft(module: nn.Module) -> None:
     """Have the forward that diffusers wraps to scale peft's LoRAs without the wrapper, which imports peft."""
     forward: Any = type(module).forward
     if forward.__globals__["__name__"] == "diffusers.utils.peft_utils":
-        vars(module)["forward"] = forward.__wrapped__.__get__(module)
+        module.__class__ = _unwrapped_class(type(module))
+
+
+@cache
+def _unwrapped_class(wrapped: type[nn.Module]) -> type[nn.Module]:
+    """Return a class that is the same but for the wrapper of its forward."""
+    forward: Any = wrapped.forward
+    return type(
+        wrapped.__name__, (wrapped,), {"forward": forward.__wrapped__, "__module__": wrapped.__module__}
+    )
 
 
 def require_buildable(blueprint: Blueprint) -> tuple[Any, dict[str, nn.Parameter], dict[str, LazyTensor]]:
