@@ -56,7 +56,8 @@ def test_lines_become_pictures_in_few_calls(fake: FakeEngine, tmp_path: Path) ->
 def test_a_picture_is_that_of_generate(tmp_path: Path) -> None:
     list(batch.run([{"prompt": "a red heart, flat style", "seed": 3, "steps": 2, "id": "heart"}], tmp_path))
     alone = fewstep.generate("a red heart, flat style", 2, seed=3)
-    assert Image.open(tmp_path / "heart.png").tobytes() == alone[0].tobytes()
+    with Image.open(tmp_path / "heart.png") as image:
+        assert image.tobytes() == alone[0].tobytes()
     assert (tmp_path / "heart.png").read_bytes() == alone.png()
 
 

@@ -112,7 +112,7 @@ def _without_peft(module: nn.Module) -> None:
     """Have the forward that diffusers wraps to scale peft's LoRAs without the wrapper, which imports peft."""
     forward: Any = type(module).forward
     if forward.__globals__["__name__"] == "diffusers.utils.peft_utils":
-        module.__class__ = _unwrapped_class(type(module))
+        module.__class__ = _unwrapped_class(type(module))  # type: ignore[arg-type]
 
 
 @cache
