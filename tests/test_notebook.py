@@ -63,5 +63,16 @@ def test_calls_stop(cells: list[Any]) -> None:
     assert "the task was cancelled" in printed(cells[4])
 
 
+def test_the_story_goes_from_drafts_to_a_large_picture(cells: list[Any]) -> None:
+    """Drafts, refined, inpainted, enlarged: each on its sheet, the last alone, with its parents."""
+    sizes = []
+    for cell in cells[6:10]:
+        (png,) = shown(cell, "image/png")
+        sizes.append(Image.open(io.BytesIO(b64decode(png))).size)
+    assert sizes[0][0] > 8 * 128
+    assert sizes[3] == (256, 256)
+    assert printed(cells[9]) == "[('base', 8), ('base', 4), ('turbo', 1)]\n"
+
+
 def test_nothing_is_said_on_stderr(cells: list[Any]) -> None:
     assert [out.text for cell in cells for out in cell.outputs if out.get("name") == "stderr"] == []
