@@ -111,7 +111,8 @@ def jupyter(folder: Path) -> Iterator[str]:
     log = (folder / "server.log").open("w")
     server = subprocess.Popen(command, env={**os.environ, **places}, stdout=log, stderr=log)
     try:
-        for _ in range(300):
+        end = time.monotonic() + WAIT / 1000
+        while time.monotonic() < end and server.poll() is None:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
@@ -298,6 +299,7 @@ def by_keyboard(studio: Studio, kernel: Kernel) -> None:
     tab_to("8 drafts", back=True)
     keys.press("Enter")
     studio.root.locator(".trail [aria-current=step]").get_by_text("8 drafts").wait_for()
+    assert page.evaluate(FOCUSED) == "8 drafts"
     studio.root.get_by_role("textbox", name="Prompt").first.focus()
     keys.press("Enter")
     keys.press("Escape")

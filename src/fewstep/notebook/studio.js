@@ -334,6 +334,7 @@ function render({ model, el }) {
       mask.add(stroke);
     });
     canvas.addEventListener("pointermove", (event) => {
+      if (!event.movementX && !event.movementY) return; // the page moved, not the hand
       place(event);
       if (!stroke) return;
       stroke.points.push([position.x, position.y]);
@@ -532,6 +533,7 @@ function render({ model, el }) {
     Object.values(fields).forEach((field) => field.refresh());
   }
   function refreshTrail() {
+    const focused = trail.contains(document.activeElement);
     trail.querySelectorAll("img").forEach((image) => setPicture(image, null));
     trail.replaceChildren(...get("trail").map(({ number, label, prompt: text, picture }) => {
       const image = h("img", { alt: "" });
@@ -540,6 +542,10 @@ function render({ model, el }) {
       const go = () => { send("back", { number }); };
       return h("button", { type: "button", title: text, onclick: go, ...(here ? { "aria-current": "step" } : {}) }, image, h("span", { text: label }));
     }));
+    const current = trail.querySelector("[aria-current]");
+    if (!current) return;
+    trail.scrollLeft = current.offsetLeft - (trail.clientWidth - current.clientWidth) / 2;
+    if (focused) current.focus({ preventScroll: true });
   }
   function refreshStatus() {
     clearTimeout(waiting);
