@@ -47,7 +47,7 @@ SMALL = {
     "progress.py",  # a bar
     "runtimes/eager.py",  # the runtime that all others are held to
     "architectures/sdxl.py", "architectures/sd.py",  # one small table each
-    "evaluation/measures.py", "train/outputs.py",
+    "train/outputs.py",
     "catalog/runtimes.py",
     "metadata/xmp.py",  # one packet
     "batch/points.py",  # names of moments

@@ -26,8 +26,9 @@ def test_each_way_has_a_row(work: Path, tmp_path: Path, monkeypatch: pytest.Monk
         assert 0 < row.milliseconds_low <= row.milliseconds <= row.milliseconds_high
     assert rows[2].milliseconds < rows[3].milliseconds
     table = workflow_table(rows).splitlines()
-    assert len(table) == 5
-    assert len({line.index("±") for line in table[1:]}) == 1
+    assert len(table) == 7
+    assert len({line.index("±") for line in table[1:5]}) == 1
+    assert "threads" in table[6]
 
 
 def test_sharpness_falls_with_blur_and_rises_with_edges() -> None:

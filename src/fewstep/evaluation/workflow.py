@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import fewstep
+from fewstep.devices.probe import cpu_name
 from fewstep.engine import Engine
 from fewstep.evaluation import drawing, measures, references
 from fewstep.evaluation.references import References
@@ -211,11 +212,13 @@ def _standard_error(values: Tensor) -> float:
 def workflow_table(rows: Sequence[WorkflowRow]) -> str:
     """Return the rows to be read on a terminal."""
     width = max(len(row.way) for row in rows)
-    lines = [f"{'':{width}}  name@1        sharpness      ms (quartiles)"]
+    lines = [f"{'':{width}}  name@1          sharpness       ms (quartiles)"]
     for row in rows:
         lines.append(
-            f"{row.way:{width}}  {row.name_1:5.1%} ±{row.name_1_error:4.1%}  "
+            f"{row.way:{width}}  {row.name_1:6.1%} ±{row.name_1_error:5.1%}  "
             f"{row.sharpness:.4f} ±{row.sharpness_error:.4f}  "
             f"{row.milliseconds:.0f} ({row.milliseconds_low:.0f}-{row.milliseconds_high:.0f})"
         )
-    return "\n".join(lines)
+    return "\n".join(
+        [*lines, "", f"{cpu_name(Path('/'))}, {torch.get_num_threads()} threads; ± is a standard error"]
+    )
