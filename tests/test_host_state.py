@@ -168,7 +168,8 @@ def draw(drawing: Image.Image) -> Draw:
 
     def draw_tasks(engine: Engine, prompt: str = "a red fox") -> dict[str, bytes]:
         return {
-            task: engine.generate(prompt, 1, **SMALL, **more)[0].tobytes() for task, more in given.items()
+            task: engine.generate(prompt, 1, reproducible=True, **SMALL, **more)[0].tobytes()
+            for task, more in given.items()
         }
 
     return draw_tasks

@@ -21,7 +21,7 @@ def test_coloured_prompts_read_as_english() -> None:
 
 
 def test_blind_choices_hold_the_prompt_at_any_place() -> None:
-    places = Counter()
+    places = Counter[int]()
     for number, prompt in enumerate(EVERYDAY):
         choices = blind_choices(number)
         assert len(set(choices)) == CHOICES

@@ -24,7 +24,7 @@ def rmse(picture: Image.Image, reference: Image.Image) -> float:
     """Return the root mean square difference of colours in [0, 1], at most 128 pixels high.
 
     It is that of `fewstep eval`. It sees where things are and in which colours, and not whether they are
-    well drawn: `fewstep.evaluation.feature_distance` does, for pictures of the bundled kind.
+    well drawn.
     """
     height = min(SIDE, reference.height)
     size = (max(1, reference.width * height // reference.height), height)
