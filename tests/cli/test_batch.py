@@ -99,7 +99,7 @@ def test_a_signal_stops_it_tidily_and_it_goes_on(tmp_path: Path, number: int, co
     program = (
         "import sys; from fewstep import cli, testing\n"
         "words = ['batch', 'jobs.txt', '-o', 'out', '--batch', '2']\n"
-        "with testing.fake(delay=0.01): sys.exit(cli.main(words))"
+        "with testing.fake(delay=0.1): sys.exit(cli.main(words))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ}
