@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,18 +96,24 @@ class PromptMaker:
         if not isinstance(template, str):
             raise RequestError(f"prompt={values.shown(template)}: give a string")
         try:
-            if self._all is not None:
-                prompts = self._all.generate(template, max_prompts=MAX_PROMPTS + 1)
-            else:
-                words = f"{template}\n{options.get('seed', '')}\n{options.get('id', '')}"
-                seed = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8])
-                generator = self._random(self._manager, seed=seed)
-                prompts = generator.generate(template, num_images=self._count)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the library's parser has deprecated its own names
+                prompts = self._generate(template, options)
         except Exception as error:  # the library's own, and those of its parser
             raise RequestError(f"prompt={values.shown(template)}: {describe_error(error)}") from error
         if len(prompts) > MAX_PROMPTS:
             raise RequestError(f"prompt={values.shown(template)} makes over {MAX_PROMPTS} prompts")
         return [str(prompt) for prompt in prompts]
+
+    def _generate(self, template: str, options: Mapping[str, Any]) -> list[Any]:
+        """Return every combination, or as many as are asked for, drawn by what the line says."""
+        if self._all is not None:
+            every: list[Any] = self._all.generate(template, max_prompts=MAX_PROMPTS + 1)
+            return every
+        words = f"{template}\n{options.get('seed', '')}\n{options.get('id', '')}"
+        seed = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8])
+        drawn: list[Any] = self._random(self._manager, seed=seed).generate(template, num_images=self._count)
+        return drawn
 
 
 def read_assignment(text: str) -> tuple[str, Any]:
