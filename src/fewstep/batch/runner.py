@@ -23,7 +23,7 @@ from fewstep.batch.planning import Planner, group_pictures, share_groups
 from fewstep.batch.settings import STREAM_WINDOW, BatchOptions, Settings, make_settings
 from fewstep.batch.sources import Jobs, Source, open_source
 from fewstep.batch.summary import FailedLines, write_sheet_of, write_summary
-from fewstep.batch.tars import Member, Shard, has_part
+from fewstep.batch.tars import Member, Shard, has_part, remove_part
 from fewstep.batch.writer import Writer
 from fewstep.cancel import CancelToken
 from fewstep.errors import FewstepError, OutputError
@@ -168,6 +168,8 @@ class Batch:
                 needed = not kept and not waits
                 parts.index.assign(picture.position, number, shard, needed=needed, kept=kept)
                 if outcome is not None:
+                    if shard:  # a run may have been killed before it did
+                        remove_part(parts.folder, picture.key, picture.request)
                     yield outcome
             self._shards = max(self._shards, shard)
 

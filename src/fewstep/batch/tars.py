@@ -120,9 +120,14 @@ def _check_members(packed: tarfile.TarFile | None, shard: Shard) -> None:
 def remove_parts(folder: OutputFolder, shard: Shard) -> None:
     """Remove the parts of a shard that is packed and recorded."""
     for member in shard.members:
-        part = folder.path / part_name(member.key, member.request)
-        for ending in (".picture", ".json"):
-            part.with_name(part.name + ending).unlink(missing_ok=True)
+        remove_part(folder, member.key, member.request)
+
+
+def remove_part(folder: OutputFolder, key: str, request: str) -> None:
+    """Remove what a picture's shard, which is recorded, was made from."""
+    part = folder.path / part_name(key, request)
+    for ending in (".picture", ".json"):
+        part.with_name(part.name + ending).unlink(missing_ok=True)
 
 
 def _read_picture(
