@@ -248,7 +248,6 @@ def load_choice(choice: EngineChoice) -> Any:
     engine = _engines.load(choice)
     engine.door = generate
     return engine
-    return engine
 
 
 def plan(
