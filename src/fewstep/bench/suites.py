@@ -20,7 +20,7 @@ from fewstep.bench.random_weights import MODELS, write_model
 from fewstep.bench.timing import Draw, Row, Timing, compare_times, time_call, time_in_turn
 from fewstep.devices.probe import cores, free_ram
 from fewstep.errors import RequestError
-from fewstep.files.cache import cache_folder
+from fewstep.files.output import cache_root
 
 MEMORY_OF_TWO = 40 * 2**30  # bytes: what two arms of SDXL's size take in fp32, with room to compute
 MODES_CALLS = ("turbo", "lcm") * 4
@@ -291,7 +291,7 @@ def _with_model_written(settings: Settings, work: Path | None) -> Settings:
     """Return settings whose model is there; of SDXL's size the arms take turns where memory holds one."""
     if settings.model not in MODELS:
         return settings
-    folder = write_model(settings.model, (work or cache_folder("models")) / settings.model)
+    folder = write_model(settings.model, (work or cache_root() / "models") / settings.model)
     large = settings.model == "random-sdxl" and free_ram(Path("/")) < MEMORY_OF_TWO
     side = settings.side or 512
     return replace(settings, model=str(folder), side=side, processes=settings.processes or large)

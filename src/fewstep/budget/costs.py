@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import OutputError
-from fewstep.files.output import write_file
+from fewstep.files.output import cache_root, write_file
 from fewstep.request import Job
 from fewstep.request.engine_choice import EngineChoice
 
@@ -78,9 +78,7 @@ def _read_costs(path: Path) -> dict[str, Cost]:
 @cache
 def kept_costs() -> CostStore:
     """Return the store of this user and machine, in the user's cache folder."""
-    from platformdirs import user_cache_path
-
-    return CostStore(user_cache_path("fewstep") / "costs.json")
+    return CostStore(cache_root() / "costs.json")
 
 
 def cost_key(choice: EngineChoice, job: Job) -> str:

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import OutputError
-from fewstep.files.cache import cache_folder
-from fewstep.files.output import write_file
+from fewstep.files.output import cache_root, write_file
 
 LARGE = 2**26  # bytes: hashes of larger files are kept on disk
 MAX_KEPT = 4096  # hashes on disk
@@ -137,7 +136,7 @@ def combined_hash(files: Mapping[str, str]) -> str:
 
 
 def _cache_file() -> Path:
-    return cache_folder("hashes") / "sha256.json"
+    return cache_root() / "hashes" / "sha256.json"
 
 
 def _read_kept() -> dict[tuple[str, int, int], str]:

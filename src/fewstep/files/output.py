@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and places that are tried before the work.
+"""Files that are written whole or not at all, places that are tried before the work, and our own cache's.
 
 Every error is an `OutputError` that names the path.
 """
@@ -13,7 +13,18 @@ from pathlib import Path
 
 from fewstep.errors import OutputError
 
+CACHE = "FEWSTEP_CACHE"  # the environment variable of another place for what can be made again
 _CHUNK = 1 << 20  # bytes written at once
+
+
+def cache_root() -> Path:
+    """Return where what can be made again is kept: `FEWSTEP_CACHE`, or the system's place for caches."""
+    place = os.environ.get(CACHE, "")
+    if place:
+        return Path(place)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("fewstep", appauthor=False)
 
 
 def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
