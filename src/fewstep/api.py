@@ -7,7 +7,8 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Unpack
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from fewstep import values
 from fewstep.cancel import CancelToken, run_in_thread
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from fewstep.progress import Progress
     from fewstep.prompts import Embedding
     from fewstep.result import Result
+
+# What gives the engine of a call and what is to be said of it; and the call's jobs.
+_Prepared: TypeAlias = tuple[Callable[[], tuple[Any, tuple[str, ...]]], tuple[Job, ...]]
 
 
 def generate(  # noqa: PLR0913  the public call names every choice
@@ -145,7 +149,7 @@ def generate(  # noqa: PLR0913  the public call names every choice
     engine, notes = ready()
     run, work = (engine.run, jobs[0]) if len(jobs) == 1 else (engine.run_jobs, jobs)
     result: Result = run(work, cancel=cancel, progress=progress)
-    return replace(result, warnings=(*result.warnings, *notes)) if notes else result
+    return _with_notes(result, notes)
 
 
 async def agenerate(
@@ -158,14 +162,12 @@ async def agenerate(
     **options: Unpack[GenerateOptions],
 ) -> Result:
     """`generate` beside an event loop; cancelling the task stops it at its next step."""
-    in_thread = options.get("budget_ms") is not None  # it may have to measure first
-    prepared = None if in_thread else _prepare(prompt, steps, mode, options)
+    prepare = _prepare_for_thread(prompt, steps, mode, options)
 
     def call(token: CancelToken) -> Result:
-        ready, jobs = prepared or _prepare(prompt, steps, mode, options)
+        ready, jobs = prepare()
         engine, notes = ready()
-        result: Result = engine.run_jobs(jobs, cancel=token, progress=progress)
-        return replace(result, warnings=(*result.warnings, *notes)) if notes else result
+        return _with_notes(engine.run_jobs(jobs, cancel=token, progress=progress), notes)
 
     return await run_in_thread(call, cancel)
 
@@ -181,7 +183,7 @@ def stream(
     """Yield each step as it happens, as `Engine.stream`, with the arguments of `generate` and its engine."""
     ready, jobs = _prepare(prompt, steps, mode, options)
     engine, notes = ready()
-    return Stream(_with_notes(engine.stream_job(only_job(jobs), cancel), notes))
+    return Stream(_stream_with_notes(engine.stream_job(only_job(jobs), cancel), notes))
 
 
 def astream(
@@ -193,23 +195,27 @@ def astream(
     **options: Unpack[GenerateOptions],
 ) -> AsyncGenerator[Step | Result, None]:
     """Yield each step, then the result, as `Engine.astream`, with the arguments of `generate`."""
-    in_thread = options.get("budget_ms") is not None  # it may have to measure first
-    prepared = None if in_thread else _prepare(prompt, steps, mode, options)
+    prepare = _prepare_for_thread(prompt, steps, mode, options)
 
     def start(token: CancelToken) -> Generator[Step, None, Result]:
-        ready, jobs = prepared or _prepare(prompt, steps, mode, options)
+        ready, jobs = prepare()
         engine, notes = ready()
-        return _with_notes(engine.stream_job(only_job(jobs), token), notes)
+        return _stream_with_notes(engine.stream_job(only_job(jobs), token), notes)
 
     return stream_in_thread(start, cancel)
 
 
-def _with_notes(
+def _with_notes(result: Result, notes: tuple[str, ...]) -> Result:
+    """Return a result with what is to be said of its engine."""
+    return replace(result, warnings=(*result.warnings, *notes)) if notes else result
+
+
+def _stream_with_notes(
     steps: Generator[Step, None, Result], notes: tuple[str, ...]
 ) -> Generator[Step, None, Result]:
     """Yield the steps of a job, and return its result with what is to be said of its engine."""
     result = yield from steps
-    return replace(result, warnings=(*result.warnings, *notes)) if notes else result
+    return _with_notes(result, notes)
 
 
 def load(  # noqa: PLR0913  as `generate`
@@ -245,9 +251,7 @@ def load(  # noqa: PLR0913  as `generate`
 
 def load_choice(choice: EngineChoice) -> Any:
     """Return a new engine for a choice, beside the one that `generate` keeps."""
-    engine = _engines.load(choice)
-    engine.door = generate
-    return engine
+    return _engines.load_new(choice)
 
 
 def plan(
@@ -298,7 +302,7 @@ def _prepare(
     options: Mapping[str, Any],
     *,
     measure: bool = True,
-) -> tuple[Callable[[], tuple[Any, tuple[str, ...]]], tuple[Job, ...]]:
+) -> _Prepared:
     """Return what gives the engine and what is to be said of it, and the jobs: all is checked here.
 
     measure: whether engines may be loaded to learn what a budget buys.
@@ -317,6 +321,16 @@ def _prepare(
             replace(job, plan=replace(job.plan, warnings=(*job.plan.warnings, reason))) for job in jobs
         )
     return lambda: engines.engine(choice), jobs
+
+
+def _prepare_for_thread(
+    prompt: Prompts, steps: int | Sequence[int] | None, mode: str | None, options: Mapping[str, Any]
+) -> Callable[[], _Prepared]:
+    """Return what prepares a call: done already, but for a budget, which may have to measure first."""
+    if options.get("budget_ms") is not None:
+        return partial(_prepare, prompt, steps, mode, options)
+    prepared = _prepare(prompt, steps, mode, options)
+    return lambda: prepared
 
 
 def _within_budget(

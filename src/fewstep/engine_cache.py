@@ -62,10 +62,15 @@ class EngineCache:
         with self.lock:
             if choice.key not in self.loaded:
                 notes = self._make_room(choice.key)
-                self.loaded[choice.key] = self.load(choice)
-                self.loaded[choice.key].door = self._door
+                self.loaded[choice.key] = self.load_new(choice)
             engine = self.loaded[choice.key] = self.loaded.pop(choice.key)  # the last one was used last
             return engine, notes
+
+    def load_new(self, choice: EngineChoice) -> Any:
+        """Return a new engine for a choice, which is not kept here."""
+        engine = self.load(choice)
+        engine.door = self._door
+        return engine
 
     def _make_room(self, new: EngineKey) -> tuple[str, ...]:
         """Let go of engines until another like them has its place; returns what is to be said of that."""

@@ -267,9 +267,8 @@ class Result(Workflow["Result"]):
 
     def only(self, pictures: Sequence[int]) -> Result:
         """Return the result of some of its pictures, by their places in it, in this order."""
-        jobs = self.jobs[:1] if len(self.jobs) == 1 else tuple(map(self.job_of, pictures))
-        if len(self.jobs) == 1:
-            jobs = (jobs[0].only(pictures),)
+        several = len(self.jobs) > 1
+        jobs = tuple(map(self.job_of, pictures)) if several else (self.jobs[0].only(pictures),)
         return replace(self, images=tuple(self.images[i] for i in pictures), jobs=jobs, places=())
 
     def call(self, index: int | None = None) -> dict[str, Any]:
