@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -253,7 +253,7 @@ class Result(Workflow["Result"]):
             "batch": {"pictures": job.batch, "row": job.rows[0]} if job.rows else {},
             "processor": self.processor,
             "threads": self.threads,
-            "versions": _versions(),
+            "versions": installed_versions(COMPUTING),
         }
 
     def job_of(self, index: int) -> Job:
@@ -321,13 +321,14 @@ def _picture_paths(job: Job) -> dict[str, list[str]]:
     return {name: listed for name, listed in paths.items() if any(listed)}
 
 
-def _versions() -> dict[str, str]:
-    """Return the version of each package that a picture depends on; those not installed are left out."""
-    return {name: installed for name in COMPUTING if (installed := _version(name))}
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the version of each package; those not installed are left out."""
+    return {name: installed for name in names if (installed := installed_version(name))}
 
 
 @cache
-def _version(name: str) -> str:
+def installed_version(name: str) -> str:
+    """Return a package's version, "" where it is not installed; looked for once."""
     try:
         return version(name)
     except PackageNotFoundError:

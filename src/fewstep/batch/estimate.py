@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -87,7 +88,7 @@ def estimate(source: Source, out: Path | None, settings: Settings, *, measure: i
     """As `plan`, of what is open already."""
     totals, faults = Totals(), list[Outcome]()
     state = None if out is None else out / STATE
-    with Index() as index:
+    with closing(Index()) as index:
         if state is not None and state.is_dir():
             index.remember(read_manifests(state))
         planner = Planner(settings, index)

@@ -8,8 +8,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 _TABLES = """
 CREATE TABLE pictures (position INTEGER PRIMARY KEY, line INT, number INT, engine INT, call TEXT, key TEXT,
@@ -219,14 +218,6 @@ class Index:
     def close(self) -> None:
         """Delete the database."""
         self._database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _plain(extra: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fewstep.errors import OutputError, RequestError
 from fewstep.images.decode import decode_image
+from fewstep.images.sheet import fit_label
 
 PICTURES = 200  # of a page
 SHEET = (10, 8)  # columns and rows of a sheet
@@ -129,13 +130,6 @@ def draw_sheet(out: Path, records: list[dict[str, Any]]) -> Image.Image:
         sheet.paste(thumb, (left + (THUMB - thumb.width) // 2, top + (THUMB - thumb.height) // 2))
         options = record["options"]
         for line, text in enumerate((f"{record['line']}: {options['prompt']}", f"seed {options['seed']}")):
-            draw.text((left + 4, top + THUMB - 2 + 15 * line), _cut(draw, text, font), "black", font)
+            label = fit_label(" ".join(text.split())[:80], font, THUMB - 8)
+            draw.text((left + 4, top + THUMB - 2 + 15 * line), label, "black", font)
     return sheet
-
-
-def _cut(draw: ImageDraw.ImageDraw, text: str, font: Any) -> str:
-    """Return as much of a text as is as wide as a picture."""
-    line = " ".join(text.split())[:80]
-    while line and draw.textlength(line, font) > THUMB - 8:
-        line = line[:-1]
-    return line

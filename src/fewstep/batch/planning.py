@@ -16,7 +16,14 @@ from fewstep.batch.settings import Settings
 from fewstep.batch.tars import member_name
 from fewstep.errors import FewstepError, RequestError, describe_error
 from fewstep.request import Job
-from fewstep.request.engine_choice import EngineChoice, choose_engine, only_job, resolve_call, split_options
+from fewstep.request.engine_choice import (
+    EngineChoice,
+    choose_engine,
+    count_steps,
+    only_job,
+    resolve_call,
+    split_options,
+)
 from fewstep.request.options import OPTIONS
 
 P = TypeVar("P", Outline, Picture)
@@ -150,7 +157,7 @@ class Planner:
         engine_options, picture_options = split_options(options)
         if engine_options.get("budget_ms") is not None:
             raise RequestError("budget_ms chooses by this machine's costs, which change: say mode and steps")
-        steps = options.get("steps", len(picture_options.get("timesteps") or ()) or None)
+        steps = count_steps(options.get("steps"), picture_options)
         typed = repr((options.get("mode"), steps, sorted(engine_options.items())))
         number = self._engine_numbers.get(typed)
         if number is None:

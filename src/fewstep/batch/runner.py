@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -79,8 +79,8 @@ class Batch:
         state = state_folder(self.out)
         with ExitStack() as stack:
             stack.enter_context(lock_job(state, self.settings.shard))
-            manifest = stack.enter_context(Manifest(state, self.settings.runner))
-            index = stack.enter_context(Index())
+            manifest = stack.enter_context(closing(Manifest(state, self.settings.runner)))
+            index = stack.enter_context(closing(Index()))
             index.remember(read_manifests(state))
             folder = OutputFolder(self.out, self.settings.runner)
             writer = Writer(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from fewstep.bench.timing import Row, Timing
 from fewstep.devices.probe import cores, cpu_name
 from fewstep.errors import FewstepError
 from fewstep.files.output import write_file
+from fewstep.result import installed_versions
 
 PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "openvino", "optimum-intel")
 FIGURES = {"speed": "{:.2f} x as fast", "time": "{:.2f} x as long", "share": "{:.0%} hidden"}
@@ -26,19 +26,8 @@ def machine_facts(threads: int) -> dict[str, Any]:
     return {
         "processor": cpu_name(Path("/")), "cores": cores(Path("/")), "threads": threads,
         "load": None if load is None else round(load, 2), "system": platform.platform(),
-        "versions": {"python": platform.python_version()} | _versions(PACKAGES),
+        "versions": {"python": platform.python_version()} | installed_versions(PACKAGES),
     }  # fmt: skip
-
-
-def _versions(names: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def rows_as_json(rows: Sequence[Row], machine: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from fewstep.errors import OutputError
 from fewstep.files.output import cache_root, write_file
 from fewstep.request import Job
 from fewstep.request.engine_choice import EngineChoice
+from fewstep.result import installed_version
 
 REPEATS = 3  # calls of each kind, for their median
 FURTHER = 3  # steps by which the second kind is longer than the first
@@ -128,14 +128,8 @@ def _hardware() -> tuple[str, ...]:
         next((line for line in path.read_text().splitlines() if line.startswith("Model")), "")
         for path in Path("/proc/driver/nvidia/gpus").glob("*/information")
     )
-    return (platform.node(), platform.machine(), processor, *gpus, _version("fewstep"), _version("torch"))
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+    versions = map(installed_version, ("fewstep", "torch"))
+    return (platform.node(), platform.machine(), processor, *gpus, *versions)
 
 
 def measure(

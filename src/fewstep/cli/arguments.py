@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -40,6 +40,11 @@ def with_weight(text: str) -> str | tuple[str, float]:
         if os.path.exists(path):
             raise argparse.ArgumentTypeError(f"{weight!r} is no weight: type {path}:0.8") from None
         return text
+
+
+def typed(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return those of these options that were typed."""
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
 class GuideAction(argparse.Action):

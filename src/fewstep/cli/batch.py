@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fewstep.cli.arguments import NOT_GIVEN, add_command, number, whole_number
+from fewstep.cli.arguments import NOT_GIVEN, add_command, number, typed, whole_number
 from fewstep.cli.batch_report import BatchReport, describe_estimate, describe_status
 from fewstep.cli.streams import report_of_work, tell
 from fewstep.errors import RequestError
@@ -115,11 +115,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     from fewstep.batch.settings import Settings
 
     names = [name.replace("-", "_") for name in _OPTIONS]
-    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    options = typed(arguments, names)
     for name, read in (("set", read_assignment), ("sweep", read_sweep)):
-        if name in given:
-            given[name] = dict(map(read, given[name]))
-    return Settings(**given)
+        if name in options:
+            options[name] = dict(map(read, options[name]))
+    return Settings(**options)
 
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fewstep.cli.arguments import NOT_GIVEN, add_command, whole_number
+from fewstep.cli.arguments import NOT_GIVEN, add_command, typed, whole_number
 from fewstep.cli.streams import report_of_work, tell
 
 # Option of `fewstep.bench.Settings` → how the command line reads it.
@@ -52,10 +52,10 @@ def _run_bench(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         report.check_plot()
     names = [*(keywords.get("dest", name) for name, keywords in _OPTIONS.items()), "baselines", "processes"]
-    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
-    if "runtimes" in given:
-        given["runtimes"] = tuple(given["runtimes"])
-    settings, rows = Settings(**given), []
+    options = typed(arguments, names)
+    if "runtimes" in options:
+        options["runtimes"] = tuple(options["runtimes"])
+    settings, rows = Settings(**options), []
     for row in measure(arguments.suite, settings, arguments.work):
         rows.append(row)
         medians = ", ".join(f"{timing.arm} {report.seconds(timing.median)}" for timing in row.timings)

@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from fewstep.cli.arguments import NOT_GIVEN, GuideAction, add_command, number, whole_number, with_weight
+from fewstep.cli.arguments import (
+    NOT_GIVEN,
+    GuideAction,
+    add_command,
+    number,
+    typed,
+    whole_number,
+    with_weight,
+)
+from fewstep.cli.generate import CALL_OPTIONS
 from fewstep.cli.streams import report_of_work, tell
 from fewstep.errors import RequestError
 from fewstep.request.options import OPTIONS, File, Guide, Option
@@ -94,16 +103,15 @@ def _run_compare(arguments: argparse.Namespace) -> int:
     from fewstep.comparison import Comparison, compare, plot
     from fewstep.files.output import try_writing
 
-    names = ("prompt", "steps", "mode", *OPTIONS)
-    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
-    if len(given["prompt"]) == 1:
-        (given["prompt"],) = given["prompt"]
+    options = typed(arguments, ("prompt", *CALL_OPTIONS))
+    if len(options["prompt"]) == 1:
+        (options["prompt"],) = options["prompt"]
     targets = [*Comparison.paths(arguments.output, overwrite=arguments.overwrite)]
     if arguments.plot is not None:
         plot.require_matplotlib()
         targets.append(Path(arguments.plot))
     try_writing(targets[:1], 1 << 20)
-    comparison = compare(**given, repeats=arguments.repeats)
+    comparison = compare(**options, repeats=arguments.repeats)
     for cell in comparison:
         if not arguments.quiet:
             tell(_line(cell))

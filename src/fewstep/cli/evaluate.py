@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fewstep.cli.arguments import NOT_GIVEN, add_command, whole_number, with_weight
+from fewstep.cli.arguments import NOT_GIVEN, add_command, typed, whole_number, with_weight
 from fewstep.cli.streams import report_of_work, tell
 from fewstep.errors import FewstepError, RequestError
 
@@ -145,7 +145,7 @@ def _measure_workflow(arguments: argparse.Namespace) -> int:
 def _given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options that were given, as `Settings` takes them."""
     names = [keywords.get("dest", name.replace("-", "_")) for name, keywords in _OPTIONS.items()]
-    settings = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    settings = typed(arguments, names)
     settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
     if isinstance(settings.get("prompts"), tuple):
         settings["texts"] = settings.pop("prompts")

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import fewstep
-from fewstep.cli.arguments import NOT_GIVEN, GuideAction, add_command, number, whole_number, with_weight
+from fewstep.cli.arguments import (
+    NOT_GIVEN,
+    GuideAction,
+    add_command,
+    number,
+    typed,
+    whole_number,
+    with_weight,
+)
 from fewstep.cli.saving import add_saving_options, check_output, save_or_rescue, saving_options
 from fewstep.cli.streams import report_of_work, tell
 from fewstep.errors import GenerationError
@@ -30,6 +38,7 @@ _READ: dict[Any, dict[str, Any]] = {
     Sequence[File]: {"action": "append", "metavar": "PATH"},
     Sequence[Guide]: _GUIDE,
 }  # fmt: skip
+CALL_OPTIONS = ("steps", "mode", *OPTIONS)  # what may be typed beside the prompt
 
 
 def add_generate(commands: Any) -> None:
@@ -70,22 +79,16 @@ def _argparse_type(option_type: Any) -> dict[str, Any]:
     return next((_READ[member] for member in get_args(option_type) if member in _READ), {})
 
 
-def _given_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        name: getattr(arguments, name) for name in ("steps", "mode", *OPTIONS) if hasattr(arguments, name)
-    }
-
-
 def _run_generate(arguments: argparse.Namespace) -> int:
     check_output(
         arguments.output,
-        fewstep.plan(arguments.prompt, **_given_options(arguments)),
+        fewstep.plan(arguments.prompt, **typed(arguments, CALL_OPTIONS)),
         overwrite=arguments.overwrite,
         format=arguments.format,
         quality=arguments.quality,
     )
     try:
-        result = fewstep.generate(arguments.prompt, **_given_options(arguments))
+        result = fewstep.generate(arguments.prompt, **typed(arguments, CALL_OPTIONS))
     except GenerationError as error:
         if error.survivors is not None:
             _report(error.survivors, arguments)
@@ -117,7 +120,7 @@ def _report(result: Result, arguments: argparse.Namespace) -> None:
 
 
 def _run_plan(arguments: argparse.Namespace) -> int:
-    plan = fewstep.plan(arguments.prompt, **_given_options(arguments))
+    plan = fewstep.plan(arguments.prompt, **typed(arguments, CALL_OPTIONS))
     if arguments.json:
         print(json.dumps(plan.to_dict()))
         return 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fewstep
-from fewstep.cli.arguments import NOT_GIVEN, Parser, add_command, number, whole_number
+from fewstep.cli.arguments import NOT_GIVEN, Parser, add_command, number, typed, whole_number
 from fewstep.cli.generate import add_option_flags
 from fewstep.cli.saving import check_output, save_or_rescue
 from fewstep.cli.streams import report_of_work, tell
@@ -62,7 +62,7 @@ def _add_common(command: Parser, output: str) -> None:
 
 def _run_refine(arguments: argparse.Namespace) -> int:
     paths = _picked(arguments.pictures, getattr(arguments, "pick", None))
-    options = _given(arguments, ("prompt", "scale", "upscaler"))
+    options = typed(arguments, (*_OPTIONS, "prompt", "scale", "upscaler"))
     outputs = _outputs(arguments.output, len(paths))
     for path, output in zip(paths, outputs, strict=True):
         _draw(path, output, arguments, lambda result: result.refine(**options))
@@ -70,7 +70,7 @@ def _run_refine(arguments: argparse.Namespace) -> int:
 
 
 def _run_inpaint(arguments: argparse.Namespace) -> int:
-    options = _given(arguments, ("feather",)) | {"prompt": arguments.new_prompt}
+    options = typed(arguments, (*_OPTIONS, "feather")) | {"prompt": arguments.new_prompt}
     mask = arguments.mask
     _draw(arguments.picture, arguments.output, arguments, lambda result: result.inpaint(mask, **options))
     return 0
@@ -95,12 +95,6 @@ def _draw(
         elif not arguments.quiet:
             for path, seed in zip(paths, result.seeds, strict=True):
                 print(f"{path}  (seed {seed})")
-
-
-def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """Return what was typed of these, and of all options."""
-    typed: Mapping[str, Any] = vars(arguments)
-    return {name: typed[name] for name in (*_OPTIONS, *names) if name in typed}
 
 
 def _picked(pictures: Sequence[str], numbers: Sequence[int] | None) -> list[str]:

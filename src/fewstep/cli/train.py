@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fewstep.cli.arguments import NOT_GIVEN, add_command, number, whole_number
+from fewstep.cli.arguments import NOT_GIVEN, add_command, number, typed, whole_number
 from fewstep.cli.streams import report_of_work, tell
 from fewstep.errors import FewstepError, RequestError
 from fewstep.train.config import BUNDLED_STAGES, TrainConfig, check_stage, make_config
@@ -80,7 +80,7 @@ def add_train(commands: Any) -> None:
 
 
 def _run_train(arguments: argparse.Namespace) -> int:
-    options = {f.name: getattr(arguments, f.name) for f in fields(TrainConfig) if hasattr(arguments, f.name)}
+    options = typed(arguments, (field.name for field in fields(TrainConfig)))
     has_images = hasattr(arguments, "images")
     check_stage(arguments.stage, *([] if has_images else [BUNDLED_STAGES]))  # before torch is imported
     if has_images and hasattr(arguments, "work"):

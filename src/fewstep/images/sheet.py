@@ -34,7 +34,7 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for index, (picture, label) in enumerate(zip(shown, labels, strict=True)):
         left, top = index % across * cell[0] + _GAP, index // across * cell[1] + _GAP
-        draw.text((left + 2, top), _fitted(label, font, width), fill=_INK, font=font)
+        draw.text((left + 2, top), fit_label(label, font, width), fill=_INK, font=font)
         sheet.paste(picture, (left, top + line))
     return sheet
 
@@ -49,7 +49,7 @@ def _at_sheet_size(picture: Image.Image) -> Image.Image:
     return picture.resize((width, height), Resampling.LANCZOS)
 
 
-def _fitted(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def fit_label(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """Return the label on one line, cut where it would reach into the next cell."""
     line = " ".join(label.split())
     while line and font.getlength(line) > width:
