@@ -250,13 +250,13 @@ def edit_given(path: Path, option: str, change: Callable[[Image.Image], Image.Im
     payload = read_container(path.read_bytes())
     pictures: dict[str, list[Image.Image]] = {
         name: [Image.open(io.BytesIO(file)) for file in files]
-        for name, files in unpack_pictures(payload.given).items()
+        for name, files in unpack_pictures(payload.embedded).items()
     }
     pictures[option][0] = change(pictures[option][0])
     with Image.open(path) as image:
         image.load()
     content = write_container(
-        image, replace(payload, given=pack_pictures(pictures)), Encoding(format=ENDINGS[path.suffix])
+        image, replace(payload, embedded=pack_pictures(pictures)), Encoding(format=ENDINGS[path.suffix])
     )
     path.write_bytes(content)
 

@@ -158,10 +158,10 @@ class EngineBase(ABC, Generic[S]):
 
     def serves(self, steps: int | Sequence[int] | None, mode: str | None, options: Mapping[str, Any]) -> bool:
         """Return whether a call with these options of `fewstep.generate` can be one of this engine."""
-        recipe, own = self.recipe, self.choice.key.options
+        recipe, loaded = self.recipe, self.choice.key.options
         engine_options = split_options(options)[0]
         commercial = engine_options.pop("commercial", False) and not self.commercial
-        same = all(_as_key(value) == _as_key(own[name]) for name, value in engine_options.items())  # type: ignore[literal-required]
+        same = all(_as_key(value) == _as_key(loaded[name]) for name, value in engine_options.items())  # type: ignore[literal-required]
         listed = values.members(steps) or [steps]
         other_weights = any(number in recipe.steps.also for number in listed)
         return not (self.closed or commercial or other_weights) and same and mode in (None, recipe.mode)

@@ -208,8 +208,8 @@ class Result(Workflow["Result"]):
         """
         encoding = make_encoding(format, quality, metadata, prompts)
         facts = self.facts(index) if encoding.metadata else {}
-        given = self._given(index, embed) if encoding.metadata else b""
-        return encode(self.images[index], facts, edited=self.edited, encoding=encoding, given=given)
+        embedded = self._given(index, embed) if encoding.metadata else b""
+        return encode(self.images[index], facts, edited=self.edited, encoding=encoding, embedded=embedded)
 
     def _given(self, index: int, embed: bool | None) -> builtins.bytes:
         """Return the pictures to put into a file: all, none or, where `embed` is None, those from memory."""

@@ -55,7 +55,7 @@ def blend_tiles(
 
     `run` may enlarge by a whole factor, as an upscaler does. `overlap`: of a tile's side, at least.
     """
-    height, width = (min(side, whole) for side, whole in zip(tile, x.shape[-2:], strict=True))
+    height, width = (min(side, length) for side, length in zip(tile, x.shape[-2:], strict=True))
     total, weights, factor = x.new_zeros(0), x.new_zeros(0), 0
     for top in tile_starts(x.shape[-2], height, overlap):
         for left in tile_starts(x.shape[-1], width, overlap):
@@ -73,12 +73,12 @@ def blend_tiles(
     return total / weights
 
 
-def tile_starts(whole: int, tile: int, overlap: float = OVERLAP) -> list[int]:
-    """Return where tiles begin: as few as cover `whole`, evenly spread, each over `overlap` of the next."""
-    if tile >= whole:
+def tile_starts(length: int, tile: int, overlap: float = OVERLAP) -> list[int]:
+    """Return where tiles begin: as few as cover `length`, evenly spread, each over `overlap` of the next."""
+    if tile >= length:
         return [0]
-    steps = math.ceil((whole - tile) / max(1, int(tile * (1 - overlap))))
-    return [round(i * (whole - tile) / steps) for i in range(steps + 1)]
+    steps = math.ceil((length - tile) / max(1, int(tile * (1 - overlap))))
+    return [round(i * (length - tile) / steps) for i in range(steps + 1)]
 
 
 def tile_window(height: int, width: int, like: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Workflow(Sequence[Image.Image], Generic[R]):
         """
         places = [place for number in numbers for place in self._places(number)]
         for wanted in () if seed is None else values.members(seed) or [seed]:
-            matches = [i for i, own in enumerate(self.seeds) if own == values.whole(wanted)]
+            matches = [i for i, picture_seed in enumerate(self.seeds) if picture_seed == values.whole(wanted)]
             if not matches:
                 raise RequestError(f"seed={wanted!r}: no picture here has it; there are {list(self.seeds)}")
             places += matches

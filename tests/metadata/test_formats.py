@@ -75,7 +75,7 @@ def test_the_story_may_be_left_out_and_the_mark_stays(name: str, edited: Result,
     path = tmp_path / "x"
     path.write_bytes(edited.bytes(0, name, metadata=False))
     record = read_record(path)
-    assert (record.facts, record.given) == ({}, {})
+    assert (record.facts, record.embedded) == ({}, {})
     assert record.source_type == "compositeWithTrainedAlgorithmicMedia"
     assert b"fox" not in path.read_bytes()
     assert b"Steps" not in path.read_bytes().replace(b"\0", b"")
@@ -106,13 +106,13 @@ def test_prompts_may_be_left_out(name: str, engine: Load, tmp_path: Path) -> Non
 def test_pictures_from_memory_are_in_the_file(name: str, edited: Result, tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(edited.bytes(0, name))
-    given = read_record(path).given
+    given = read_record(path).embedded
     assert {option: len(files) for option, files in given.items()} == {"image": 1, "mask": 1}
     for option, pictures in edited.job.given_pictures().items():
         with Image.open(io.BytesIO(given[option][0])) as image:
             assert fingerprint(image) == fingerprint(pictures[0]) == edited.facts()["sources"][option][0]  # type: ignore[index]
     path.write_bytes(edited.bytes(0, name, embed=False))
-    assert read_record(path).given == {}
+    assert read_record(path).embedded == {}
 
 
 def test_pictures_from_files_are_told_by_their_paths(
@@ -122,9 +122,9 @@ def test_pictures_from_files_are_told_by_their_paths(
     made = engine("turbo").generate("a fox", 1, image=tmp_path / "drawing.png", seed=1)
     assert made.facts()["pictures"] == {"image": [str(tmp_path / "drawing.png")]}
     path = made.save(tmp_path / "x.png")[0]
-    assert read_record(path).given == {}
+    assert read_record(path).embedded == {}
     made.save(path, overwrite=True, embed=True)
-    assert [*read_record(path).given] == ["image"]
+    assert [*read_record(path).embedded] == ["image"]
 
 
 def test_large_pictures_from_memory_are_put_in_where_that_is_asked(
@@ -141,7 +141,7 @@ def test_large_pictures_from_memory_are_put_in_where_that_is_asked(
 
 def read_given(content: bytes, folder: Path) -> Any:
     (folder / "given").write_bytes(content)
-    return read_record(folder / "given").given
+    return read_record(folder / "given").embedded
 
 
 def test_names_sort() -> None:

@@ -112,13 +112,13 @@ def sort_attempts(attempts: Sequence[_Attempt], needed: set[int], started: set[s
     started: names whose files may be there without a record.
     """
     drawn, failed = list[Drawn](), list[Outcome]()
-    for picture, made, seconds, batch in attempts:
+    for picture, outcome, seconds, batch in attempts:
         if picture.position not in needed:
             continue
-        if isinstance(made, Exception):
-            failed.append(failure(picture, made))
+        if isinstance(outcome, Exception):
+            failed.append(failure(picture, outcome))
         else:
-            result, index = made
+            result, index = outcome
             replace = picture.name in started
             drawn.append(
                 Drawn(
@@ -135,6 +135,6 @@ def _split_failures(group: Sequence[Picture], error: GenerationError, seconds: f
     places = {place: index for index, place in enumerate(survivors.places)} if survivors is not None else {}
     attempts = list[_Attempt]()
     for place, picture in enumerate(group):
-        made = (survivors, places[place]) if place in places else reasons.get(place, error)
-        attempts.append((picture, made, seconds / len(group), len(group)))
+        outcome = (survivors, places[place]) if place in places else reasons.get(place, error)
+        attempts.append((picture, outcome, seconds / len(group), len(group)))
     return attempts

@@ -212,8 +212,8 @@ class Index:
 
     def was_started(self, name: str) -> bool:
         """Return whether a file of this name is one that an earlier run may have left without a record."""
-        found = self._database.execute("SELECT 1 FROM started WHERE name = ?", (name,))
-        return found.fetchone() is not None
+        answer = self._database.execute("SELECT 1 FROM started WHERE name = ?", (name,))
+        return answer.fetchone() is not None
 
     def close(self) -> None:
         """Delete the database."""

@@ -115,8 +115,8 @@ def _fault(name: str) -> str:
 
 def _safe_text(text: str) -> str:
     """Return a text as part of a name: letters of any script, digits and a few signs."""
-    whole = "".join(letter for letter in unicodedata.normalize("NFC", text) if not _TURNED.match(letter))
-    safe = _UNSAFE.sub("-", whole.encode("utf-8", "replace").decode())[:MAX_FIELD].strip("-. ")
+    upright = "".join(letter for letter in unicodedata.normalize("NFC", text) if not _TURNED.match(letter))
+    safe = _UNSAFE.sub("-", upright.encode("utf-8", "replace").decode())[:MAX_FIELD].strip("-. ")
     while len(safe.encode()) > 2 * MAX_FIELD:
         safe = safe[:-1]
     return f"{safe}-" if _DEVICES.fullmatch(safe) else safe or "empty"

@@ -79,14 +79,14 @@ def _render_links(number: int, pages: int) -> str:
 def _render_figure(record: dict[str, Any]) -> str:
     """Return a picture with its prompt, and how it was made."""
     options = record["options"]
-    made = f"line {record['line']} · {options['mode']}, {options['steps']} steps, seed {options['seed']}"
+    caption = f"line {record['line']} · {options['mode']}, {options['steps']} steps, seed {options['seed']}"
     source = html.escape(quote(record["file"]), quote=True)
     prompt = html.escape(options["prompt"], quote=True)
     width, height = options["width"], options["height"]
     return (
         f'<figure><a href="{source}"><img src="{source}" alt="{prompt}" title="{prompt}" loading="lazy" '
         f'width="{width}" height="{height}"></a>\n'
-        f"<figcaption><p>{prompt}</p><small>{html.escape(made)}<br>{html.escape(record['file'])}</small>"
+        f"<figcaption><p>{prompt}</p><small>{html.escape(caption)}<br>{html.escape(record['file'])}</small>"
         "</figcaption></figure>\n"
     )
 

@@ -219,9 +219,9 @@ def resolve_picture(choice: EngineChoice, options: Mapping[str, Any], commercial
     if unknown:
         raise RequestError(f"{unknown[0]!r:.80} is not an option")
     _, picture_options = split_options({k: v for k, v in options.items() if k not in names_here})
-    asked = options.get("commercial", False) if commercial is None else commercial
+    commercial_only = options.get("commercial", False) if commercial is None else commercial
     return only_job(
-        resolve_call(choice, options["prompt"], options.get("steps"), picture_options, bool(asked))
+        resolve_call(choice, options["prompt"], options.get("steps"), picture_options, bool(commercial_only))
     )
 
 

@@ -102,13 +102,13 @@ class RayBatch(Batch):
             pictures = {picture.position: picture for group, _ in calls for picture in group}
             for row in self._drawn_rows([_call_row(group, needed) for group, needed in calls]):
                 finished, failed = list[Finished](), list[Outcome]()
-                for made in _read_rows(row):
-                    picture = pictures[made.pop("position")]
-                    if "reason" in made:
-                        failed.append(failure(picture, made["reason"]))
+                for facts in _read_rows(row):
+                    picture = pictures[facts.pop("position")]
+                    if "reason" in facts:
+                        failed.append(failure(picture, facts["reason"]))
                         continue
                     replace = parts.index.was_started(picture.name)
-                    finished.append(_read_finished(picture, made, replace=replace))
+                    finished.append(_read_finished(picture, facts, replace=replace))
                 parts.writer.put(Group(drawn=finished, failed=failed))
                 yield from parts.writer.take()
 
@@ -145,16 +145,16 @@ def _read_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**fact, "content": content} for fact, content in zip(facts, row["contents"], strict=True)]
 
 
-def _read_finished(picture: Picture, made: dict[str, Any], *, replace: bool) -> Finished:
+def _read_finished(picture: Picture, facts: dict[str, Any], *, replace: bool) -> Finished:
     outcome = Outcome(
         state="drawn", line=picture.line, number=picture.number, key=picture.key, file=picture.name,
-        seconds=made["seconds"], batch=made["batch"], warnings=tuple(made["warnings"]),
+        seconds=facts["seconds"], batch=facts["batch"], warnings=tuple(facts["warnings"]),
         options=picture.options,
     )  # fmt: skip
     return Finished(
         name=picture.name,
-        content=bytes(made["content"]),
-        record=made["record"],
+        content=bytes(facts["content"]),
+        record=facts["record"],
         outcome=outcome,
         replace=replace,
     )
@@ -176,14 +176,14 @@ class CallDrawer:
         group = [Picture(**picture) for picture in call["pictures"]]
         engine = self._planner.engine(group[0].options)
         needed, facts, files = set(call["needed"]), list[dict[str, Any]](), list[bytes]()
-        for picture, made, seconds, count in self._artist.draw(group, engine, prepare(group, engine)):
+        for picture, outcome, seconds, count in self._artist.draw(group, engine, prepare(group, engine)):
             if picture.position not in needed:
                 continue
-            if isinstance(made, Exception):
-                facts.append({"position": picture.position, "reason": failure(picture, made).reason})
+            if isinstance(outcome, Exception):
+                facts.append({"position": picture.position, "reason": failure(picture, outcome).reason})
                 files.append(b"")
                 continue
-            result, index = made
+            result, index = outcome
             drawn = Drawn(
                 picture=picture, result=result, index=index, replace=False, seconds=seconds, batch=count
             )
@@ -213,9 +213,9 @@ class Draw:
         """Return the batch, a mapping of columns, with the columns of what was drawn."""
         rows = [dict(zip(batch, cells, strict=True)) for cells in zip(*batch.values(), strict=True)]
         nothing = {"image": b"", "key": "", "error": "", "seed": 0, "seconds": 0.0}
-        made: list[dict[str, Any]] = [{**nothing} for _ in rows]
+        answers: list[dict[str, Any]] = [{**nothing} for _ in rows]
         pictures = [
-            picture for place, row in enumerate(rows) if (picture := self._plan(place, row, made[place]))
+            picture for place, row in enumerate(rows) if (picture := self._plan(place, row, answers[place]))
         ]
         pictures.sort(key=lambda picture: (picture.engine, picture.call, picture.position))
         for group in group_pictures(pictures, self._batch):
@@ -223,28 +223,28 @@ class Draw:
             for picture, drawn, seconds, _ in self._artist.draw(group, engine, prepare(group, engine)):
                 place = picture.position
                 if isinstance(drawn, Exception):
-                    made[place]["error"] = failure(picture, drawn).reason
+                    answers[place]["error"] = failure(picture, drawn).reason
                 else:
                     content = encode(*drawn, self._name, 0)
-                    made[place] |= {"image": content, "key": picture.key, "seconds": seconds}
-        columns = {name: [row[name] for row in made] for name in made[0]} if made else {}
+                    answers[place] |= {"image": content, "key": picture.key, "seconds": seconds}
+        columns = {name: [row[name] for row in answers] for name in answers[0]} if answers else {}
         return {**{name: list(column) for name, column in batch.items()}, **columns}
 
-    def _plan(self, place: int, row: Mapping[str, Any], made: dict[str, Any]) -> Picture | None:
-        """Return a row planned; None where it cannot be, with the reason in `made`."""
-        given = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
-        keep = [name for name in given if name not in NAMES and name not in OTHER_NAMES]
-        line = make_row(place + 1, given, keep, str)
+    def _plan(self, place: int, row: Mapping[str, Any], answer: dict[str, Any]) -> Picture | None:
+        """Return a row planned; None where it cannot be, with the reason in `answer`."""
+        columns = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
+        keep = [name for name in columns if name not in NAMES and name not in OTHER_NAMES]
+        line = make_row(place + 1, columns, keep, str)
         try:
             if isinstance(line, BadLine):
                 raise RequestError(line.reason)
-            asked = {name: value for name, value in line.values.items() if name not in keep}
-            options, *others = expand_row(asked, self._options, {})
+            typed = {name: value for name, value in line.values.items() if name not in keep}
+            options, *others = expand_row(typed, self._options, {})
             if others:
                 raise RequestError("count: a row is one picture")
             picture = self._planner.plan_alone(options, place)
         except Exception as error:
-            made["error"] = str(error)
+            answer["error"] = str(error)
             return None
-        made["seed"] = picture.options["seed"]
+        answer["seed"] = picture.options["seed"]
         return picture

@@ -55,17 +55,17 @@ def name_columns(names: Collection[Any], keep: Collection[str], notify: Notify) 
 
     notify: told of other programs' names, which are read as fewstep's.
     """
-    known: dict[str, str] = {}
+    columns: dict[str, str] = {}
     for name in names:
         if not isinstance(name, str):
             raise RequestError(f"{name!r:.80} is no name of an option: give text")
         own_name = name if name in NAMES or name in keep else _foreign_name(name)
         if own_name != name:
             notify(f"{name} is read as {own_name}")
-        if own_name in known.values():
+        if own_name in columns.values():
             raise RequestError(f"{own_name!r} is there twice: keep one of them")
-        known[name] = own_name
-    return known
+        columns[name] = own_name
+    return columns
 
 
 def _foreign_name(name: str) -> str:
@@ -82,20 +82,20 @@ def _foreign_name(name: str) -> str:
 
 
 def make_row(
-    line: int, given: Mapping[Any, Any], keep: Collection[str], notify: Notify, *, text: bool = False
+    line: int, columns: Mapping[Any, Any], keep: Collection[str], notify: Notify, *, text: bool = False
 ) -> Line:
     """Return a row of what a line holds, or why there is none; what is null or empty text is not given.
 
     text: whether the values come from cells, where all are text.
     """
     try:
-        names = name_columns(given, keep, notify)
+        names = name_columns(columns, keep, notify)
         row = {
-            own_name: read_text(own_name, given[name])
-            if own_name not in keep and (text or (own_name in _LISTS and isinstance(given[name], str)))
-            else given[name]
+            own_name: read_text(own_name, columns[name])
+            if own_name not in keep and (text or (own_name in _LISTS and isinstance(columns[name], str)))
+            else columns[name]
             for name, own_name in names.items()
-            if given[name] is not None and not (text and given[name] == "")
+            if columns[name] is not None and not (text and columns[name] == "")
         }
     except RequestError as error:
         return BadLine(line=line, reason=str(error))

@@ -100,10 +100,10 @@ class Settings:
 
 def make_settings(**options: Unpack[BatchOptions]) -> Settings:
     """Return the settings that these keywords are; raises `RequestError`."""
-    known = [each.name for each in dataclasses.fields(Settings)]
+    option_names = [field.name for field in dataclasses.fields(Settings)]
     for name in options:
-        if name not in known:
-            matches = get_close_matches(name, known, n=1)
-            hint = f"did you mean {matches[0]}?" if matches else f"choose from {', '.join(known)}"
+        if name not in option_names:
+            matches = get_close_matches(name, option_names, n=1)
+            hint = f"did you mean {matches[0]}?" if matches else f"choose from {', '.join(option_names)}"
             raise RequestError(f"{name}= is not an option of a batch: {hint}")
     return Settings(**options)

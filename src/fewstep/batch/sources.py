@@ -130,18 +130,18 @@ def _has_surrogates(text: str) -> bool:
 
 def _jsonl_line(line: int, text: str, keep: tuple[str, ...], notify: Notify) -> Line:
     try:
-        given = parse_json(text)
+        content = parse_json(text)
     except ValueError as error:
         return BadLine(line=line, reason=f"it is no JSON: {error}")
-    return _object_line(line, given, keep, notify)
+    return _object_line(line, content, keep, notify)
 
 
-def _object_line(line: int, given: Any, keep: tuple[str, ...], notify: Notify) -> Line:
-    if isinstance(given, str):
-        given = {"prompt": given}
-    if not isinstance(given, Mapping):
+def _object_line(line: int, content: Any, keep: tuple[str, ...], notify: Notify) -> Line:
+    if isinstance(content, str):
+        content = {"prompt": content}
+    if not isinstance(content, Mapping):
         return BadLine(line=line, reason='it is no object: write {"prompt": "a fox", "seed": 1}')
-    return make_row(line, given, keep, notify)
+    return make_row(line, content, keep, notify)
 
 
 def _text_line(line: int, text: str, keep: tuple[str, ...], notify: Notify) -> Line:
@@ -181,5 +181,5 @@ def _given_lines(jobs: Any, keep: tuple[str, ...], notify: Notify) -> Iterator[L
         rows = iter(jobs) if rows is None else rows
     except TypeError:
         raise RequestError(f"jobs={jobs!r:.80}: give a file, dicts, or a table") from None
-    for place, given in enumerate(rows, 1):
-        yield _object_line(place, given, keep, notify)
+    for place, content in enumerate(rows, 1):
+        yield _object_line(place, content, keep, notify)

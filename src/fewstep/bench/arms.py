@@ -70,10 +70,10 @@ def prompt_of(turn: int) -> str:
 
 def default_arms(runtimes: Iterable[str] = ("auto",)) -> list[str]:
     """Return the names of the arms that can be had here: diffusers, the baseline, before the others."""
-    found = ["diffusers"]
+    names = ["diffusers"]
     if find_spec("optimum") is not None and find_spec("optimum.intel") is not None:
-        found.append("optimum-intel")
-    return [*found, *(f"fewstep {runtime}" for runtime in runtimes)]
+        names.append("optimum-intel")
+    return [*names, *(f"fewstep {runtime}" for runtime in runtimes)]
 
 
 def open_arm(name: str, case: Case) -> Draw:

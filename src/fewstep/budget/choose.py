@@ -140,8 +140,8 @@ def choose(
         raise RequestError(
             f"{NAME} knows no costs of control= and reference=: choose mode and steps yourself"
         )
-    asked = _Call(*call, options)
-    candidates = asked.candidates(costs, load)
+    budgeted = _Call(*call, options)
+    candidates = budgeted.candidates(costs, load)
     fitting = {candidate: ms for candidate, ms in candidates.items() if ms <= milliseconds}
     if not fitting:
         fastest = min(candidates, key=lambda candidate: candidates[candidate])
@@ -149,10 +149,10 @@ def choose(
             f"{NAME}={milliseconds:g}: nothing here is so fast; the fastest is {fastest}, "
             f"measured at {candidates[fastest]:.0f} ms a picture"
         )
-    best = max(fitting, key=lambda candidate: (*quality(candidate, asked.model), -fitting[candidate]))
+    best = max(fitting, key=lambda candidate: (*quality(candidate, budgeted.model), -fitting[candidate]))
     reason = (
         f"{NAME}={milliseconds:g}: {best}, measured at {fitting[best]:.0f} ms a picture here, is the "
-        f"best of {len(fitting)} choices that fit, of {len(candidates)}, by {rule_of(asked.model)}"
+        f"best of {len(fitting)} choices that fit, of {len(candidates)}, by {rule_of(budgeted.model)}"
     )
     return Choice(
         mode=best.recipe.mode, steps=best.steps, vae=best.vae, milliseconds=fitting[best], reason=reason

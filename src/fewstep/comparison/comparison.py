@@ -81,8 +81,8 @@ class Comparison:
     def cell(self, **settings: Any) -> Cell:
         """Return the only cell with these settings: `cell(mode="lcm", steps=4)`; raises `RequestError`."""
         places = [
-            place for place, own in enumerate(self._settings)
-            if agree(own, settings)
+            place for place, cell_settings in enumerate(self._settings)
+            if agree(cell_settings, settings)
         ]  # fmt: skip
         if len(places) != 1:
             raise RequestError(
@@ -235,7 +235,7 @@ def compare(  # noqa: PLR0913  as `generate`, whose options these are
     options = {
         name: value for name, value in locals().items() if name in ("prompt", "steps", "mode", *OPTIONS)
     }
-    given = {
+    changed = {
         name: value
         for name, value in options.items()
         if name not in OPTIONS or value is not OPTIONS[name].default
@@ -244,8 +244,8 @@ def compare(  # noqa: PLR0913  as `generate`, whose options these are
     if type(repeat_count) is not int or not 1 <= repeat_count <= MAX_REPEATS:
         raise RequestError(f"repeats={values.shown(repeats)}: give a whole number from 1 to {MAX_REPEATS}")
     if seed is None:
-        given["seed"] = secrets.randbelow(2**32)
-    axes, shared = split_axes(given)
+        changed["seed"] = secrets.randbelow(2**32)
+    axes, shared = split_axes(changed)
     planned, refused = plan_cells(grid(axes), shared)
     title = shared["prompt"] if isinstance(shared.get("prompt"), str) else ""
     return Comparison(axes, planned, refused, draw_cells(planned, repeat_count, cancel), title)

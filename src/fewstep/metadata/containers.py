@@ -42,7 +42,7 @@ class Payload:
     facts: str = ""  # our JSON
     parameters: str = ""  # as web UIs write them
     edited: bool = False
-    given: bytes = b""  # pictures that were given, as `fewstep.metadata.given` packs them
+    embedded: bytes = b""  # given pictures, as `pack_pictures` has them
     texts: Mapping[str, str] = field(default_factory=dict)  # of a PNG by others: workflow, prompt, …
     packet: str = ""  # XMP, where it was read
 
@@ -81,18 +81,18 @@ def _write_png(image: Image.Image, payload: Payload) -> bytes:
     if payload.facts:
         info.add_itxt(KEY, payload.facts)
     info.add_itxt(XMP_KEY, xmp.make_packet(edited=payload.edited))
-    if payload.given:
-        info.add(_PNG_CHUNK, payload.given)
+    if payload.embedded:
+        info.add(_PNG_CHUNK, payload.embedded)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info, compress_level=1)  # six times faster than 6, hardly larger
     return buffer.getvalue()
 
 
 def _read_png(data: bytes) -> Payload:
-    texts, given = dict[str, str](), b""
+    texts, embedded = dict[str, str](), b""
     for kind, content in _png_chunks(data):
         if kind == _PNG_CHUNK:
-            given = content
+            embedded = content
         elif kind in (b"tEXt", b"zTXt", b"iTXt") and len(content) <= MAX_TEXT:
             key, _, rest = content.partition(b"\0")
             name = key.decode("latin-1")
@@ -103,7 +103,7 @@ def _read_png(data: bytes) -> Payload:
         facts=texts.get(KEY, ""),
         parameters=texts.get(PARAMETERS, ""),
         packet=texts.get(XMP_KEY, ""),
-        given=given,
+        embedded=embedded,
         texts={name: text for name, text in texts.items() if name not in ours},
     )
 
@@ -158,8 +158,10 @@ def _jpeg_segments(payload: Payload) -> Iterator[bytes]:
         for begin in range(0, len(packet), _PIECE):
             head = _EXTENDED + name.encode() + struct.pack(">II", len(packet), begin)
             yield _segment(0xE1, head + packet[begin : begin + _PIECE])
-    for begin in range(0, len(payload.given), _PIECE):
-        yield _segment(0xEF, _OWN_SEGMENT + struct.pack(">I", begin) + payload.given[begin : begin + _PIECE])
+    for begin in range(0, len(payload.embedded), _PIECE):
+        yield _segment(
+            0xEF, _OWN_SEGMENT + struct.pack(">I", begin) + payload.embedded[begin : begin + _PIECE]
+        )
 
 
 def _segment(marker: int, content: bytes) -> bytes:
@@ -167,10 +169,10 @@ def _segment(marker: int, content: bytes) -> bytes:
 
 
 def _read_jpeg(data: bytes) -> Payload:
-    parameters, packet, extended, given = "", "", b"", b""
+    parameters, packet, extended, embedded = "", "", b"", b""
     for marker, content in _jpeg_parts(data):
         if marker == 0xEF and content.startswith(_OWN_SEGMENT):
-            given += content[len(_OWN_SEGMENT) + 4 :]
+            embedded += content[len(_OWN_SEGMENT) + 4 :]
         elif marker == 0xE1 and content.startswith(exif.HEADER):
             parameters = parameters or exif.user_comment(content[len(exif.HEADER) :])
         elif marker == 0xE1 and content.startswith(_XMP_SEGMENT):
@@ -180,7 +182,7 @@ def _read_jpeg(data: bytes) -> Payload:
             if name in packet:
                 extended += content[len(_EXTENDED) + 40 :]
     facts = xmp.facts_in(packet) or xmp.facts_in(extended.decode("utf-8", "replace"))
-    return Payload(facts=facts, parameters=parameters, packet=packet, given=given)
+    return Payload(facts=facts, parameters=parameters, packet=packet, embedded=embedded)
 
 
 def _jpeg_parts(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -205,8 +207,8 @@ def _write_webp(image: Image.Image, payload: Payload, quality: int) -> bytes:
         buffer, "WEBP", quality=quality, lossless=quality == LOSSLESS, method=4, exif=comment, xmp=packet
     )
     data = buffer.getvalue()
-    if payload.given:
-        chunk = _WEBP_CHUNK + struct.pack("<I", len(payload.given)) + payload.given
+    if payload.embedded:
+        chunk = _WEBP_CHUNK + struct.pack("<I", len(payload.embedded)) + payload.embedded
         data += chunk + bytes(len(chunk) % 2)
     return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
 
@@ -223,5 +225,5 @@ def _read_webp(data: bytes) -> Payload:
         facts=xmp.facts_in(packet),
         parameters=exif.user_comment(chunks.get(b"EXIF", b"").removeprefix(exif.HEADER)),
         packet=packet,
-        given=chunks.get(_WEBP_CHUNK, b""),
+        embedded=chunks.get(_WEBP_CHUNK, b""),
     )

@@ -61,10 +61,10 @@ def make_encoding(
 
 def check_format(name: object) -> Format:
     """Return a format by its name, in any case; "jpg" is JPEG too. Raises `OutputError`."""
-    known = ENDINGS.get(f".{values.text(name)}".lower()) if isinstance(name, str) else None
-    if known is None:
+    format_name = ENDINGS.get(f".{values.text(name)}".lower()) if isinstance(name, str) else None
+    if format_name is None:
         raise OutputError(f"format={values.shown(name)}: choose one of png, jpeg, webp")
-    return known
+    return format_name
 
 
 def output_paths(

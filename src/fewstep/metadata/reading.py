@@ -23,7 +23,7 @@ class Record:
 
     facts: Mapping[str, Any]  # {}: nothing
     changed: tuple[str, ...] = ()  # facts that somebody changed since they were written
-    given: Mapping[str, list[bytes]] = field(default_factory=dict)  # PNG files of given pictures by option
+    embedded: Mapping[str, list[bytes]] = field(default_factory=dict)  # PNG files of given pictures by option
     format: str = ""  # of the file: PNG, JPEG, WEBP, …
     lossless: bool = True
     source_type: str = ""  # IPTC's digital source type
@@ -61,7 +61,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     return Record(
         facts=facts,
         changed=changed,
-        given=unpack_pictures(payload.given),
+        embedded=unpack_pictures(payload.embedded),
         format=image_format,
         lossless=image_format == "PNG" or (image_format == "WEBP" and b"VP8L" in data[:64]),
         source_type=xmp.source_type(payload.packet),

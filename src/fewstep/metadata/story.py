@@ -32,11 +32,12 @@ def encode(
     *,
     edited: bool,
     encoding: Encoding = PNG,
-    given: bytes = b"",
+    embedded: bytes = b"",
 ) -> bytes:
     """Return a picture's file with its facts, the web UIs' text and the mark that a model made it.
 
-    edited: whether it was made from a given picture. given: pictures to put in, as `pack_pictures` has them.
+    edited: whether it was made from a given picture. embedded: given pictures to put in, as
+        `pack_pictures` has them.
     """
     if not encoding.metadata:
         return write_container(image, Payload(edited=edited), encoding)
@@ -44,7 +45,7 @@ def encode(
         facts=dump_story(facts, prompts=encoding.prompts),
         parameters=_parameters(facts, encoding),
         edited=edited,
-        given=given,
+        embedded=embedded,
     )
     return write_container(image, payload, encoding)
 

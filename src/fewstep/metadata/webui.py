@@ -87,12 +87,12 @@ def _loras(facts: Mapping[str, Any]) -> list[tuple[str, float, str]]:
         (lora_name(source), scale, digests.get(("loras", source), ""))
         for source, scale in facts.get("loras", ())
     ]
-    own = [
+    of_mode = [
         (lora_name(entry["source"]), entry["weight"], entry["tensors"])
         for entry in weights
         if "weight" in entry
     ]
-    return [*own, *loras]
+    return [*of_mode, *loras]
 
 
 def lora_name(source: str) -> str:

@@ -107,9 +107,9 @@ def _numbers(facts: Mapping[str, Any], doubts: list[str]) -> dict[str, Any]:
 def _rules(facts: Mapping[str, Any], doubts: list[str]) -> dict[str, Any]:
     """Return sampler and scheduler where there are such here."""
     call = {}
-    for name, known in (("sampler", SAMPLERS), ("scheduler", SCHEDULERS)):
+    for name, names in (("sampler", SAMPLERS), ("scheduler", SCHEDULERS)):
         value = facts.get(name, "")
-        if value in known:
+        if value in names:
             call[name] = value
         elif value:
             doubts.append(f"{name} {value!r:.60} is not here: the mode's own is taken")

@@ -18,7 +18,7 @@ class Places:
     """Where to look for what a picture's file names."""
 
     path: Path  # the picture's file
-    given: Mapping[str, Sequence[bytes]] = field(default_factory=dict)  # pictures in it, by option
+    embedded: Mapping[str, Sequence[bytes]] = field(default_factory=dict)  # pictures in it, by option
     search: tuple[Path, ...] = ()  # folders, after the picture's own
 
     def weights(self, option: str, source: str, facts: Mapping[str, Any], missing: list[str]) -> str:
@@ -40,7 +40,7 @@ class Places:
 
     def picture(self, option: str, index: int, facts: Mapping[str, Any], missing: list[str]) -> bytes | Path:
         """Return a given picture: its file's bytes, or where its file is."""
-        embedded = self.given.get(option, ())
+        embedded = self.embedded.get(option, ())
         if index < len(embedded):
             return embedded[index]
         recorded = facts.get("pictures", {}).get(option, ())

@@ -63,7 +63,7 @@ def replay(
                 "; pictures of ComfyUI, InvokeAI, NovelAI and Fooocus need pip install 'fewstep[metadata]'"
             )
         raise RequestError(f"{str(path)!r} does not say how it was made{advice}")
-    places = Places(path=Path(path), given=record.given, search=tuple(map(Path, search)))
+    places = Places(path=Path(path), embedded=record.embedded, search=tuple(map(Path, search)))
     doubts: tuple[str, ...] = ()
     if record.ours:
         check_facts(record.facts, path)

@@ -40,20 +40,20 @@ def call_keywords(jobs: Sequence[Job], key: EngineKey) -> dict[str, Any]:
 
 def _keywords_of_picture(job: Job, index: int) -> dict[str, Any]:
     """Return what a call says of one picture."""
-    request, given = job.request, job.given_pictures(index)
+    request, pictures = job.request, job.given_pictures(index)
     call: dict[str, Any] = {"prompt": _text(job.prompts[index])}
     call |= {name: getattr(request, name) for name in FIELDS}
     call |= {"negative_prompt": _text(job.negative), "seed": request.seeds[index]}
     if request.prompts_2:
         call["prompt_2"] = request.prompts_2[index]
-    call |= {name: given[name][0] for name in ("image", "mask") if name in given}
+    call |= {name: pictures[name][0] for name in ("image", "mask") if name in pictures}
     if request.timesteps:
         call["timesteps"] = list(request.timesteps)
     elif job.images:
         call["strength"] = request.strength
     call["loras"] = list(request.loras)
     for name in ("control", "reference"):
-        scaled = zip(getattr(request, name), given.get(name, ()), strict=True)
+        scaled = zip(getattr(request, name), pictures.get(name, ()), strict=True)
         call[name] = [(source, picture, scale) for (source, scale), picture in scaled]
     return call
 

@@ -70,8 +70,8 @@ def _columns(prompt: Any, steps: Any, options: PictureOptions) -> dict[str, list
     """Return what may be listed, each as a list; pictures opened, a `Result` as its pictures."""
     prompts = None if isinstance(prompt, str | Embedding) else values.members(prompt)
     columns: dict[str, list[Any]] = {"prompt": [prompt] if prompts is None else prompts}
-    given = {"steps": steps, "prompt_2": options.get("prompt_2"), "strength": options.get("strength")}
-    for name, value in given.items():
+    single_values = {"steps": steps, "prompt_2": options.get("prompt_2"), "strength": options.get("strength")}
+    for name, value in single_values.items():
         if value is not None:
             members = values.members(value)
             columns[name] = [value] if members is None else members
@@ -122,22 +122,24 @@ def _partial_call(
 ) -> PartialCall:
     """Return the call of these pictures."""
     first = rows[0]
-    own: dict[str, Any] = {**options, "seed": [*seeds], "count": 1}
+    joined: dict[str, Any] = {**options, "seed": [*seeds], "count": 1}
     if "strength" in first:
-        own["strength"] = first["strength"]
+        joined["strength"] = first["strength"]
     if "prompt_2" in first:
-        own["prompt_2"] = [row["prompt_2"] for row in rows]
+        joined["prompt_2"] = [row["prompt_2"] for row in rows]
     for name in ("image", "mask"):
         if name in first:
-            own[name] = _joined([row[name] for row in rows])
-    return PartialCall([row["prompt"] for row in rows], first.get("steps"), cast(PictureOptions, own), places)
+            joined[name] = _joined([row[name] for row in rows])
+    return PartialCall(
+        [row["prompt"] for row in rows], first.get("steps"), cast(PictureOptions, joined), places
+    )
 
 
 def _joined(pictures: Sequence[Given]) -> Given:
     """Return the pictures of an option, one for each that is drawn."""
-    parents = tuple(given.parents[0] if given.parents else None for given in pictures)
+    parents = tuple(picture.parents[0] if picture.parents else None for picture in pictures)
     return Given(
-        images=tuple(given.images[0] for given in pictures),
-        notes=tuple(note for given in pictures for note in given.notes),
+        images=tuple(picture.images[0] for picture in pictures),
+        notes=tuple(note for picture in pictures for note in picture.notes),
         parents=parents if any(parent is not None for parent in parents) else (),
     )
